@@ -1,0 +1,329 @@
+"""The library: a store as an object, with a method for each operation.
+
+Each method imports what it needs when it is called, so that listing artifacts does not pay for
+the libraries that compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from deltastore.operations.apply import ApplyResult
+    from deltastore.operations.du import Usage
+    from deltastore.operations.export import ExportReport
+    from deltastore.operations.extract import ExtractResult
+    from deltastore.operations.listing import Listing
+    from deltastore.operations.progress import Progress
+    from deltastore.operations.reindex import Indexed
+    from deltastore.operations.rm import Removed
+    from deltastore.operations.show import Details
+    from deltastore.operations.tag import Tagged
+    from deltastore.operations.verify import VerifyReport
+    from deltastore.store import Store
+
+
+class Artifact(Protocol):
+    """What operations return about an artifact, and what stands for a ref to it."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+    @property
+    def digest(self) -> str:
+        """The digest, ``sha256:<hex>``."""
+
+
+def open(path: str | PathLike[str] | None = None, *, create: bool = True) -> DeltaStore:  # noqa: A001
+    """Open a store.
+
+    Args:
+        path: Its directory; None for the default one: ``DELTASTORE_HOME``, else a directory of
+            the user.
+        create: Make the store if there is none.
+
+    Raises:
+        StoreNotFoundError: There is no store, and ``create`` is false.
+        NotAStoreError: The directory holds something else.
+        StoreTooNewError: A newer deltastore wrote the store.
+        StoreOutdatedError: The store's catalog must be migrated first.
+        StoreReadOnlyError: The store cannot be made here.
+        CatalogError: The catalog is damaged or locked.
+    """
+    from pathlib import Path
+
+    from deltastore.store import default_store_path, open_store
+
+    return DeltaStore(
+        open_store(default_store_path() if path is None else Path(path), create=create)
+    )
+
+
+class DeltaStore:
+    """A store of deltas. Made by ``deltastore.open``; closes itself at the end of a ``with``.
+
+    Wherever a ref is wanted, an artifact will do: what ``extract``, ``list``, ``show`` or ``tag``
+    returned.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def extract(
+        self,
+        base: str | PathLike[str],
+        post: str | PathLike[str],
+        *,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        codec: str = "exact",
+        jobs: int | None = None,
+        rehash: bool = False,
+        restore_only: bool = False,
+        progress: Progress | None = None,
+    ) -> ExtractResult:
+        """Measure the delta between two checkpoints and store it.
+
+        Args:
+            base: The model before post-training: a path or a hub id.
+            post: The same model after it.
+            name: The name to store it under; by default the last part of ``post``.
+            tags: Tags for the new version.
+            codec: How deltas become bytes.
+            jobs: Threads; by default the processors this process may use.
+            rehash: Read files again whose digests are remembered.
+            restore_only: Store quantised checkpoints, to be restored from their own base only.
+            progress: Is told how far the work is.
+
+        Raises:
+            CheckpointError: One of the checkpoints cannot be read.
+            StructureMismatchError: They are not the same model.
+            RefError: The name or a tag cannot be used.
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.extract import extract
+        from deltastore.operations.progress import Silent
+
+        return extract(
+            self._store,
+            str(base),
+            str(post),
+            name=name,
+            tags=tags,
+            codec=codec,
+            jobs=jobs,
+            rehash=rehash,
+            restore_only=restore_only,
+            progress=progress or Silent(),
+        )
+
+    def apply(
+        self,
+        artifacts: str | Artifact | Sequence[str | Artifact],
+        *,
+        base: str | PathLike[str],
+        out: str | PathLike[str],
+        scale: float | Sequence[float] = 1.0,
+        dtype: str | None = None,
+        partial: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+        fsync: bool = False,
+        jobs: int | None = None,
+        max_shard_bytes: int | None = None,
+        progress: Progress | None = None,
+    ) -> ApplyResult:
+        """Add one or more deltas to a new base.
+
+        Args:
+            artifacts: A ref or an artifact, or several.
+            base: The new base: a path or a hub id.
+            out: The directory to write, which must not exist.
+            scale: What the deltas are multiplied by: one for all, or one each.
+            dtype: Dtype of the output; by default the new base's, tensor by tensor.
+            partial: Leave out tensors that do not match.
+            force: Accept a base of another lineage.
+            dry_run: Check everything, write nothing.
+            fsync: Return only when the output is on the disk.
+            jobs: Threads; by default the processors this process may use.
+            max_shard_bytes: Cut the output into shards of at most this size.
+            progress: Is told how far the work is.
+
+        Raises:
+            UsageError: There are not as many scales as artifacts.
+            RefError: There is no such artifact.
+            IncompatibleError: The deltas do not belong to this base.
+            IntegrityError: Stored bytes are damaged.
+            CheckpointError: The base cannot be read, or ``out`` cannot be written.
+        """
+        from deltastore.operations.apply import apply
+        from deltastore.operations.progress import Silent
+
+        refs = _refs(artifacts)
+        scales = [float(scale)] * len(refs) if isinstance(scale, (int, float)) else list(scale)
+        return apply(
+            self._store,
+            refs,
+            base=str(base),
+            out=str(out),
+            scales=scales,
+            dtype=dtype,
+            partial=partial,
+            force=force,
+            dry_run=dry_run,
+            fsync=fsync,
+            jobs=jobs,
+            max_shard_bytes=max_shard_bytes,
+            progress=progress or Silent(),
+        )
+
+    def show(self, artifact: str | Artifact) -> Details:
+        """Everything about one artifact.
+
+        Raises:
+            RefError: There is no such artifact.
+            IntegrityError: Its manifest is missing or damaged.
+        """
+        from deltastore.operations.show import show
+
+        return show(self._store, _ref(artifact))
+
+    def verify(
+        self,
+        artifacts: str | Artifact | Sequence[str | Artifact] = (),
+        *,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> VerifyReport:
+        """Check every byte of some artifacts, or of the whole store if none is given.
+
+        Damage is reported, not raised.
+
+        Raises:
+            RefError: There is no such artifact.
+        """
+        from deltastore.operations.progress import Silent
+        from deltastore.operations.verify import verify
+
+        return verify(self._store, _refs(artifacts), jobs=jobs, progress=progress or Silent())
+
+    def tag(self, artifact: str | Artifact, tag: str) -> Tagged:
+        """Give a version a tag, whatever the tag meant before.
+
+        Raises:
+            RefError: There is no such artifact, or the tag cannot be one.
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.tag import tag as set_tag
+
+        return set_tag(self._store, _ref(artifact), tag)
+
+    def untag(self, artifact: str | Artifact, tag: str) -> Tagged:
+        """Take a tag away from the artifact's name.
+
+        Raises:
+            RefError: There is no such artifact, or its name has no such tag.
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.tag import untag
+
+        return untag(self._store, _ref(artifact), tag)
+
+    def rm(self, artifact: str | Artifact) -> Removed:
+        """Remove a version.
+
+        Raises:
+            RefError: There is no such artifact, or several versions are meant.
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.rm import rm
+
+        return rm(self._store, _ref(artifact))
+
+    def export(self, artifact: str | Artifact, directory: str | PathLike[str]) -> ExportReport:
+        """Write an artifact as an OCI image layout.
+
+        Raises:
+            RefError: There is no such artifact.
+            OutputExistsError: The directory is there and not empty.
+            IntegrityError: Stored bytes are damaged.
+        """
+        from deltastore.operations.export import export
+
+        return export(self._store, _ref(artifact), str(directory))
+
+    def du(self) -> Usage:
+        """How much room the store takes."""
+        from deltastore.operations.du import du
+
+        return du(self._store)
+
+    def reindex(self) -> Indexed:
+        """Rebuild the catalog from records and manifests.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.reindex import reindex
+        from deltastore.store import open_store
+
+        # The catalog's file is replaced, which nobody may have open.
+        path = self._store.path
+        self._store.close()
+        try:
+            return reindex(path)
+        finally:
+            self._store = open_store(path, create=False)
+
+    def close(self) -> None:
+        """Release what is open; idempotent."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Last, because within the class its name hides the built-in list.
+    def list(
+        self,
+        *,
+        base: str | None = None,
+        post: str | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+    ) -> Sequence[Listing]:
+        """The stored versions that fit everything given, by name and version.
+
+        Args:
+            base: A source base: its label, hub id, path or content digest.
+            post: A source post, likewise.
+            name: A name, with ``*`` and ``?``.
+            tag: A tag.
+        """
+        from deltastore.operations.listing import list_artifacts
+
+        return list_artifacts(self._store, base=base, post=post, name=name, tag=tag)
+
+
+def _refs(artifacts: str | Artifact | Sequence[str | Artifact]) -> list[str]:
+    """The refs of one or several artifacts."""
+    if isinstance(artifacts, Sequence) and not isinstance(artifacts, str):
+        return [_ref(artifact) for artifact in artifacts]
+    return [_ref(artifacts)]
+
+
+def _ref(artifact: str | Artifact) -> str:
+    """A ref to just this artifact: its digest with its name, whatever the versions are by now."""
+    return artifact if isinstance(artifact, str) else f"{artifact.name}@{artifact.digest}"

@@ -1,0 +1,262 @@
+"""Blobs as files ``blobs/sha256/<hex>`` of a local or mounted directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deltastore.blobs import steps
+from deltastore.blobs.durable import Piece, make_directory, replace, translated, write_temp
+from deltastore.blobs.protocol import StoredBlob
+from deltastore.blobs.steps import Step
+from deltastore.digest import is_digest, sha256_digest
+from deltastore.errors import BlobCorruptError, BlobMissingError, ManifestInvalidError
+
+_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_BLOCK_BYTES = 1 << 20
+
+# What is stored never changes, and an export shares the files: nobody should edit one by mistake.
+_MODE = 0o444
+_FETCH_AGAIN = "Run `deltastore verify` to see what else is damaged, then extract or pull it again."
+
+
+class LocalReader:
+    """A blob that is open as a file. See ``BlobReader`` for what the methods promise."""
+
+    def __init__(self, descriptor: int, digest: str, size: int) -> None:
+        self._descriptor = descriptor
+        self._digest = digest
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self._size
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer``; see ``BlobReader.read_into``."""
+        view = memoryview(buffer).cast("B")
+        while view:
+            try:
+                count = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                raise _unreadable(self._digest, error) from error
+            if count == 0:
+                raise BlobCorruptError(
+                    f"Blob {self._digest} ends {len(view)} bytes early, at byte {offset}.",
+                    hint=_FETCH_AGAIN,
+                    digest=self._digest,
+                )
+            view = view[count:]
+            offset += count
+
+    def read(self, offset: int, count: int) -> bytes:
+        """``count`` bytes; see ``BlobReader.read``."""
+        buffer = bytearray(count)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LocalBlobs:
+    """Blobs in a directory. See ``BlobStore`` for what the methods promise.
+
+    Args:
+        directory: Holds one file per blob, named by the 64 hex digits.
+        temp: Where blobs are written before they have their name; on the same file system.
+    """
+
+    def __init__(self, directory: Path, temp: Path) -> None:
+        self._directory = directory
+        self._temp = temp
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, or would."""
+        if not is_digest(digest):
+            raise ValueError(f"{digest!r} is no digest")
+        return self._directory / digest.removeprefix("sha256:")
+
+    def put(self, pieces: Sequence[Piece], *, digest: str | None = None) -> StoredBlob:
+        """Store bytes; see ``BlobStore.put``."""
+        found = sha256_digest(*pieces)
+        if digest is not None and found != digest:
+            raise BlobCorruptError(
+                f"The bytes to be stored as {digest} have the digest {found}.",
+                hint="What they were read from is damaged or changed meanwhile.",
+                digest=digest,
+            )
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        path = self.path(found)
+        if self._holds(found, pieces, size):
+            # A cleaner that spares what is young must see that it is wanted again. Only the
+            # file's owner may, and the cleaner spares what a lease protects in any case.
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return StoredBlob(found, size, reused=True)
+        with translated(path):
+            temp = write_temp(self._temp, pieces, mode=_MODE)
+            steps.reached(Step.TEMP)
+            try:
+                replace(temp, path)
+            except FileNotFoundError:
+                make_directory(self._directory.parent)
+                make_directory(self._directory)
+                replace(write_temp(self._temp, pieces, mode=_MODE), path)
+            steps.reached(Step.BLOB)
+        return StoredBlob(found, size, reused=False)
+
+    def open(self, digest: str, size: int) -> LocalReader:
+        """Open a blob; see ``BlobStore.open``."""
+        reader = self._open(digest)
+        if reader.size != size:
+            reader.close()
+            raise BlobCorruptError(
+                f"Blob {digest} has {reader.size} bytes; its manifest says {size}.",
+                hint=_FETCH_AGAIN,
+                digest=digest,
+            )
+        return reader
+
+    def read(self, digest: str, *, limit: int, what: str) -> bytes:
+        """A small blob's bytes; see ``BlobStore.read``."""
+        with self._open(digest) as reader:
+            if reader.size > limit:
+                raise ManifestInvalidError(
+                    f"{what} ({digest}) has {reader.size} bytes; the format allows {limit}.",
+                    hint=_FETCH_AGAIN,
+                    digest=digest,
+                )
+            data = reader.read(0, reader.size)
+        if sha256_digest(data) != digest:
+            raise _other_bytes(digest, what=what)
+        return data
+
+    def check(
+        self, digest: str, size: int, *, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Compare a blob with its digest; see ``BlobStore.check``."""
+        hasher = hashlib.sha256()
+        buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, size))))
+        with self.open(digest, size) as reader:
+            for offset in range(0, size, len(buffer)):
+                block = buffer[: min(len(buffer), size - offset)]
+                reader.read_into(offset, block)
+                hasher.update(block)
+                if advance is not None:
+                    advance(len(block))
+        if f"sha256:{hasher.hexdigest()}" != digest:
+            raise _other_bytes(digest, what="Blob")
+
+    def size(self, digest: str) -> int | None:
+        """A blob's size; see ``BlobStore.size``."""
+        try:
+            status = self.path(digest).lstat()
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def digests(self) -> Iterator[str]:
+        """All blobs; see ``BlobStore.digests``."""
+        try:
+            entries = os.scandir(self._directory)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if _HEX64.match(entry.name) and entry.is_file(follow_symlinks=False):
+                    yield f"sha256:{entry.name}"
+
+    def delete(self, digest: str) -> bool:
+        """Remove a blob; see ``BlobStore.delete``."""
+        path = self.path(digest)
+        with translated(path):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def _open(self, digest: str) -> LocalReader:
+        # A symbolic link could lead out of the store, to a file that changes; O_NONBLOCK lets a
+        # named pipe be refused rather than waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            descriptor = os.open(self.path(digest), flags)
+        except FileNotFoundError as error:
+            raise BlobMissingError(
+                f"Blob {digest} is not in the store.", hint=_FETCH_AGAIN, digest=digest
+            ) from error
+        except OSError as error:
+            raise _unreadable(digest, error) from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise BlobCorruptError(
+                f"Blob {digest} is no ordinary file.", hint=_FETCH_AGAIN, digest=digest
+            )
+        return LocalReader(descriptor, digest, status.st_size)
+
+    def _holds(self, digest: str, pieces: Sequence[Piece], size: int) -> bool:
+        """Whether the blob is there with just these bytes.
+
+        They are at hand, so comparing costs one read; to trust the size alone would keep a
+        damaged blob for ever, however often its artifact is extracted again.
+        """
+        if self.size(digest) != size:
+            return False
+        buffer = bytearray(min(_BLOCK_BYTES, max(1, size)))
+        offset = 0
+        try:
+            with self._open(digest) as reader:
+                for piece in pieces:
+                    view = memoryview(piece).cast("B")
+                    for start in range(0, len(view), len(buffer)):
+                        wanted = view[start : start + len(buffer)]
+                        with memoryview(buffer) as block:
+                            reader.read_into(offset, block[: len(wanted)])
+                        # A bytearray compares by memcmp, a memoryview item by item.
+                        if buffer[: len(wanted)] != wanted:
+                            return False
+                        offset += len(wanted)
+        except (BlobCorruptError, BlobMissingError):
+            return False
+        return True
+
+
+def _other_bytes(digest: str, *, what: str) -> BlobCorruptError:
+    return BlobCorruptError(
+        f"{what} {digest} is damaged: its bytes have another digest.",
+        hint=_FETCH_AGAIN,
+        digest=digest,
+    )
+
+
+def _unreadable(digest: str, error: OSError) -> BlobCorruptError:
+    why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
+    return BlobCorruptError(
+        f"Blob {digest} cannot be read: {why}.", hint=_FETCH_AGAIN, digest=digest
+    )

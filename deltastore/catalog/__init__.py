@@ -1,0 +1,17 @@
+"""The SQL index over the artifacts. The only package that knows SQLAlchemy."""
+
+from deltastore.catalog.catalog import Catalog
+from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Summary, VersionRow
+from deltastore.catalog.schema import HEAD
+from deltastore.catalog.writer import CatalogWriter
+
+__all__ = [
+    "HEAD",
+    "UNREADABLE",
+    "Artifact",
+    "Catalog",
+    "CatalogWriter",
+    "FileIdentity",
+    "Summary",
+    "VersionRow",
+]

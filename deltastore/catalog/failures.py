@@ -1,0 +1,67 @@
+"""The one place where what SQLAlchemy raises becomes an error that a caller can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from deltastore.errors import CatalogError, DeltastoreError, NoSpaceError, StoreReadOnlyError
+
+_REBUILD = "Run `deltastore reindex`, which rebuilds the catalog from the records."
+
+
+@contextlib.contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn a database's error into one of ours.
+
+    Args:
+        where: The catalog's place, for the message.
+
+    Raises:
+        NoSpaceError: The disk is full.
+        StoreReadOnlyError: The catalog cannot be written.
+        CatalogError: It is locked, damaged or fails otherwise.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        raise _from_driver(error, where) from error
+    except SQLAlchemyError as error:
+        raise CatalogError(f"The catalog {where} failed: {error}.", hint=_REBUILD) from error
+
+
+def damaged(where: str, why: str) -> CatalogError:
+    """The database itself is broken, which only making it anew can help."""
+    return CatalogError(f"The catalog {where} is damaged: {why}.", hint=_REBUILD, damaged=True)
+
+
+def _from_driver(error: DBAPIError, where: str) -> DeltastoreError:
+    cause = error.orig
+    # Extended result codes have the primary code in their lower eight bits.
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return CatalogError(
+            f"The catalog {where} is locked by another process.",
+            hint="Run the command again when the other one has finished.",
+        )
+    if code == sqlite3.SQLITE_FULL:
+        return NoSpaceError(
+            f"No space is left for the catalog {where}.",
+            hint="Free some space; `deltastore du` shows what the store holds.",
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return StoreReadOnlyError(
+            f"The catalog {where} cannot be written.",
+            hint="Ask the store's owner for write permission.",
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(where, str(cause))
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return CatalogError(
+            f"The catalog {where} cannot be opened: {cause}.",
+            hint="Run `deltastore doctor` for the state of the store.",
+        )
+    return CatalogError(f"The catalog {where} failed: {cause}.", hint=_REBUILD)

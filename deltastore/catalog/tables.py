@@ -1,0 +1,103 @@
+"""The catalog's tables. ``migrations/`` has the same schema as steps; a test compares them."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+
+METADATA = MetaData()
+
+ARTIFACTS = Table(
+    "artifacts",
+    METADATA,
+    Column("digest", String(71), primary_key=True),
+    Column("base_content", String(71), nullable=False),
+    Column("post_content", String(71), nullable=False),
+    Column("base_fingerprint", String(71), nullable=False),
+    Column("base_repo", Text),
+    Column("base_revision", Text),
+    Column("post_repo", Text),
+    Column("post_revision", Text),
+    Column("codec", Text, nullable=False),
+    Column("exactness", String(16), nullable=False),
+    Column("restore_only", Boolean, nullable=False),
+    Column("raw_bytes", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("parameters", BigInteger, nullable=False),
+    Column("tensors", Integer, nullable=False),
+    Column("unchanged", Integer, nullable=False),
+    Column("bits_per_weight", Float, nullable=False),
+    Index("ix_artifacts_pair", "base_content", "post_content", "codec"),
+    Index("ix_artifacts_base_fingerprint", "base_fingerprint"),
+)
+"""One row per artifact; read from its manifest and config."""
+
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(71), ForeignKey("artifacts.digest"), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("tool", Text, nullable=False),
+    Column("base_label", Text, nullable=False),
+    Column("post_label", Text, nullable=False),
+    PrimaryKeyConstraint("name", "version", name="pk_versions"),
+    Index("ix_versions_digest", "digest"),
+)
+"""One row per record that is no tombstone. The primary key is UNIQUE(name, version)."""
+
+TAGS = Table(
+    "tags",
+    METADATA,
+    Column("name", String(128), nullable=False),
+    Column("tag", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    PrimaryKeyConstraint("name", "tag", name="pk_tags"),
+    ForeignKeyConstraint(
+        ["name", "version"],
+        ["versions.name", "versions.version"],
+        name="fk_tags_versions",
+        ondelete="CASCADE",
+    ),
+)
+"""One row per tag file whose version exists."""
+
+FILES = Table(
+    "files",
+    METADATA,
+    Column("path", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("ctime_ns", BigInteger, nullable=False),
+    Column("inode", BigInteger, nullable=False),
+    Column("device", BigInteger, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    Column("tensors", Text, nullable=False),
+    Index("ix_files_seen", "seen_ns"),
+)
+"""The tensors' BLAKE3 of local files, by what the system says of the file. A cache: it cannot be
+rebuilt, and need not be."""
+
+REVISION_METADATA = MetaData()
+REVISIONS = Table(
+    "alembic_version",
+    REVISION_METADATA,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""The schema's revision, where Alembic keeps it."""

@@ -1,0 +1,28 @@
+"""Checkpoints: finding, opening and reading them, and writing new ones.
+
+Nothing here imports torch, but for old pickled weights, and then only when one is opened.
+"""
+
+from deltastore.checkpoint.location import Location, locate
+from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
+from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
+from deltastore.checkpoint.quantised import quantisation
+from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
+from deltastore.checkpoint.small_files import SMALL_FILES
+from deltastore.checkpoint.writer import CheckpointWriter
+
+__all__ = [
+    "SMALL_FILES",
+    "Checkpoint",
+    "CheckpointWriter",
+    "FileIdentity",
+    "Location",
+    "OutputTensor",
+    "Shard",
+    "ShardPlan",
+    "TensorInfo",
+    "locate",
+    "open_checkpoint",
+    "plan_shards",
+    "quantisation",
+]

@@ -1,0 +1,166 @@
+"""Opening, identifying and reading files; operating system errors become ours here."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from deltastore.checkpoint.model import FileIdentity
+from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def file_error(
+    error: OSError, path: str | os.PathLike[str], doing: str
+) -> CheckpointError | NoSpaceError:
+    """The error to raise for a failed system call, to be used with ``raise ... from``.
+
+    Args:
+        error: What the call raised.
+        path: The file or directory concerned.
+        doing: A verb: "read", "write", "create".
+    """
+    where = os.fspath(path)
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return NoSpaceError(
+            f"Cannot {doing} {where}: {reason}.",
+            hint="Free some space, raise the quota or `ulimit -f`, or write elsewhere.",
+            path=where,
+        )
+    hint = ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = "Allow more open files in this shell: `ulimit -n 8192`."
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = f"Check the permissions: `ls -ld {where}`."
+    return CheckpointError(f"Cannot {doing} {where}: {reason}.", hint=hint, path=where)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; the caller closes the descriptor.
+
+    Raises:
+        CheckpointCorruptError: There is no such file, or it is a dangling link or no regular file.
+        CheckpointError: The file cannot be opened.
+    """
+    try:
+        # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError as error:
+        what = "a dangling symbolic link" if path.is_symlink() else "missing"
+        raise CheckpointCorruptError(
+            f"{path} is {what}; expected a weight file.",
+            hint="Fetch the checkpoint again, e.g. `hf download org/name`.",
+            path=str(path),
+        ) from error
+    except OSError as error:
+        raise file_error(error, path, "open") from error
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise CheckpointCorruptError(
+        f"{path} is no regular file; expected a weight file.",
+        hint="Give the path of a checkpoint directory or file.",
+        path=str(path),
+    )
+
+
+def identify(descriptor: int, path: Path) -> FileIdentity:
+    """The identity of an open file."""
+    found = os.fstat(descriptor)
+    return FileIdentity(
+        path=os.path.realpath(path),
+        size=found.st_size,
+        mtime_ns=found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+        inode=found.st_ino,
+        device=found.st_dev,
+    )
+
+
+def read_at(descriptor: int, position: int, view: memoryview, path: Path) -> None:
+    """Fill ``view`` with the file's bytes from ``position``; thread-safe.
+
+    Raises:
+        CheckpointCorruptError: The file ends before ``view`` is full.
+        CheckpointError: The read failed.
+    """
+    done = 0
+    while done < len(view):
+        try:
+            # One call moves at most 2 GiB, on some systems it fails above; 1 GiB works anywhere.
+            got = os.preadv(descriptor, [view[done : done + (1 << 30)]], position + done)
+        except OSError as error:
+            raise file_error(error, path, "read") from error
+        if got == 0:
+            raise CheckpointCorruptError(
+                f"{path} ends at byte {position + done}; expected {len(view) - done} bytes more.",
+                hint="The file was shortened or not fetched whole; fetch the checkpoint again.",
+                path=str(path),
+            )
+        done += got
+
+
+def strict_json(data: bytes, where: str) -> dict[str, Any]:
+    """Decode a JSON object, refusing what JSON readers disagree about.
+
+    Raises:
+        CheckpointCorruptError: No UTF-8, no JSON, no object, a key twice, NaN, or nested too deep.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointCorruptError(
+            f"{where} is no valid JSON: {reason}.",
+            hint="Fetch the file again, or restore it from its source.",
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointCorruptError(
+            f"{where} holds a JSON {type(value).__name__}; expected an object.",
+            hint="Fetch the file again, or restore it from its source.",
+        )
+    return value
+
+
+def read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        CheckpointCorruptError: The file is too large or no valid JSON object.
+        CheckpointError: The file cannot be read.
+    """
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > max_bytes:
+            raise CheckpointCorruptError(
+                f"{path} has {size} bytes; expected at most {max_bytes}.",
+                hint="Restore the file from its source.",
+                path=str(path),
+            )
+        data = bytearray(size)
+        read_at(descriptor, 0, memoryview(data), path)
+    finally:
+        os.close(descriptor)
+    return strict_json(bytes(data), str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!a} appears twice")
+    return result
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")

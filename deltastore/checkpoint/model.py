@@ -1,0 +1,54 @@
+"""What a checkpoint is made of: tensors, shards, and the identity of the files behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored tensor and where its bytes are.
+
+    ``dtype`` is the safetensors name (``"BF16"``), ``shard`` an index into
+    ``Checkpoint.shards``, ``offset`` the absolute position of the first byte in the shard's
+    file (0 in pickled files, whose tensors have no position of their own).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells a file from its changed or replaced self; times in nanoseconds.
+
+    ``path`` is absolute with symbolic links resolved.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One weight file: ``tensors`` are the names in file order, ``metadata`` the header's."""
+
+    filename: str
+    path: Path
+    tensors: tuple[str, ...]
+    metadata: dict[str, str]

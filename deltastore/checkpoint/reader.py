@@ -1,0 +1,232 @@
+"""A checkpoint, open for positional reads whatever it is stored as."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from deltastore.checkpoint.buffers import byte_view, check_range
+from deltastore.checkpoint.files import identify
+from deltastore.checkpoint.index import check_index, listed
+from deltastore.checkpoint.layout import Layout, find_layout
+from deltastore.checkpoint.location import locate
+from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
+from deltastore.checkpoint.safetensors_file import SafetensorsFile
+from deltastore.checkpoint.small_files import find_small_files, read_config
+from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class WeightFile(Protocol):
+    """One open weight file; reads must be thread-safe."""
+
+    path: Path
+    descriptor: int
+    identity: FileIdentity
+    metadata: dict[str, str]
+    tensors: list[TensorInfo]
+
+    def read_into(self, tensor: TensorInfo, start_byte: int, view: memoryview) -> None:
+        """Fill ``view`` with the tensor's bytes from ``start_byte``."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Checkpoint:
+    """An open checkpoint; made by :func:`open_checkpoint`, closed by ``with`` or ``close``.
+
+    Attributes:
+        path: The local directory or file.
+        repo: The Hub repository it came from, if any.
+        revision: The commit of ``repo``.
+        shards: The weight files in order of their names.
+        tensors: All tensors, sorted by name.
+        config: ``config.json``, if there is one.
+        files: The small files beside the weights, by relative name.
+        is_safetensors: False for old pickled weights.
+        index_metadata: The index's own metadata; empty without an index.
+        ignored: Weight files beside the shards that are no part of the checkpoint.
+    """
+
+    path: Path
+    repo: str | None
+    revision: str | None
+    shards: tuple[Shard, ...]
+    tensors: dict[str, TensorInfo]
+    config: dict[str, Any] | None
+    files: dict[str, Path]
+    is_safetensors: bool
+    index_metadata: dict[str, Any]
+    ignored: tuple[str, ...]
+    _open: tuple[WeightFile, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """The elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    def shard_order(self) -> list[str]:
+        """All tensor names in file order, shard by shard."""
+        return [name for shard in self.shards for name in shard.tensors]
+
+    def read_into(
+        self, name: str, start_byte: int, buffer: memoryview | bytearray | np.ndarray[Any, Any]
+    ) -> None:
+        """Fill ``buffer`` with a tensor's bytes from ``start_byte``. Thread-safe.
+
+        Raises:
+            CheckpointCorruptError: The file ends before the buffer is full.
+            CheckpointError: The read failed.
+            KeyError: There is no such tensor.
+            ValueError: The range leaves the tensor, or the buffer is not contiguous.
+        """
+        tensor = self.tensors[name]
+        view = byte_view(buffer)
+        check_range(name, start_byte, len(view), tensor.nbytes)
+        if not self._open:
+            raise ValueError("the checkpoint is closed")
+        self._open[tensor.shard].read_into(tensor, start_byte, view)
+
+    def identities(self) -> tuple[FileIdentity, ...]:
+        """The identity of each shard's file as it was when it was opened."""
+        return tuple(file.identity for file in self._open)
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was read belongs together.
+
+        Raises:
+            SourceChangedError: A file has been written, replaced or touched since the opening.
+        """
+        for file in self._open:
+            now = identify(file.descriptor, file.path)
+            before = file.identity
+            changed = [
+                field
+                for field in ("size", "mtime_ns", "ctime_ns")
+                if getattr(now, field) != getattr(before, field)
+            ]
+            if changed:
+                raise SourceChangedError(
+                    f"{file.path} changed while it was being read: its {', '.join(changed)} "
+                    "differ from those at the opening.",
+                    hint="Run the command again once nothing writes to the checkpoint.",
+                    path=str(file.path),
+                    changed=changed,
+                )
+
+    def close(self) -> None:
+        """Close all files; may be called twice."""
+        files, self._open = self._open, ()
+        for file in files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_checkpoint(
+    source: str | PathLike[str], *, revision: str | None = None, offline: bool = False
+) -> Checkpoint:
+    """Open a checkpoint: a directory, a weight file, an index, or a Hub id.
+
+    Headers, index and configuration are read and checked here; tensors are not.
+
+    Args:
+        source: A local path, or ``org/name[@revision]`` where no such path exists.
+        revision: Branch, tag or commit of a Hub id.
+        offline: Use only what the Hub's local cache holds.
+
+    Raises:
+        CheckpointNotFoundError: The path does not exist.
+        NoWeightsError: There are no weights in it.
+        CheckpointCorruptError: A header, index or shard is malformed or contradicts the others.
+        UnsupportedDtypeError: A tensor's dtype or layout is not supported.
+        UnsafePickleError: A pickle holds more than tensors.
+        HubError: The Hub cannot be reached or has no such repository or revision.
+        CheckpointError: A file cannot be opened or read.
+    """
+    location = locate(source, revision=revision, offline=offline)
+    layout = find_layout(location.path)
+    with ExitStack() as stack:
+        opened = []
+        for number, filename in enumerate(layout.filenames):
+            file = _open_file(layout, filename, number)
+            stack.callback(file.close)
+            opened.append(file)
+        shards = tuple(
+            Shard(path.name, path, tuple(tensor.name for tensor in file.tensors), file.metadata)
+            for file in opened
+            for path in (file.path,)
+        )
+        tensors = _merged(opened)
+        if layout.index is not None:
+            check_index(layout.index, shards)
+        if not tensors:
+            raise NoWeightsError(
+                f"{location.path} holds no tensors ({listed(list(layout.filenames))} are empty).",
+                hint="Give a checkpoint with weights in it.",
+                path=str(location.path),
+            )
+        files = _small_files(location.path, layout)
+        checkpoint = Checkpoint(
+            path=location.path,
+            repo=location.repo,
+            revision=location.revision,
+            shards=shards,
+            tensors=tensors,
+            config=read_config(files),
+            files=files,
+            is_safetensors=layout.is_safetensors,
+            index_metadata=layout.index.metadata if layout.index is not None else {},
+            ignored=layout.ignored,
+            _open=tuple(opened),
+        )
+        stack.pop_all()
+    return checkpoint
+
+
+def _open_file(layout: Layout, filename: str, number: int) -> WeightFile:
+    path = layout.directory / filename
+    if layout.is_safetensors:
+        return SafetensorsFile(path, number)
+    from deltastore.checkpoint.pickle_file import PickleFile
+
+    return PickleFile(path, number)
+
+
+def _merged(files: list[WeightFile]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for tensor in file.tensors:
+            other = tensors.setdefault(tensor.name, tensor)
+            if other is not tensor:
+                raise CheckpointCorruptError(
+                    f"{tensor.name!r} is in both {files[other.shard].path} and {file.path}; "
+                    "expected each tensor once.",
+                    hint="Give the path of the file to read, or move the other away.",
+                    tensor=tensor.name,
+                )
+    return dict(sorted(tensors.items()))
+
+
+def _small_files(path: Path, layout: Layout) -> dict[str, Path]:
+    files = find_small_files(layout.directory)
+    # A lone file may lie among things that have nothing to do with it, such as downloads.
+    if path.is_file() and layout.index is None and "config.json" not in files:
+        return {}
+    return files

@@ -1,0 +1,76 @@
+"""The small files beside the weights: configuration, tokenizer, card, licence."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from deltastore.checkpoint.files import file_error, read_json
+
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY.md",
+)
+"""Names and patterns, relative to the checkpoint's directory."""
+
+MAX_CONFIG_JSON_BYTES = 16 << 20
+
+
+def find_small_files(directory: Path) -> dict[str, Path]:
+    """The small files of a directory by relative name; links are followed, as in the Hub's cache.
+
+    Raises:
+        CheckpointError: The directory cannot be listed.
+    """
+    found = {}
+    try:
+        children = list(directory.iterdir())
+        templates = directory / "chat_templates"
+        if templates.is_dir():
+            children += templates.iterdir()
+        for path in children:
+            name = path.relative_to(directory).as_posix()
+            if any(_matches(name, pattern) for pattern in SMALL_FILES) and path.is_file():
+                found[name] = path
+    except OSError as error:
+        raise file_error(error, directory, "list") from error
+    return dict(sorted(found.items()))
+
+
+def read_config(files: dict[str, Path]) -> dict[str, Any] | None:
+    """``config.json``, or None where there is none.
+
+    Raises:
+        CheckpointCorruptError: It is too large or malformed.
+        CheckpointError: It cannot be read.
+    """
+    path = files.get("config.json")
+    return None if path is None else read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)

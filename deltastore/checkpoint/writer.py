@@ -1,0 +1,248 @@
+"""Writing a checkpoint: put together beside its place, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Self
+
+from deltastore.checkpoint.buffers import byte_view, check_range
+from deltastore.checkpoint.destination import (
+    check_free,
+    check_space,
+    in_the_way,
+    reserve,
+    sync,
+    sync_tree,
+)
+from deltastore.checkpoint.files import file_error, read_at
+from deltastore.checkpoint.header import build_header
+from deltastore.checkpoint.lease import (
+    LEASE,
+    create_partial,
+    release,
+    remove_dead_partials,
+    remove_partial,
+)
+from deltastore.checkpoint.plan import OutputTensor, ShardPlan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INDEX = "model.safetensors.index.json"
+METADATA = {"format": "pt"}
+"""What transformers writes, and asks for, in every safetensors file."""
+
+
+class CheckpointWriter:
+    """An output checkpoint in the making; nothing is visible at ``out`` before ``commit``.
+
+    A context manager: leaving it without a ``commit`` removes everything. A process that is
+    killed leaves a directory that the next writer for the same ``out`` removes.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        plan: Iterable[ShardPlan],
+        *,
+        metadata: Mapping[str, str] = METADATA,
+        extra_bytes: int = 0,
+    ) -> None:
+        """Check the space, create the files at their full size and write their headers.
+
+        Args:
+            out: The directory to create; missing parents are created, an empty one is replaced.
+            plan: The files and their tensors.
+            metadata: The ``__metadata__`` of every file.
+            extra_bytes: What ``write_file`` will add, for the check of the free space.
+
+        Raises:
+            OutputExistsError: Something is at ``out`` already.
+            NoSpaceError: The output does not fit; raised before anything is written.
+            CheckpointError: The directory cannot be created.
+        """
+        # Through symbolic links, because a rename would replace the link and not its target.
+        self.out = Path(os.path.realpath(out))
+        self.plan = tuple(plan)
+        mode = check_free(self.out)
+        headers = [build_header(shard.tensors, metadata) for shard in self.plan]
+        self._index = _index_bytes(self.plan) if len(self.plan) > 1 else b""
+        remove_dead_partials(self.out)
+        data = sum(shard.nbytes for shard in self.plan)
+        check_space(self.out, data + sum(map(len, headers)) + len(self._index) + extra_bytes)
+        self._places: dict[str, tuple[int, int, OutputTensor]] = {}
+        self._missing: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._descriptors: list[int] = []
+        self._done = False
+        # Innermost first, so that an abort can remove what was created here.
+        self._parents = [path for path in self.out.parents if not path.exists()]
+        self._partial: Path | None = None
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self._partial = create_partial(self.out)
+            if mode is not None:
+                # An empty directory that was made private before must not become public.
+                self._partial.chmod(mode | 0o700)
+            for shard, header in zip(self.plan, headers, strict=True):
+                self._create(shard, header)
+        except OSError as error:
+            self.abort()
+            raise file_error(error, self.out, "create") from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, name: str, start_byte: int, data: Any) -> None:
+        """Write a part of a tensor; thread-safe, in any order.
+
+        Args:
+            name: A tensor of the plan.
+            start_byte: Where in the tensor.
+            data: Contiguous memory: bytes, a memoryview or a numpy array of any dtype.
+
+        Raises:
+            NoSpaceError: The file system is full.
+            CheckpointError: The write failed.
+            KeyError: There is no such tensor.
+            ValueError: The range leaves the tensor, or the memory is not contiguous.
+        """
+        descriptor, position, tensor = self._places[name]
+        view = byte_view(data)
+        check_range(name, start_byte, len(view), tensor.nbytes)
+        try:
+            _write_at(descriptor, position + start_byte, view)
+        except OSError as error:
+            raise file_error(error, self.out, "write") from error
+        with self._lock:
+            self._missing[name] -= len(view)
+
+    def read_back(
+        self, name: str, start_byte: int, buffer: memoryview | bytearray | np.ndarray[Any, Any]
+    ) -> None:
+        """Fill ``buffer`` with what was written; thread-safe.
+
+        Raises:
+            CheckpointError: The read failed.
+            KeyError: There is no such tensor.
+            ValueError: The range leaves the tensor, or the buffer is not contiguous.
+        """
+        descriptor, position, tensor = self._places[name]
+        view = byte_view(buffer)
+        check_range(name, start_byte, len(view), tensor.nbytes)
+        read_at(descriptor, position + start_byte, view, self.out)
+
+    def write_file(self, relative_path: str, data: bytes) -> None:
+        """Write a small file of the output.
+
+        Raises:
+            NoSpaceError: The file system is full.
+            CheckpointError: The write failed.
+            ValueError: The path leaves the output, or is that of a weight file or the index.
+        """
+        path = PurePosixPath(relative_path)
+        taken = {shard.filename for shard in self.plan} | {INDEX, LEASE}
+        if path.is_absolute() or ".." in path.parts or not path.parts or str(path) in taken:
+            raise ValueError(f"{relative_path!r} cannot be a small file of an output")
+        target = self._directory() / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise file_error(error, self.out / path, "write") from error
+
+    def commit(self, *, fsync: bool = False) -> None:
+        """Make the output visible, whole, in one step.
+
+        Args:
+            fsync: Also make sure that it survives a power failure.
+
+        Raises:
+            OutputExistsError: Something appeared at ``out`` in the meantime.
+            NoSpaceError: The file system is full.
+            CheckpointError: A file cannot be written or renamed.
+            ValueError: A tensor of the plan was not written to its end.
+        """
+        directory = self._directory()
+        missing = sorted(name for name, left in self._missing.items() if left > 0)
+        if missing:
+            raise ValueError(f"{len(missing)} tensors were not written whole: {missing[:5]}")
+        try:
+            if self._index:
+                (directory / INDEX).write_bytes(self._index)
+            if fsync:
+                sync_tree(directory)
+            self._close()
+            lease = release(directory)
+            # Atomic, and it fails where something other than an empty directory is in the way.
+            directory.rename(self.out)
+            self._done = True
+            lease.unlink(missing_ok=True)
+            if fsync:
+                sync(self.out.parent)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise in_the_way(self.out, "appeared while it was being written") from error
+            raise file_error(error, self.out, "write") from error
+
+    def abort(self) -> None:
+        """Remove everything; without effect after ``commit`` or a first ``abort``."""
+        if self._done:
+            return
+        self._done = True
+        self._close()
+        if self._partial is not None:
+            remove_partial(self._partial)
+        for parent in self._parents:
+            with suppress(OSError):
+                parent.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def _create(self, shard: ShardPlan, header: bytes) -> None:
+        path = self._directory() / shard.filename
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._descriptors.append(descriptor)
+        _write_at(descriptor, 0, memoryview(header))
+        reserve(descriptor, len(header) + shard.nbytes)
+        position = len(header)
+        for tensor in shard.tensors:
+            self._places[tensor.name] = (descriptor, position, tensor)
+            self._missing[tensor.name] = tensor.nbytes
+            position += tensor.nbytes
+
+    def _directory(self) -> Path:
+        if self._done or self._partial is None:
+            raise ValueError("the writer is closed")
+        return self._partial
+
+    def _close(self) -> None:
+        self._places = {}
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _index_bytes(plan: tuple[ShardPlan, ...]) -> bytes:
+    weight_map = {tensor.name: shard.filename for shard in plan for tensor in shard.tensors}
+    index = {
+        "metadata": {"total_size": sum(shard.nbytes for shard in plan)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _write_at(descriptor: int, position: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done : done + (1 << 30)], position + done)

@@ -1,0 +1,67 @@
+"""``deltastore list``: what the store has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from deltastore.cli import options
+from deltastore.cli.output import table
+from deltastore.cli.session import Session
+from deltastore.cli.units import size
+from deltastore.errors import StoreNotFoundError
+
+if TYPE_CHECKING:
+    from deltastore.operations.listing import Listing
+
+_HEADER = ("REF", "TAGS", "BASE", "POST", "CODEC", "SIZE", "OF", "CREATED (UTC)")
+
+
+@options.command("list")
+@click.option("--base", metavar="M", help="Only deltas that were measured on this base.")
+@click.option("--post", metavar="M", help="Only deltas of this post-trained model.")
+@click.option("--name", metavar="GLOB", help="Only names that match, as in 'llama3-*'.")
+@click.option("--tag", metavar="T", help="Only versions with this tag.")
+def command(
+    session: Session, *, base: str | None, post: str | None, name: str | None, tag: str | None
+) -> None:
+    """List the stored artifacts."""
+    from deltastore.operations.listing import list_artifacts
+
+    listings: list[Listing]
+    try:
+        store = session.open_store()
+    except StoreNotFoundError:
+        # Before the first `extract` there is no default store, which is a list without rows; a
+        # store that was named and is not there is a mistake.
+        if session.store:
+            raise
+        listings = []
+    else:
+        with store:
+            listings = list_artifacts(store, base=base, post=post, name=name, tag=tag)
+    session.output.result(
+        listings,
+        human=lambda: _human(listings),
+        quiet=(f"{listing.name}:v{listing.version}" for listing in listings),
+    )
+
+
+def _human(listings: list[Listing]) -> list[str]:
+    if not listings:
+        return ["no artifacts"]
+    rows = [
+        (
+            f"{listing.name}:v{listing.version}",
+            ",".join(listing.tags),
+            listing.base,
+            listing.post,
+            listing.codec,
+            size(listing.stored_bytes),
+            size(listing.raw_bytes),
+            listing.created[:16].replace("T", " "),
+        )
+        for listing in listings
+    ]
+    return table(_HEADER, rows, right="     rr")

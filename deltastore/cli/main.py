@@ -1,0 +1,105 @@
+"""The entry point of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from deltastore import __version__
+from deltastore.cli.errors import report
+from deltastore.cli.group import LazyGroup
+from deltastore.cli.options import global_options
+from deltastore.cli.session import Session
+
+_HELP = """Store what post-training did to a model, and apply it to other bases.
+
+\b
+  deltastore extract --base A --post A-INSTRUCT --name instruct
+  deltastore list
+  deltastore apply instruct --base B --out B-INSTRUCT
+
+A REF is NAME (its newest version), NAME:v2, NAME:TAG, NAME@sha256:DIGEST or sha256:DIGEST.
+A CKPT is a directory, a file, or a model hub's id ORG/NAME[@REVISION].
+"""
+
+_EPILOG = """\b
+Exit codes: 0 done; 1 unexpected; 2 usage; 10-19 store; 20-29 ref;
+30-39 incompatible; 40-49 integrity; 50-59 format; 60-69 checkpoint;
+70-79 remote; 130 interrupted.
+
+\b
+Shell completion, for ~/.bashrc (zsh and fish alike):
+  eval "$(_DELTASTORE_COMPLETE=bash_source deltastore)"
+"""
+
+
+_STORE_HELP = (
+    "The store: a directory, or a name from the config file. A word with a path separator or that "
+    "is an existing directory is a path; so is a word that the config file does not have, and "
+    "'extract' creates that store.  [default: $DELTASTORE_HOME, else a directory of the user]"
+)
+
+
+@click.group(
+    name="deltastore",
+    cls=LazyGroup,
+    help=_HELP,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=global_options(store_help=_STORE_HELP, store_envvar="DELTASTORE_STORE"),
+)
+@click.version_option(__version__, prog_name="deltastore", message="%(prog)s %(version)s")
+def cli() -> None:
+    """The group; what it does itself is to take the global options."""
+
+
+def run() -> NoReturn:
+    """Run the command line of this process, and exit."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line.
+
+    Args:
+        argv: The arguments after the program's name.
+
+    Returns:
+        The exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter shows its escape; it is no reason to fail.
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    session = Session()
+    try:
+        with _terminated_as_interrupted():
+            code = cli.main(list(argv), prog_name="deltastore", standalone_mode=False, obj=session)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        # An option that failed to parse leaves no session, hence the second look.
+        return report(error, as_json=session.json or "--json" in argv, argv=argv)
+    return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that temporary files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,95 @@
+"""From the value of ``--store`` to the directory of the store."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from deltastore.errors import StoreError, UsageError
+
+
+def locate_store(value: str | None) -> Path:
+    """The directory that ``--store`` means.
+
+    A value with a path separator, or that is an existing directory, is a path. Any other word is
+    looked up among the stores of the config file, and is a path where the file does not have it.
+
+    Args:
+        value: What the user gave; None or empty for the default store.
+
+    Raises:
+        StoreError: The config file has the store by URLs, which need an engine that is not here.
+        UsageError: The config file cannot be read or is malformed.
+    """
+    if not value:
+        from deltastore.store import default_store_path
+
+        return default_store_path()
+    path = Path(value).expanduser()
+    separators = {os.sep, os.altsep} - {None}
+    if value.startswith("~") or any(s in value for s in separators if s) or path.is_dir():
+        return path
+    configured = configured_stores()
+    return _configured_path(value, configured[value]) if value in configured else path
+
+
+def config_path() -> Path:
+    """The config file: ``DELTASTORE_CONFIG``, or the one in the user's config directory."""
+    given = os.environ.get("DELTASTORE_CONFIG")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs
+
+    return platformdirs.user_config_path("deltastore", appauthor=False) / "config.toml"
+
+
+def configured_stores() -> dict[str, Any]:
+    """The config file's ``[stores.NAME]`` tables by name; empty without a file.
+
+    Raises:
+        UsageError: The file cannot be read, is no TOML, or its ``stores`` are no tables.
+    """
+    path = config_path()
+    hint = f"Correct {path}, or name another file in DELTASTORE_CONFIG."
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not os.environ.get("DELTASTORE_CONFIG"):
+            return {}
+        raise UsageError(
+            f"DELTASTORE_CONFIG names {path}, which does not exist.",
+            hint="Create the file, or unset DELTASTORE_CONFIG.",
+            path=str(path),
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"The config file {path} cannot be read: {error}.", hint=hint, path=str(path)
+        ) from error
+    stores = config.get("stores", {})
+    if not isinstance(stores, dict):
+        raise UsageError(
+            f"In the config file {path}, 'stores' is not a table.", hint=hint, path=str(path)
+        )
+    return stores
+
+
+def _configured_path(name: str, entry: Any) -> Path:
+    """The directory of one ``[stores.NAME]`` table; relative ones start at the config file."""
+    source = config_path()
+    path = entry.get("path") if isinstance(entry, dict) else None
+    if isinstance(path, str) and path:
+        return source.parent / Path(path).expanduser()
+    if isinstance(entry, dict) and {"catalog", "blobs"} & entry.keys():
+        raise StoreError(
+            f"The store {name!r} in {source} is given by catalog and blobs URLs, "
+            "and this version opens only stores in directories.",
+            hint=f"Give [stores.{name}] a 'path' instead.",
+            store=name,
+        )
+    raise UsageError(
+        f"The store {name!r} in {source} has no 'path'.",
+        hint=f'Write  path = "/where/it/is"  under [stores.{name}].',
+        store=name,
+    )

@@ -1,0 +1,132 @@
+"""Progress bars on a terminal, and warnings wherever stderr goes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deltastore.cli.output import coloured, message
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from deltastore.operations.progress import Progress
+
+SHOW_AFTER_S = 1.0
+"""What is done sooner needs no bar."""
+
+_REDRAW_EVERY_S = 0.1
+
+
+@contextmanager
+def show_progress(*, bars: bool) -> Iterator[Progress]:
+    """What an operation reports to while it runs.
+
+    Args:
+        bars: Draw bars where stderr is a terminal; warnings are printed in any case.
+    """
+    if not (bars and sys.stderr is not None and sys.stderr.isatty()):
+        yield Warnings()
+        return
+    bar = Bar()
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class Warnings:
+    """Prints warnings, shows no progress."""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Ignore."""
+
+    def advance(self, done_bytes: int) -> None:
+        """Ignore."""
+
+    def warn(self, message_: str) -> None:
+        """Print the warning on stderr."""
+        message("warning", message_, colour="yellow")
+
+
+class Bar(Warnings):
+    """A bar with rate and remaining time, drawn from the first second on and wiped at the end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begin = time.monotonic()
+        self._label = ""
+        self._total = 0
+        self._done = 0
+        self._drawn_at = 0.0
+        self._rich: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Begin a stage; its bar replaces the one before."""
+        with self._lock:
+            self._label, self._total, self._done = label, total_bytes, 0
+            if self._rich is not None and self._task is not None:
+                self._rich.remove_task(self._task)
+                self._task = self._rich.add_task(label, total=total_bytes)
+
+    def advance(self, done_bytes: int) -> None:
+        """Move the bar on, and draw it a few times a second at most."""
+        with self._lock:
+            self._done += done_bytes
+            now = time.monotonic()
+            if now - self._begin < SHOW_AFTER_S or now - self._drawn_at < _REDRAW_EVERY_S:
+                return
+            self._drawn_at = now
+            if self._rich is None:
+                self._rich = _new_rich()
+                self._rich.start()
+                self._task = self._rich.add_task(self._label, total=self._total)
+            if self._task is not None:
+                self._rich.update(self._task, completed=self._done)
+
+    def warn(self, message_: str) -> None:
+        """Print the warning above the bar."""
+        with self._lock:
+            if self._rich is not None:
+                self._rich.stop()
+            super().warn(message_)
+            if self._rich is not None:
+                self._rich.start()
+
+    def close(self) -> None:
+        """Wipe the bar."""
+        with self._lock:
+            if self._rich is not None:
+                self._rich.stop()
+                self._rich = None
+
+
+def _new_rich() -> RichProgress:
+    """The columns of a bar: stage, bar, share, bytes, rate, remaining time."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, no_color=not coloured(sys.stderr)),
+        transient=True,
+    )

@@ -1,0 +1,74 @@
+"""What every codec promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Exactness = Literal["exact", "bounded", "lossy"]
+Bytes = npt.NDArray[np.uint8]
+DeltaChunk = npt.NDArray[Any]
+"""``[n]`` float bits: uint32 if narrow, uint64 if wide (see ``deltastore.delta``)."""
+
+
+class Encoder(Protocol):
+    """Encodes the chunks of one tensor. Thread-safe: chunks may be encoded in any order."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """JSON parameters that a decoder needs."""
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Static arrays (uint8, uint16, float32 or int64) that a decoder needs."""
+
+    def encode(self, delta: DeltaChunk) -> bytes:
+        """One chunk as one frame, never empty: an empty frame means "all elements kept".
+
+        Deterministic: the same chunk gives the same frame in every process.
+        """
+
+
+class Decoder(Protocol):
+    """Decodes the frames of one tensor. Thread-safe."""
+
+    def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
+        """Overwrite ``out``, whose size is the chunk's, with the frame's deltas.
+
+        Raises:
+            PartInvalidError: The frame is damaged or does not hold just this many elements. No
+                more memory is taken than a frame of that many elements can need.
+        """
+
+
+class Codec(Protocol):
+    """A family of encoders and decoders under one name.
+
+    Attributes:
+        exactness: ``exact``: decoding gives the delta's bits back; ``bounded``: the error has a
+            stated bound; ``lossy``: it has not.
+    """
+
+    name: str
+    exactness: Exactness
+
+    def encoder(self, sample: DeltaChunk, elements: int) -> Encoder:
+        """Choose the form for one tensor of ``elements`` from a sample of its deltas."""
+
+    def decoder(
+        self, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, where: str
+    ) -> Decoder:
+        """A decoder for what an encoder of this codec wrote.
+
+        Args:
+            params: ``Encoder.params``, read back from JSON.
+            arrays: ``Encoder.arrays``, read back from the part.
+            where: What to call the tensor in an error.
+
+        Raises:
+            PartInvalidError: Parameters or arrays break the codec's rules.
+            CodecUnknownError: A form that this version does not know.
+        """

@@ -1,0 +1,247 @@
+"""The exact codec: every delta bit for bit, as small as an order-0 entropy coder makes it.
+
+Three forms, each dense or sparse, chosen per tensor by encoding a sample in all that may win:
+
+* ``palette``: the up to 255 most frequent bfloat16 values of the delta become one byte each;
+* ``half``: the delta's upper 16 bits as two byte planes;
+* ``single``: the delta as float32 in four byte planes.
+
+What the form cannot say exactly is an *escape*, whose full delta (float32; float64 if wide)
+follows in byte planes. *Sparse* puts a mask of the changed elements first, eight to a byte, and
+only these into the planes: without it Huffman coding costs at least one bit an element.
+
+``docs/codecs/exact.md`` specifies the bytes; ``docs/decisions/0002-exact-codec.md`` the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltastore.codecs import entropy, planes, symbols
+from deltastore.codecs.contract import Bytes, DeltaChunk, Exactness
+from deltastore.errors import CodecUnknownError, PartInvalidError
+from deltastore.manifest import format as fmt
+from deltastore.scratch import scratch
+
+_FORMS = ("palette", "half", "single")
+_SPARSE_FROM = 0.25
+"""Below this share of kept elements a mask cannot pay for itself."""
+
+_WEIGHT = {False: 1.0, True: 1.06}
+"""A mask costs half as much time again, so it has to save more than a few per cent."""
+
+_MAX_PALETTE = 255
+
+
+class ExactCodec:
+    """See the module."""
+
+    name = "exact"
+    exactness: Exactness = "exact"
+
+    def encoder(self, sample: DeltaChunk, elements: int) -> ExactEncoder:
+        """Choose form and palette by what they make of the sample.
+
+        Args:
+            sample: Deltas from all over the tensor, the chunk's dtype.
+            elements: Size of the whole tensor, over which a palette's cost is spread.
+        """
+        singles = _singles(sample)
+        palette = _choose_palette(singles)
+        kept = np.count_nonzero(singles == fmt.KEEP) / max(1, singles.size)
+        sparsities = (False, True) if kept > _SPARSE_FROM else (False,)
+        forms = ["palette", "half"]
+        if sample.dtype == np.uint64 or _mostly_long(singles):
+            forms.append("single")
+        candidates = [
+            ExactEncoder(form, sparse, palette if form == "palette" else None)
+            for form in forms
+            for sparse in sparsities
+        ]
+        scale = elements / max(1, sample.size)
+        best = min(
+            candidates,
+            key=lambda c: (len(c.encode(sample)) * scale + c.static_bytes) * _WEIGHT[c.sparse],
+        )
+        # A fresh one: the others' tables, and this one's until it is used, need not be kept.
+        return ExactEncoder(best.form, best.sparse, best.palette)
+
+    def decoder(
+        self, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, where: str
+    ) -> ExactDecoder:
+        """See ``Codec.decoder``."""
+        form, sparse = params.get("form"), params.get("sparse")
+        if form not in _FORMS:
+            raise CodecUnknownError(
+                f"{where}: form {form!r} of codec exact is not known; "
+                f"this deltastore reads {', '.join(_FORMS)}.",
+                hint="Upgrade deltastore: `pip install -U deltastore`.",
+            )
+        if not isinstance(sparse, bool):
+            raise PartInvalidError(
+                f"{where}: parameter sparse should be a boolean, got {sparse!r}."
+            )
+        table = None
+        if form == "palette":
+            palette = arrays.get("palette")
+            if palette is None or palette.dtype != np.uint16 or palette.size > _MAX_PALETTE:
+                raise PartInvalidError(
+                    f"{where}: the palette should be a uint16 array of at most {_MAX_PALETTE} "
+                    "values, and is missing or another."
+                )
+            # Unused tokens read as escapes, which then are too few: a damaged frame is noticed.
+            table = np.full(256, fmt.ESCAPE, np.uint32)
+            table[: palette.size] = palette.astype(np.uint32) << np.uint32(16)
+        return ExactDecoder(form, sparse, table, where)
+
+
+@dataclass(frozen=True)
+class ExactEncoder:
+    """Encodes the chunks of one tensor in one form; see ``Encoder``."""
+
+    form: str
+    sparse: bool
+    palette: npt.NDArray[np.uint16] | None
+
+    @cached_property
+    def _table(self) -> Bytes:
+        """The token of each upper half."""
+        table = np.full(1 << 16, symbols.TOKEN_ESCAPE, np.uint8)
+        if self.palette is not None:
+            table[self.palette] = np.arange(self.palette.size)
+        return table
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """See ``Encoder.params``."""
+        return {"form": self.form, "sparse": self.sparse}
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """See ``Encoder.arrays``."""
+        return {} if self.palette is None else {"palette": self.palette}
+
+    @property
+    def static_bytes(self) -> int:
+        """What the tensor costs besides its frames."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def encode(self, delta: DeltaChunk) -> bytes:
+        """See ``Encoder.encode``."""
+        full, singles, content = delta, _singles(delta), []
+        if self.sparse:
+            changed = singles != fmt.KEEP
+            content.append(np.packbits(changed, bitorder="little"))
+            full, singles = full[changed], singles[changed]
+        n = singles.size
+        escapes = scratch(f"escapes{full.itemsize}", n + 1, full.dtype)
+        if self.form == "palette":
+            tokens = scratch("tokens", n, np.uint8)
+            count = symbols.tokens_from_singles(singles, full, self._table, tokens, escapes)
+            content.append(tokens)
+        elif self.form == "half":
+            halves = scratch("halves", n, np.uint16)
+            count = symbols.halves_from_singles(singles, full, halves, escapes)
+            content += _planes(halves, "halves.planes")
+        else:
+            count = symbols.escapes_of_singles(singles, full, escapes)
+            content += _planes(singles, "singles.planes")
+        return entropy.compress(content + _planes(escapes[:count], "escapes.planes"))
+
+
+@dataclass(frozen=True)
+class ExactDecoder:
+    """Decodes the frames of one tensor; see ``Decoder``."""
+
+    form: str
+    sparse: bool
+    table: npt.NDArray[np.uint32] | None
+    where: str
+
+    def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
+        """See ``Decoder.decode``."""
+        width = {"palette": 1, "half": 2, "single": 4}[self.form]
+        mask_bytes = (out.size + 7) // 8 if self.sparse else 0
+        limit = mask_bytes + out.size * (width + out.itemsize)
+        content = entropy.decompress(frame, max_bytes=limit, where=self.where)
+        if not self.sparse:
+            self._decode_dense(content, out)
+            return
+        if content.size < mask_bytes:
+            raise PartInvalidError(f"{self.where}: a frame ends within its mask.")
+        mask = np.unpackbits(content[:mask_bytes], bitorder="little")
+        if mask[out.size :].any():
+            raise PartInvalidError(f"{self.where}: a mask marks elements past the chunk's end.")
+        changed = mask[: out.size].astype(np.bool_)
+        some = np.empty(np.count_nonzero(changed), out.dtype)
+        self._decode_dense(content[mask_bytes:], some)
+        out[:] = fmt.KEEP_WIDE if out.dtype == np.uint64 else fmt.KEEP
+        out[changed] = some
+
+    def _decode_dense(self, content: Bytes, out: DeltaChunk) -> None:
+        n = out.size
+        width = {"palette": 1, "half": 2, "single": 4}[self.form]
+        count, rest = divmod(content.size - width * n, out.itemsize)
+        if count < 0 or rest:
+            raise PartInvalidError(
+                f"{self.where}: a frame of {content.size} bytes does not hold {n} elements."
+            )
+        head, tail = content[: width * n], content[width * n :]
+        if self.table is not None and out.dtype == np.uint32:
+            met = symbols.deltas_from_tokens(head, self.table, tail, out)
+        else:
+            singles = scratch("singles", n, np.uint32)
+            if self.table is not None:
+                np.take(self.table, head, out=singles)
+            elif self.form == "half":
+                halves = scratch("halves", n, np.uint16)
+                planes.join(head, halves)
+                np.left_shift(halves, np.uint32(16), out=singles, dtype=np.uint32)
+            else:
+                planes.join(head, singles)
+            escapes = scratch(f"escapes{out.itemsize}", count, out.dtype)
+            planes.join(tail, escapes)
+            if out.dtype == np.uint64:
+                met = symbols.widen_with_escapes(singles, escapes, out)
+            else:
+                met = symbols.fill_escapes(singles, escapes)
+                out[:] = singles
+        if met != count:
+            raise PartInvalidError(
+                f"{self.where}: a frame holds {count} escapes where its symbols ask for {met}."
+            )
+
+
+def _singles(delta: DeltaChunk) -> npt.NDArray[np.uint32]:
+    """Float32 bits of a chunk, with ``ESCAPE`` where only float64 is exact."""
+    if delta.dtype == np.uint32:
+        return delta
+    singles = scratch("narrowed", delta.size, np.uint32)
+    symbols.narrowed(delta, singles)
+    return singles
+
+
+def _choose_palette(singles: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
+    """The most frequent bfloat16 values, in ascending order of their bits."""
+    high = (singles >> np.uint32(16))[(singles & np.uint32(0xFFFF)) == 0]
+    counts = np.bincount(high, minlength=1 << 16)
+    counts[fmt.ESCAPE_HIGH] = 0
+    frequent = np.argsort(-counts, kind="stable")[:_MAX_PALETTE]
+    return np.sort(frequent[counts[frequent] > 0]).astype(np.uint16)
+
+
+def _mostly_long(singles: npt.NDArray[np.uint32]) -> bool:
+    """Whether too many deltas need more than 16 bits for an escape each to be worth it."""
+    return bool(np.count_nonzero(singles & np.uint32(0xFFFF)) * 4 > singles.size)
+
+
+def _planes(values: npt.NDArray[Any], role: str) -> list[Bytes]:
+    out = scratch(role, values.size * values.itemsize, np.uint8)
+    planes.split(values, out)
+    return [out[j * values.size : (j + 1) * values.size] for j in range(values.itemsize)]

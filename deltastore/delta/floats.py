@@ -1,0 +1,136 @@
+"""Bytes of a tensor to floats and back, with exactly one rounding.
+
+Source: IEEE 754-2019 round to nearest, ties to even; round to odd before the second conversion
+(Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes
+float64 -> float32 -> 16 bits or fewer equal to one direct rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltastore.jit import (
+    bits_from_float32,
+    float32_from_bits,
+    float64_from_bits,
+    kernel,
+)
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+_U16_7FFF = np.uint32(0x7FFF)
+_ONE = np.uint32(1)
+_SIXTEEN = np.uint32(16)
+_ABS = np.uint32(0x7FFFFFFF)
+_INF = np.uint32(0x7F800000)
+_QUIET_NAN = np.uint32(0x7FC0)
+
+
+def to_floats(raw: Bytes, dtype: str, *, wide: bool) -> Floats:
+    """Tensor bytes as float32, or as float64 if ``wide``; both conversions are exact.
+
+    Shapes:
+        raw: ``[n * itemsize]``, uint8; result: ``[n]``. May share memory with ``raw``.
+    """
+    values: Any
+    if dtype == "BF16":
+        values = (raw.view(np.uint16).astype(np.uint32) << _SIXTEEN).view(np.float32)
+    elif dtype == "F16":
+        values = raw.view(np.float16)
+    elif dtype == "F32":
+        values = raw.view(np.float32)
+    elif dtype == "F64":
+        values = raw.view(np.float64)
+    else:
+        values = raw.view(_small_float(dtype)).astype(np.float32)
+    return values.astype(np.float64 if wide else np.float32, copy=False)  # type: ignore[no-any-return]
+
+
+def from_floats(values: Floats, dtype: str) -> Bytes:
+    """Floats as a tensor's bytes, rounded once to nearest even.
+
+    What overflows becomes what the dtype's own conversion gives: an infinity, or NaN in
+    ``F8_E4M3``, which has no infinity.
+
+    Shapes:
+        values: ``[n]``, float32 or float64; result: ``[n * itemsize]``, uint8.
+    """
+    result: Any
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "F64":
+            result = values.astype(np.float64, copy=False)
+        elif dtype == "F32":
+            result = values.astype(np.float32, copy=False)
+        else:
+            if values.dtype == np.float64:
+                single = np.empty(values.size, np.uint32)
+                _round_to_odd(values.view(np.uint64), single)
+                values = single.view(np.float32)
+            if dtype == "BF16":
+                result = np.empty(values.size, np.uint16)
+                _round_to_bfloat16(values.view(np.uint32), result)
+            elif dtype == "F16":
+                result = values.astype(np.float16)
+            else:
+                result = values.astype(_small_float(dtype))
+    return result.view(np.uint8)  # type: ignore[no-any-return]
+
+
+def _small_float(dtype: str) -> Any:
+    import ml_dtypes  # costs a tenth of a second, and 8-bit floats are rare
+
+    return {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}[dtype]
+
+
+@kernel
+def bfloat16_bits(value: np.float32) -> np.uint32:
+    """A float32 rounded to nearest even bfloat16, as the low 16 bits of a uint32."""
+    bits = bits_from_float32(value)
+    rounded = (bits + (_U16_7FFF + ((bits >> _SIXTEEN) & _ONE))) >> _SIXTEEN
+    return _QUIET_NAN if (bits & _ABS) > _INF else rounded
+
+
+@kernel
+def _round_to_bfloat16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
+    for i in range(bits.size):
+        out[i] = np.uint16(bfloat16_bits(float32_from_bits(bits[i])))
+
+
+@kernel
+def _round_to_odd(wide: npt.NDArray[np.uint64], out: npt.NDArray[np.uint32]) -> None:
+    """Float64 to float32 bits: truncated, the last bit set where anything was lost."""
+    for i in range(wide.size):
+        value = float64_from_bits(wide[i])
+        single = np.float32(value)
+        bits = bits_from_float32(single)
+        back = np.float64(single)
+        if back != value and value == value:  # the second: not NaN
+            away = abs(back) > abs(value)
+            bits = (bits - _ONE if away else bits) | _ONE
+        out[i] = bits
+
+
+@kernel
+def sum_of_squares(values: npt.NDArray[Any]) -> float:
+    """Sum of the squares of the finite values, in float64, in a fixed order.
+
+    Shapes:
+        values: ``[n]``, float32 or float64.
+    """
+    lanes = np.zeros(8, np.float64)
+    whole = values.size // 8 * 8
+    for i in range(0, whole, 8):
+        for j in range(8):
+            x = np.float64(values[i + j])
+            lanes[j] += x * x if abs(x) < np.inf else 0.0
+    for i in range(whole, values.size):
+        x = np.float64(values[i])
+        lanes[0] += x * x if abs(x) < np.inf else 0.0
+    total = 0.0
+    for j in range(8):
+        total += lanes[j]
+    return min(total, 1e300)

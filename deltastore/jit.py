@@ -1,0 +1,66 @@
+"""The one place that knows how kernels are compiled and where the result is kept.
+
+Kernels compile on their first call and are cached beside their source, or, where that directory
+is read-only, in the user's cache directory. Where neither can be written each process compiles
+again; that costs seconds, so it is said once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.extending import intrinsic
+
+_warned = False
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` without the interpreter lock, without fast-math, cached on disk.
+
+    No fast-math: products and sums round separately and are not reordered, which is what makes
+    results equal to the documented expression bit for bit on every machine.
+    """
+    try:
+        return _compile(function, cache=True)
+    except RuntimeError:  # numba found no directory in which it may write
+        _warn_once()
+        return _compile(function, cache=False)
+
+
+def _compile(function: Callable[..., Any], *, cache: bool) -> Callable[..., Any]:
+    return numba.njit(  # type: ignore[no-any-return]
+        function, cache=cache, nogil=True, error_model="numpy"
+    )
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        print(
+            "deltastore: no writable directory for compiled kernels, so each process compiles "
+            "them again; set NUMBA_CACHE_DIR to a writable directory.",
+            file=sys.stderr,
+        )
+
+
+def _reinterpreter(source: Any, target: Any) -> Callable[..., Any]:
+    """A compiled function that reads the bits of a ``source`` number as a ``target`` number."""
+
+    @intrinsic
+    def reinterpret(_typing: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(target))
+
+        return target(source), generate
+
+    return reinterpret
+
+
+float32_from_bits = _reinterpreter(numba.types.uint32, numba.types.float32)
+bits_from_float32 = _reinterpreter(numba.types.float32, numba.types.uint32)
+float64_from_bits = _reinterpreter(numba.types.uint64, numba.types.float64)
+bits_from_float64 = _reinterpreter(numba.types.float64, numba.types.uint64)

@@ -1,0 +1,441 @@
+"""Bytes to manifest and config, refusing whatever breaks the specification.
+
+Every field is checked here, once, so that the rest of the program may trust what it is handed:
+types, ranges, sizes before allocation, paths that could leave a directory, references between
+the tensor table, the segments and the layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any, NoReturn, cast
+
+from deltastore.digest import is_content_digest, is_digest
+from deltastore.errors import ManifestInvalidError
+from deltastore.manifest import format as fmt
+from deltastore.manifest.model import (
+    Config,
+    Descriptor,
+    FileEntry,
+    Manifest,
+    SampleRun,
+    Segment,
+    SourceModel,
+    Stream,
+    TensorEntry,
+    TensorKind,
+    TensorSide,
+)
+
+_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
+_HINT = "Run `deltastore verify` to see what else is damaged, then fetch the artifact again."
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """Read an artifact's manifest.
+
+    Args:
+        data: The blob's bytes, already checked against their digest or about to be.
+        where: What to call it in an error.
+
+    Raises:
+        ManifestInvalidError: The bytes are no manifest of an artifact of this format.
+    """
+    document = load_json(data, limit=fmt.MAX_MANIFEST_BYTES, where=where)
+    read = _Reader(where)
+    fields = read.mapping(document, "manifest")
+    read.expect(fields.get("schemaVersion"), 2, "schemaVersion")
+    read.expect(fields.get("mediaType"), fmt.MANIFEST_MEDIA_TYPE, "mediaType")
+    read.expect(fields.get("artifactType"), fmt.ARTIFACT_TYPE, "artifactType")
+    config = read.descriptor(fields.get("config"), "config", limit=fmt.MAX_CONFIG_BYTES)
+    read.expect(config.media_type, fmt.CONFIG_MEDIA_TYPE, "config.mediaType")
+    layers = read.array(fields.get("layers"), "layers", limit=fmt.MAX_LAYERS)
+    return Manifest(
+        config=config,
+        layers=tuple(read.descriptor(item, f"layers[{i}]") for i, item in enumerate(layers)),
+    )
+
+
+def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
+    """Read a config blob and check it against its manifest.
+
+    Raises:
+        ManifestInvalidError: The bytes are no config of this format, or contradict the manifest.
+    """
+    document = load_json(data, limit=fmt.MAX_CONFIG_BYTES, where=where)
+    read = _Reader(where)
+    fields = read.mapping(document, "config")
+    version = read.integer(fields.get("format"), "format", low=1)
+    if version != fmt.FORMAT_VERSION:
+        raise ManifestInvalidError(
+            f"{where} is of format {version}; this deltastore reads format {fmt.FORMAT_VERSION}.",
+            hint="Upgrade deltastore: `pip install -U deltastore`.",
+        )
+    chunk = read.integer(
+        fields.get("chunk"), "chunk", low=fmt.MIN_CHUNK_ELEMENTS, high=fmt.MAX_CHUNK_ELEMENTS
+    )
+    if chunk & (chunk - 1):
+        read.fail("chunk", "a power of two", chunk)
+    parts = read.integer(fields.get("parts"), "parts", high=len(manifest.layers))
+    for index, layer in enumerate(manifest.layers[:parts]):
+        read.expect(layer.media_type, fmt.TENSORS_MEDIA_TYPE, f"layers[{index}].mediaType")
+    if parts >= len(manifest.layers):
+        read.fail("layers", f"a samples layer at index {parts}", f"{len(manifest.layers)} layers")
+    samples_layer = manifest.layers[parts]
+    read.expect(samples_layer.media_type, fmt.SAMPLES_MEDIA_TYPE, f"layers[{parts}].mediaType")
+    if samples_layer.size > fmt.MAX_SAMPLE_BYTES:
+        read.fail(f"layers[{parts}].size", f"<= {fmt.MAX_SAMPLE_BYTES}", samples_layer.size)
+    rows = read.array(fields.get("tensors"), "tensors", limit=fmt.MAX_TENSORS)
+    tensors = tuple(
+        _tensor(read, row, f"tensors[{i}]", chunk=chunk, parts=parts) for i, row in enumerate(rows)
+    )
+    names = [entry.name for entry in tensors]
+    if names != sorted(set(names)):
+        read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
+    exactness = read.choice(fields.get("exactness"), "exactness", ("exact", "bounded", "lossy"))
+    return Config(
+        codec=read.text(fields.get("codec"), "codec", limit=64),
+        exactness=cast("Any", exactness),
+        chunk=chunk,
+        base=_source(read, fields.get("base"), "base"),
+        post=_source(read, fields.get("post"), "post"),
+        tensors=tensors,
+        parts=parts,
+        samples=_samples(read, fields.get("samples"), tensors, samples_layer.size),
+        files=_files(read, fields.get("files"), manifest, first=parts + 1),
+        restore_only=read.boolean(fields.get("restore_only"), "restore_only"),
+    )
+
+
+def load_json(data: bytes, *, limit: int, where: str) -> Any:
+    """Parse JSON of at most ``limit`` bytes, without repeated keys, NaN or deep nesting.
+
+    Raises:
+        ManifestInvalidError: It is not that.
+    """
+    if len(data) > limit:
+        raise ManifestInvalidError(
+            f"{where} has {len(data)} bytes; the format allows {limit}.", hint=_HINT
+        )
+
+    def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return result
+
+    def no_constants(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(
+            data.decode("utf-8"), object_pairs_hook=no_repeats, parse_constant=no_constants
+        )
+    except (ValueError, RecursionError) as error:
+        raise ManifestInvalidError(
+            f"{where} is not valid JSON: {error or 'nested too deeply'}.", hint=_HINT
+        ) from error
+
+
+class _Reader:
+    """Typed access to JSON values with one error for all: where, which field, expected, got."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fail(self, field: str, expected: str, got: object) -> NoReturn:
+        shown = repr(got)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise ManifestInvalidError(
+            f"{self.where}: field {field} should be {expected}, got {shown}.",
+            hint=_HINT,
+            field=field,
+        )
+
+    def expect(self, value: object, wanted: object, field: str) -> None:
+        if value != wanted or type(value) is not type(wanted):
+            self.fail(field, repr(wanted), value)
+
+    def mapping(self, value: object, field: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.fail(field, "an object", value)
+        return value
+
+    def array(self, value: object, field: str, *, limit: int) -> list[Any]:
+        if not isinstance(value, list) or len(value) > limit:
+            self.fail(field, f"an array of at most {limit} items", value)
+        return value
+
+    def integer(self, value: object, field: str, *, low: int = 0, high: int = 1 << 62) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(field, f"an integer in {low}..{high}", value)
+        return value
+
+    def number(self, value: object, field: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(field, "a number", value)
+        if not math.isfinite(value) or value < 0:
+            self.fail(field, "a finite number >= 0", value)
+        return float(value)
+
+    def boolean(self, value: object, field: str) -> bool:
+        if not isinstance(value, bool):
+            self.fail(field, "true or false", value)
+        return value
+
+    def text(self, value: object, field: str, *, limit: int = fmt.MAX_NAME_CHARS) -> str:
+        if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isprintable():
+            self.fail(field, f"printable text of 1..{limit} characters", value)
+        return value
+
+    def choice(self, value: object, field: str, choices: tuple[str, ...]) -> str:
+        if not isinstance(value, str) or value not in choices:
+            self.fail(field, "one of " + ", ".join(choices), value)
+        return value
+
+    def match(self, value: object, field: str, check: Callable[[object], bool], what: str) -> str:
+        if not check(value):
+            self.fail(field, what, value)
+        return cast("str", value)
+
+    def descriptor(self, value: object, field: str, *, limit: int = fmt.MAX_ELEMENTS) -> Descriptor:
+        fields = self.mapping(value, field)
+        title = None
+        if "annotations" in fields:
+            notes = self.mapping(fields["annotations"], f"{field}.annotations")
+            if fmt.TITLE_ANNOTATION in notes:
+                title = self.text(notes[fmt.TITLE_ANNOTATION], f"{field}.annotations.title")
+        return Descriptor(
+            media_type=self.text(fields.get("mediaType"), f"{field}.mediaType"),
+            digest=self.match(
+                fields.get("digest"), f"{field}.digest", is_digest, "sha256:<64 hex digits>"
+            ),
+            size=self.integer(fields.get("size"), f"{field}.size", high=limit),
+            title=title,
+        )
+
+
+def _source(read: _Reader, value: object, field: str) -> SourceModel:
+    fields = read.mapping(value, field)
+
+    def optional(key: str) -> str | None:
+        item = fields.get(key)
+        return None if item is None else read.text(item, f"{field}.{key}")
+
+    return SourceModel(
+        content=read.match(
+            fields.get("content"), f"{field}.content", is_content_digest, "blake3:<64 hex digits>"
+        ),
+        fingerprint=read.match(
+            fields.get("fingerprint"), f"{field}.fingerprint", is_digest, "sha256:<64 hex digits>"
+        ),
+        nbytes=read.integer(fields.get("nbytes"), f"{field}.nbytes"),
+        parameters=read.integer(fields.get("parameters"), f"{field}.parameters"),
+        repo=optional("repo"),
+        revision=optional("revision"),
+    )
+
+
+def _side(read: _Reader, value: object, field: str) -> TensorSide | None:
+    if value is None:
+        return None
+    fields = read.mapping(value, field)
+    dims = read.array(fields.get("shape"), f"{field}.shape", limit=fmt.MAX_DIMENSIONS)
+    shape = tuple(
+        read.integer(dim, f"{field}.shape[{i}]", high=fmt.MAX_ELEMENTS)
+        for i, dim in enumerate(dims)
+    )
+    if math.prod(shape) > fmt.MAX_ELEMENTS:
+        read.fail(f"{field}.shape", f"at most {fmt.MAX_ELEMENTS} elements", shape)
+    return TensorSide(
+        dtype=read.choice(fields.get("dtype"), f"{field}.dtype", tuple(fmt.DTYPE_BYTES)),
+        shape=shape,
+        blake3=read.match(
+            fields.get("blake3"),
+            f"{field}.blake3",
+            lambda v: isinstance(v, str) and _HEX64.match(v) is not None,
+            "64 hex digits",
+        ),
+    )
+
+
+def _stream(
+    read: _Reader, value: object, field: str, *, frames: int, parts: int, sparse: bool
+) -> Stream:
+    fields = read.mapping(value, field)
+    rows = read.array(fields.get("segments"), f"{field}.segments", limit=fmt.MAX_SEGMENTS)
+    segments = []
+    last_part, next_frame = -1, 0
+    for i, row in enumerate(rows):
+        at = f"{field}.segments[{i}]"
+        triple = read.array(row, at, limit=3)
+        if len(triple) != 3:
+            read.fail(at, "[part, first frame, frames]", row)
+        segment = Segment(
+            part=read.integer(triple[0], f"{at}[0]", low=last_part + 1, high=parts - 1),
+            first=read.integer(triple[1], f"{at}[1]", low=next_frame, high=frames),
+            frames=read.integer(triple[2], f"{at}[2]", low=1, high=frames),
+        )
+        if segment.first + segment.frames > frames or (not sparse and segment.first != next_frame):
+            read.fail(at, f"frames that follow on each other within {frames}", row)
+        last_part, next_frame = segment.part, segment.first + segment.frames
+        segments.append(segment)
+    if not sparse and next_frame != frames:
+        read.fail(f"{field}.segments", f"{frames} frames in all", next_frame)
+    return Stream(
+        codec=read.text(fields.get("codec"), f"{field}.codec", limit=64),
+        params=read.mapping(fields.get("params"), f"{field}.params"),
+        segments=tuple(segments),
+        stored_bytes=read.integer(fields.get("bytes"), f"{field}.bytes"),
+    )
+
+
+def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int) -> TensorEntry:
+    fields = read.mapping(value, field)
+    name = read.text(fields.get("name"), f"{field}.name")
+    kind = cast("TensorKind", read.choice(fields.get("kind"), f"{field}.kind", _KINDS))
+    base = _side(read, fields.get("base"), f"{field}.base")
+    post = _side(read, fields.get("post"), f"{field}.post")
+    if (base is None) != (kind == "added") or (post is None) != (kind == "removed"):
+        read.fail(field, f"the sides that kind {kind} has", "another set of sides")
+
+    def frames(elements: int) -> int:
+        return -(-elements // chunk)
+
+    delta = values = patch = None
+    if kind in ("delta", "resized"):
+        assert base is not None
+        assert post is not None
+        _check_pair(read, field, kind, base, post)
+        common = min(base.elements, post.elements)
+        if "delta" not in fields:
+            read.fail(f"{field}.delta", "an object", None)
+        delta = _stream(
+            read,
+            fields["delta"],
+            f"{field}.delta",
+            frames=frames(common),
+            parts=parts,
+            sparse=False,
+        )
+        if "patch" in fields:
+            patch = _stream(
+                read,
+                fields["patch"],
+                f"{field}.patch",
+                frames=frames(common),
+                parts=parts,
+                sparse=True,
+            )
+        further = post.elements - common
+    else:
+        further = post.elements if post is not None and kind in ("replaced", "added") else 0
+        if kind == "unchanged" and base != post:
+            read.fail(field, "equal sides, as the kind is unchanged", "sides that differ")
+    has_values = kind in ("replaced", "added") or (kind == "resized" and further > 0)
+    if ("values" in fields) != has_values:
+        read.fail(f"{field}.values", "present just where the kind has values", kind)
+    if has_values:
+        values = _stream(
+            read,
+            fields["values"],
+            f"{field}.values",
+            frames=frames(further),
+            parts=parts,
+            sparse=False,
+        )
+    for role in ("delta", "patch"):
+        if role in fields and delta is None:
+            read.fail(f"{field}.{role}", f"absent for kind {kind}", "present")
+    changed, l2, base_l2 = 0, 0.0, 0.0
+    if delta is not None:
+        changed = read.integer(fields.get("changed"), f"{field}.changed")
+        l2 = read.number(fields.get("l2"), f"{field}.l2")
+        base_l2 = read.number(fields.get("base_l2"), f"{field}.base_l2")
+    return TensorEntry(
+        name=name,
+        kind=kind,
+        base=base,
+        post=post,
+        delta=delta,
+        values=values,
+        patch=patch,
+        changed=changed,
+        l2=l2,
+        base_l2=base_l2,
+    )
+
+
+def _check_pair(
+    read: _Reader, field: str, kind: TensorKind, base: TensorSide, post: TensorSide
+) -> None:
+    for side in (base, post):
+        if side.dtype not in fmt.DELTA_DTYPES:
+            read.fail(field, "a floating-point dtype, as the kind has a delta", side.dtype)
+    same = base.shape == post.shape
+    if kind == "delta" and not same:
+        read.fail(field, "equal shapes for kind delta", (base.shape, post.shape))
+    if kind == "resized" and (same or not base.shape or base.shape[1:] != post.shape[1:]):
+        read.fail(field, "shapes that differ in the first dimension only", (base.shape, post.shape))
+
+
+def _samples(
+    read: _Reader, value: object, tensors: tuple[TensorEntry, ...], layer_bytes: int
+) -> tuple[SampleRun, ...]:
+    runs = []
+    total = 0
+    rows = read.array(value, "samples", limit=fmt.MAX_SAMPLE_RUNS)
+    for i, row in enumerate(rows):
+        at = f"samples[{i}]"
+        triple = read.array(row, at, limit=3)
+        if len(triple) != 3:
+            read.fail(at, "[tensor, start, count]", row)
+        index = read.integer(triple[0], f"{at}[0]", high=len(tensors) - 1)
+        side = tensors[index].base
+        if side is None:
+            read.fail(f"{at}[0]", "a tensor of the base", tensors[index].name)
+        start = read.integer(triple[1], f"{at}[1]", high=side.elements)
+        count = read.integer(triple[2], f"{at}[2]", low=1, high=side.elements - start)
+        total += count * fmt.DTYPE_BYTES[side.dtype]
+        runs.append(SampleRun(index, start, count))
+    if len({run.tensor for run in runs}) > fmt.MAX_SAMPLE_TENSORS:
+        read.fail("samples", f"at most {fmt.MAX_SAMPLE_TENSORS} tensors", "more")
+    if total != layer_bytes:
+        read.fail("samples", f"{layer_bytes} bytes, as the samples layer has", total)
+    return tuple(runs)
+
+
+def _files(
+    read: _Reader, value: object, manifest: Manifest, *, first: int
+) -> tuple[FileEntry, ...]:
+    entries = []
+    for i, row in enumerate(read.array(value, "files", limit=fmt.MAX_LAYERS)):
+        at = f"files[{i}]"
+        fields = read.mapping(row, at)
+        side = read.choice(fields.get("side"), f"{at}.side", ("base", "post"))
+        path = read.text(fields.get("path"), f"{at}.path", limit=255)
+        _check_path(read, path, f"{at}.path")
+        layer = read.integer(fields.get("layer"), f"{at}.layer", low=first)
+        if layer >= len(manifest.layers):
+            read.fail(f"{at}.layer", f"below {len(manifest.layers)}", layer)
+        descriptor = manifest.layers[layer]
+        read.expect(descriptor.media_type, fmt.FILE_MEDIA_TYPE, f"layers[{layer}].mediaType")
+        if descriptor.size > fmt.MAX_SMALL_FILE_BYTES:
+            read.fail(f"layers[{layer}].size", f"<= {fmt.MAX_SMALL_FILE_BYTES}", descriptor.size)
+        entries.append(FileEntry(side=cast("Any", side), path=path, layer=layer))
+    if len({(entry.side, entry.path) for entry in entries}) != len(entries):
+        read.fail("files", "distinct paths", "a repeated path")
+    return tuple(entries)
+
+
+def _check_path(read: _Reader, path: str, field: str) -> None:
+    """A small file's path is one or more plain components, so that it cannot leave a directory."""
+    pure = PurePosixPath(path)
+    plain = all(part not in ("", ".", "..") for part in path.split("/"))
+    if pure.is_absolute() or not plain or "\\" in path or ":" in path:
+        read.fail(field, "a relative path of plain components", path)

@@ -1,0 +1,440 @@
+"""``apply``: add stored deltas to a new base, Θ_out = Θ'_base + Σ αᵢ·Δᵢ."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import deltastore
+from deltastore.catalog import Artifact
+from deltastore.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    ShardPlan,
+    open_checkpoint,
+    plan_shards,
+    quantisation,
+)
+from deltastore.errors import (
+    QuantisedCheckpointError,
+    RestoreFailedError,
+    RestoreOnlyError,
+    UsageError,
+)
+from deltastore.manifest import Config, Descriptor
+from deltastore.manifest.format import DELTA_DTYPES, MAX_SMALL_FILE_BYTES
+from deltastore.operations import hashing, output_files
+from deltastore.operations.applying import Applier
+from deltastore.operations.decoding import ArtifactReader
+from deltastore.operations.lineage import Lineage, measure
+from deltastore.operations.pipeline import Crew, job_count
+from deltastore.operations.progress import Progress, Silent
+from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
+from deltastore.store import Store
+
+DTYPE_NAMES = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+"""What ``--dtype`` takes, by the names that torch uses."""
+
+_UNRELATED_BELOW = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyResult:
+    """What ``apply`` did, or would do if it is a dry run.
+
+    Attributes:
+        out: The output directory.
+        refs: ref, digest and scale of each delta.
+        base: What the new base is: label, repo, revision.
+        lineage: For each delta, how near the new base is to its source base.
+        tensors: Tensors of the output.
+        bytes: Bytes of the output's tensors.
+        restored: The output is post, bit for bit, by its content digest.
+        overflowed: Finite elements that the output's dtype could not hold.
+        left_out: Tensors that could not be matched and were left as they are, with the reason.
+        dry_run: Nothing was written.
+        seconds: Wall time.
+    """
+
+    out: str
+    refs: list[dict[str, Any]]
+    base: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    tensors: int
+    bytes: int
+    restored: bool
+    overflowed: int
+    left_out: list[dict[str, str]]
+    dry_run: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Delta:
+    """One resolved delta."""
+
+    artifact: Artifact
+    ref: str
+    scale: float
+    reader: ArtifactReader
+
+    @property
+    def config(self) -> Config:
+        return self.reader.config
+
+
+def apply(
+    store: Store,
+    refs: Sequence[str],
+    *,
+    base: str | PathLike[str],
+    out: str | PathLike[str],
+    scales: Sequence[float] = (),
+    dtype: str | None = None,
+    partial: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    fsync: bool = False,
+    jobs: int | None = None,
+    max_shard_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> ApplyResult:
+    """Write ``base`` plus the scaled deltas as a complete checkpoint.
+
+    Nothing is visible at ``out`` before every tensor is written and every blob that was used has
+    been compared with its digest.
+
+    Args:
+        store: Where the deltas are.
+        refs: What to apply, added from left to right.
+        base: The new base: a local path, or a Hub id.
+        out: The output directory; must not exist, or be empty.
+        scales: α for each ref; 1 for all if empty.
+        dtype: Output dtype of all floating-point tensors; each one's own if None.
+        partial: Leave what does not match as it is, and list it, rather than refuse.
+        force: Go on where lineage speaks against it.
+        dry_run: Check everything and write nothing.
+        fsync: Wait until the output survives a power cut.
+        jobs: Threads; one for each core if None.
+        max_shard_bytes: Size of the output's shards; the new base's layout if None.
+        progress: Who is told how far the work is.
+
+    Raises:
+        UsageError: Scales or dtype make no sense.
+        RefError: A ref means nothing.
+        IncompatibleError: A delta and the base do not belong together.
+        IntegrityError: A blob is missing or damaged.
+        CheckpointError: The base cannot be read, or the output not written.
+        NoSpaceError: The output does not fit.
+    """
+    started = time.monotonic()
+    progress = progress or Silent()
+    factors = _scales(refs, scales)
+    output_dtype = _dtype(dtype)
+    with ExitStack() as stack:
+        deltas = []
+        for ref, scale in zip(refs, factors, strict=True):
+            artifact = store.resolve(ref)
+            reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
+            stack.callback(reader.close)
+            deltas.append(_Delta(artifact, artifact.ref, scale, reader))
+        checkpoint = stack.enter_context(open_checkpoint(base))
+        _refuse_quantised(checkpoint, deltas)
+        scaled = [Scaled(delta.ref, delta.config, delta.scale) for delta in deltas]
+        report = check_structure(checkpoint, scaled, partial=partial)
+        made = recipes(checkpoint, scaled, report, output_dtype)
+        lineages = [
+            measure(store.blobs, d.reader.manifest, d.config, checkpoint, where=d.ref)
+            for d in deltas
+        ]
+        _warn_of_lineage(deltas, lineages, force=force, progress=progress)
+        patches = _patches(store, checkpoint, deltas, lineages, output_dtype, jobs, progress)
+        plan = plan_shards(
+            checkpoint,
+            {name: recipe.output for name, recipe in made.items()},
+            max_shard_bytes=max_shard_bytes,
+        )
+        summary = _Summary(checkpoint, deltas, lineages, report, dtype)
+        overflowed, restored = 0, False
+        if not dry_run:
+            overflowed, restored = _write(
+                store, summary, made, plan, patches, Path(out), fsync, jobs, progress, output_dtype
+            )
+        if overflowed:
+            progress.warn(f"{overflowed} elements are too large for the output's dtype.")
+        return ApplyResult(
+            out=str(out),
+            refs=summary.refs,
+            base=summary.base,
+            lineage=summary.lineage,
+            tensors=len(made),
+            bytes=sum(recipe.output.nbytes for recipe in made.values()),
+            restored=restored,
+            overflowed=overflowed,
+            left_out=summary.left_out,
+            dry_run=dry_run,
+            seconds=time.monotonic() - started,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What result, provenance and card all say."""
+
+    checkpoint: Checkpoint
+    deltas: Sequence[_Delta]
+    lineages: Sequence[Lineage]
+    report: Report
+    dtype: str | None
+
+    @property
+    def label(self) -> str:
+        return self.checkpoint.repo or self.checkpoint.path.resolve().name
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "repo": self.checkpoint.repo,
+            "revision": self.checkpoint.revision,
+        }
+
+    @property
+    def refs(self) -> list[dict[str, Any]]:
+        return [
+            {"ref": d.ref, "digest": d.artifact.digest, "scale": d.scale} for d in self.deltas
+        ]
+
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        pairs = zip(self.deltas, self.lineages, strict=True)
+        return [{"ref": delta.ref, **asdict(figures)} for delta, figures in pairs]
+
+    @property
+    def left_out(self) -> list[dict[str, str]]:
+        return [{"name": item.name, "problem": item.problem} for item in self.report.all]
+
+    def details(self) -> list[dict[str, Any]]:
+        """The deltas as provenance and card tell of them."""
+        return [
+            {
+                **ref,
+                "base": d.artifact.base,
+                "post": d.artifact.post,
+                "source_base": d.config.base.content,
+                "source_post": d.config.post.content,
+                "lineage": asdict(figures),
+            }
+            for ref, d, figures in zip(self.refs, self.deltas, self.lineages, strict=True)
+        ]
+
+
+def _write(
+    store: Store,
+    summary: _Summary,
+    made: Mapping[str, Recipe],
+    plan: Sequence[ShardPlan],
+    patches: frozenset[str] | None,
+    out: Path,
+    fsync: bool,
+    jobs: int | None,
+    progress: Progress,
+    output_dtype: str | None,
+) -> tuple[int, bool]:
+    """Write the output; elements that overflowed, and whether it is post bit for bit."""
+    checkpoint, deltas = summary.checkpoint, summary.deltas
+    files = _small_files(store, checkpoint, deltas, made, output_dtype)
+    applier = Applier(
+        checkpoint,
+        [delta.reader for delta in deltas],
+        [delta.scale for delta in deltas],
+        patches=patches or frozenset(),
+        hashed=patches is not None,
+    )
+    checked = _used_blobs(deltas)
+    total = sum(recipe.output.nbytes for recipe in made.values())
+    extra = sum(map(len, files.values())) + (1 << 20)
+    with CheckpointWriter(out, plan, extra_bytes=extra) as writer:
+        progress.start("applying", total)
+        tally = applier.write(
+            writer, plan, made, store.blobs, checked, job_count(jobs), progress
+        )
+        checkpoint.check_unchanged()
+        restored = patches is not None and _is_post(deltas[0].config, made, tally.digests)
+        tool = f"deltastore {deltastore.__version__}"
+        details = summary.details()
+        files["deltastore.json"] = output_files.provenance(
+            refs=details,
+            base=summary.base,
+            dtype=summary.dtype,
+            restored=restored,
+            partial={m["name"]: m["problem"] for m in summary.left_out} or None,
+            tool=tool,
+        )
+        posts = [delta.config.post.repo for delta in deltas]
+        repos = [repo for repo in (checkpoint.repo, *posts) if repo is not None]
+        files["README.md"] = output_files.card(summary.label, details, tool, repos)
+        for name, data in sorted(files.items()):
+            writer.write_file(name, data)
+        writer.commit(fsync=fsync)
+    return tally.overflowed, restored
+
+
+def _scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
+    if not refs:
+        raise UsageError("There is nothing to apply: no ref was given.", hint="Give a ref.")
+    if not scales:
+        return [1.0] * len(refs)
+    if len(scales) != len(refs):
+        raise UsageError(
+            f"{len(scales)} scales were given for {len(refs)} refs.",
+            hint="Give one `--scale` for each ref, or none.",
+        )
+    if not all(math.isfinite(scale) and abs(scale) <= 3e38 for scale in scales):
+        raise UsageError("A scale should be a finite float32 number.", hint="Give another scale.")
+    return [float(scale) for scale in scales]
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if name in DTYPE_NAMES:
+        return DTYPE_NAMES[name]
+    if name in DELTA_DTYPES:
+        return name
+    raise UsageError(
+        f"{name!r} is no dtype for an output; expected one of {', '.join(DTYPE_NAMES)}.",
+        hint="Give one of these with `--dtype`.",
+    )
+
+
+def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
+    reason = quantisation(checkpoint)
+    if reason is not None and not all(delta.config.restore_only for delta in deltas):
+        raise QuantisedCheckpointError(
+            f"{checkpoint.path} is quantised ({reason}); a delta is added to floating point.",
+            hint="Dequantise it first.",
+            path=str(checkpoint.path),
+        )
+
+
+def _warn_of_lineage(
+    deltas: Sequence[_Delta], lineages: Sequence[Lineage], *, force: bool, progress: Progress
+) -> None:
+    for delta, figures in zip(deltas, lineages, strict=True):
+        if figures.cosine is not None and figures.cosine < _UNRELATED_BELOW and not force:
+            progress.warn(
+                f"The base looks unrelated to the source base of {delta.ref}: cosine "
+                f"{figures.cosine:.3f} over {figures.tensors} sampled tensors. Test the result."
+            )
+
+
+def _patches(
+    store: Store,
+    checkpoint: Checkpoint,
+    deltas: Sequence[_Delta],
+    lineages: Sequence[Lineage],
+    output_dtype: str | None,
+    jobs: int | None,
+    progress: Progress,
+) -> frozenset[str] | None:
+    """The tensors whose restore patch is to be used; None if this is no restoration.
+
+    A patch belongs to the source base's tensor alone, so that tensor's digest decides; it is
+    taken only where there is a patch and all samples are equal.
+
+    Raises:
+        RestoreOnlyError: The artifact is for its source base alone, and this is another.
+    """
+    only = [delta.ref for delta in deltas if delta.config.restore_only]
+    candidate = (
+        len(deltas) == 1 and deltas[0].scale == 1 and lineages[0].same and output_dtype is None
+    )
+    if not candidate and not only:
+        return None
+    config = deltas[0].config
+    known: dict[str, str] | None = None
+    if candidate:
+        known = hashing.remembered(store, checkpoint)
+        if only and known is None:
+            known = hashing.hash_checkpoint(store, checkpoint, job_count(jobs), progress)
+    if only and (known is None or hashing.content_of(checkpoint, known) != config.base.content):
+        raise RestoreOnlyError(
+            f"{only[0]} was stored for restoration only, and {checkpoint.path} is not the base "
+            "it was extracted from, or it is scaled or combined.",
+            hint="Apply it alone, with scale 1, to its own base.",
+            refs=only,
+        )
+    patched = [entry for entry in config.tensors if entry.patch is not None]
+    names = [entry.name for entry in patched if entry.name in checkpoint.tensors]
+    if known is None:
+        known = {}
+        if names:
+            progress.start("recognising the base", 0)
+
+            def work(_number: int, name: str) -> None:
+                known[name] = hashing.hash_tensor(checkpoint, name)
+
+            Crew(job_count(jobs)).run(names, work)
+    digests = {entry.name: entry.base.blake3 for entry in patched if entry.base is not None}
+    return frozenset(name for name in names if known[name] == digests[name])
+
+
+def _is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:
+    """Whether the output's tensors are post's, by name, dtype, shape and digest.
+
+    Raises:
+        RestoreFailedError: The source base's own tensors did not give post's.
+    """
+    posts = {entry.name: entry.post for entry in config.tensors if entry.post is not None}
+    if posts.keys() != made.keys():
+        return False
+    for name, side in posts.items():
+        output = made[name].output
+        if (output.dtype, output.shape, digests[name]) != (side.dtype, side.shape, side.blake3):
+            return False
+    return True
+
+
+def _small_files(
+    store: Store,
+    checkpoint: Checkpoint,
+    deltas: Sequence[_Delta],
+    made: Mapping[str, Recipe],
+    dtype: str | None,
+) -> output_files.Files:
+    """Small files as the last delta's post wants them; with several, the last one's win."""
+    sides: dict[str, dict[str, bytes]] = {"base": {}, "post": {}}
+    reader = deltas[-1].reader
+    for entry in reader.config.files:
+        layer = reader.manifest.layers[entry.layer]
+        data = store.blobs.read(
+            layer.digest, limit=MAX_SMALL_FILE_BYTES, what=f"{entry.side}/{entry.path}"
+        )
+        sides[entry.side][entry.path] = data
+    return output_files.compose(checkpoint, sides["base"], sides["post"], made, dtype)
+
+
+def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:
+    """The parts of all deltas, each once; what else is read is checked as it is read."""
+    seen: dict[str, Descriptor] = {}
+    for delta in deltas:
+        for layer in delta.reader.manifest.layers[: delta.config.parts]:
+            seen.setdefault(layer.digest, layer)
+    return list(seen.values())
+
+
+__all__ = ["DTYPE_NAMES", "ApplyResult", "RestoreFailedError", "apply"]

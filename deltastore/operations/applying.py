@@ -1,0 +1,202 @@
+"""The heart of ``apply``: recipes in, an output checkpoint out, chunk by chunk in parallel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltastore.blobs import BlobStore
+from deltastore.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
+from deltastore.delta import Term, add
+from deltastore.delta.floats import from_floats, to_floats
+from deltastore.digest import TensorHasher
+from deltastore.manifest import Descriptor
+from deltastore.manifest.format import CHUNK_ELEMENTS, DELTA_DTYPES, DTYPE_BYTES
+from deltastore.operations.decoding import ArtifactReader
+from deltastore.operations.pipeline import Crew, Turns
+from deltastore.operations.progress import Progress
+from deltastore.operations.structure import Recipe
+from deltastore.scratch import scratch
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came out: elements that overflowed, elements patched, BLAKE3 hex by output tensor."""
+
+    overflowed: int
+    patched: int
+    digests: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    recipe: Recipe
+    start: int
+    count: int
+    values: bool
+    turns: Turns | None
+    number: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    blob: Descriptor
+
+
+class Applier:
+    """Writes all tensors of one application and checks the blobs it reads meanwhile.
+
+    Args:
+        base: The new base.
+        readers: One for each delta, in order.
+        scales: One α for each delta.
+        patches: Names of the tensors whose restore patch is to be used.
+        hashed: Whether to take the digest of every output tensor.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        readers: Sequence[ArtifactReader],
+        scales: Sequence[float],
+        *,
+        patches: frozenset[str],
+        hashed: bool,
+    ) -> None:
+        self._base = base
+        self._readers = readers
+        self._scales = scales
+        self._patches = patches
+        self._hashed = hashed
+        self._tally = Tally(0, 0, {})
+        self._hashers: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def write(
+        self,
+        writer: CheckpointWriter,
+        plan: Sequence[ShardPlan],
+        recipes: Mapping[str, Recipe],
+        blobs: BlobStore,
+        checked: Sequence[Descriptor],
+        jobs: int,
+        progress: Progress,
+    ) -> Tally:
+        """Write every tensor, and compare every blob in ``checked`` with its digest.
+
+        Raises:
+            IntegrityError: A blob is missing or damaged.
+            FormatError: A part breaks the specification.
+            CheckpointError: The new base cannot be read, or the output not written.
+        """
+        crew = Crew(jobs)
+
+        def work(_number: int, task: _Chunk | _Check) -> None:
+            if isinstance(task, _Check):
+                blobs.check(task.blob.digest, task.blob.size)
+                return
+            data = self._compute(task)
+            name = task.recipe.output.name
+            size = DTYPE_BYTES[task.recipe.output.dtype]
+            writer.write(name, task.start * size, data)
+            if task.turns is not None:
+                self._hash(task, data)
+            progress.advance(data.size)
+
+        crew.run(self._tasks(crew, plan, recipes, checked), work)
+        return self._tally
+
+    def _tasks(
+        self,
+        crew: Crew,
+        plan: Sequence[ShardPlan],
+        recipes: Mapping[str, Recipe],
+        checked: Sequence[Descriptor],
+    ) -> Iterator[_Chunk | _Check]:
+        waiting = list(checked)
+        for shard in plan:
+            for tensor in shard.tensors:
+                recipe = recipes[tensor.name]
+                # One check now and then: it reads what the chunks around it read.
+                if waiting:
+                    yield _Check(waiting.pop(0))
+                yield from self._chunks(crew, recipe)
+        for blob in waiting:
+            yield _Check(blob)
+
+    def _chunks(self, crew: Crew, recipe: Recipe) -> Iterator[_Chunk]:
+        step = self._readers[0].config.chunk if self._readers else CHUNK_ELEMENTS
+        common, total = recipe.common_elements, recipe.output.elements
+        spans = [(s, min(step, common - s), False) for s in range(0, common, step)]
+        spans += [(s, min(step, total - s), True) for s in range(common, total, step)]
+        turns = Turns(crew) if self._hashed else None
+        if turns is not None:
+            self._hashers[recipe.output.name] = TensorHasher()
+            if not spans:
+                self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()
+        for number, (start, count, values) in enumerate(spans):
+            yield _Chunk(recipe, start, count, values, turns, number, number + 1 == len(spans))
+
+    def _compute(self, task: _Chunk) -> Bytes:
+        return self._values(task) if task.values else self._sum(task)
+
+    def _values(self, task: _Chunk) -> Bytes:
+        recipe = task.recipe
+        assert recipe.values is not None
+        index, entry = recipe.values
+        assert entry.post is not None
+        raw = scratch("post", task.count * DTYPE_BYTES[entry.post.dtype], np.uint8)
+        self._readers[index].values(entry, task.start - recipe.common_elements, raw)
+        return _converted(raw, entry.post.dtype, recipe.output.dtype)
+
+    def _sum(self, task: _Chunk) -> Bytes:
+        recipe = task.recipe
+        info = recipe.base
+        assert info is not None
+        size = DTYPE_BYTES[info.dtype]
+        raw = scratch("base", task.count * size, np.uint8)
+        self._base.read_into(info.name, task.start * size, raw)
+        if not recipe.terms:
+            return _converted(raw, info.dtype, recipe.output.dtype)
+        terms = []
+        for index, entry in recipe.terms:
+            kind = np.uint64 if entry.wide else np.uint32
+            chunk = scratch(f"delta{index}.{kind().itemsize}", task.count, kind)
+            self._readers[index].delta(entry, task.start, chunk)
+            terms.append(Term(chunk, self._scales[index]))
+        out = scratch("out", task.count * DTYPE_BYTES[recipe.output.dtype], np.uint8)
+        overflowed = add(raw, info.dtype, terms, recipe.output.dtype, out)
+        patched = 0
+        if recipe.output.name in self._patches:
+            patched = self._readers[0].patch(recipe.terms[0][1], task.start, out)
+        if overflowed or patched:
+            with self._lock:
+                self._tally.overflowed += overflowed
+                self._tally.patched += patched
+        return out
+
+    def _hash(self, task: _Chunk, data: Bytes) -> None:
+        assert task.turns is not None
+        name = task.recipe.output.name
+        task.turns.wait(task.number)
+        hasher = self._hashers[name]
+        hasher.update(data.data)
+        if task.last:
+            self._tally.digests[name] = hasher.hexdigest()
+            del self._hashers[name]
+        task.turns.done()
+
+
+def _converted(raw: Bytes, dtype: str, output_dtype: str) -> Bytes:
+    """Values in the output's dtype, rounded once if it is another."""
+    if dtype == output_dtype or dtype not in DELTA_DTYPES:
+        return raw
+    return from_floats(to_floats(raw, dtype, wide=dtype == "F64"), output_dtype)

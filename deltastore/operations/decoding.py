@@ -1,0 +1,140 @@
+"""Encoded streams of one artifact as chunks of deltas and values."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deltastore.blobs import BlobStore
+from deltastore.codecs import Decoder, get_codec
+from deltastore.codecs.values import decode_patch, decode_values
+from deltastore.manifest import Config, Manifest, Stream, TensorEntry
+from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
+from deltastore.parts import PartsReader, StreamReader
+from deltastore.scratch import scratch
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class ArtifactReader:
+    """The tensors of one stored artifact. Thread-safe."""
+
+    def __init__(self, blobs: BlobStore, manifest: Manifest, config: Config) -> None:
+        self.manifest = manifest
+        self.config = config
+        self._parts = PartsReader(
+            manifest.layers[: config.parts], lambda layer: blobs.open(layer.digest, layer.size)
+        )
+        self._lock = threading.Lock()
+        self._streams: dict[str, tuple[StreamReader, Decoder | None]] = {}
+
+    def close(self) -> None:
+        """Close all parts."""
+        self._parts.close()
+
+    def delta(self, entry: TensorEntry, start: int, out: npt.NDArray[Any]) -> None:
+        """Overwrite ``out`` with the deltas of elements ``start .. start + out.size``.
+
+        Shapes:
+            out: ``[n]``, uint64 if the entry is wide, else uint32.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        assert entry.delta is not None
+        frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
+        assert decoder is not None
+        keep = KEEP_WIDE if entry.wide else KEEP
+
+        def decode(frame: bytes, piece: npt.NDArray[Any]) -> None:
+            if frame:
+                decoder.decode(frame, piece)
+            else:
+                piece[:] = keep
+
+        self._read(frames, start, entry.common_elements, out, decode)
+
+    def values(self, entry: TensorEntry, start: int, out: Bytes) -> None:
+        """Overwrite ``out`` with the bytes of values from element ``start`` of the stream on.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        assert entry.values is not None
+        assert entry.post is not None
+        size = DTYPE_BYTES[entry.post.dtype]
+        frames, _ = self._open(f"{entry.name}/values", entry.values, with_decoder=False)
+        where = f"{entry.name}/values"
+
+        def decode(frame: bytes, piece: npt.NDArray[Any]) -> None:
+            decode_values(frame, size, piece.view(np.uint8), where=where)
+
+        total = entry.post.elements - entry.common_elements
+        if entry.kind in ("added", "replaced"):
+            total = entry.post.elements
+        self._read(frames, start, total, out.view(f"u{size}"), decode)
+
+    def patch(self, entry: TensorEntry, start: int, out: Bytes) -> int:
+        """Overwrite the elements that have a restore patch; ``start`` is a chunk's start.
+
+        Returns:
+            How many elements were overwritten.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        assert entry.patch is not None
+        assert entry.post is not None
+        size = DTYPE_BYTES[entry.post.dtype]
+        frames, _ = self._open(f"{entry.name}/patch", entry.patch, with_decoder=False)
+        frame = frames.frame(start // self.config.chunk)
+        if not frame:
+            return 0
+        elements = out.size // size
+        where = f"{entry.name}/patch"
+        positions, values = decode_patch(frame, size, elements, where=where)
+        out.view(f"u{size}")[positions] = values.view(f"u{size}")
+        return positions.size
+
+    def _open(
+        self, key: str, stream: Stream, *, with_decoder: bool
+    ) -> tuple[StreamReader, Decoder | None]:
+        with self._lock:
+            found = self._streams.get(key)
+            if found is None:
+                frames = self._parts.stream(key, stream)
+                decoder = None
+                if with_decoder:
+                    codec = get_codec(stream.codec)
+                    decoder = codec.decoder(stream.params, frames.arrays(), where=key)
+                if len(self._streams) > 64:  # tensors come one after the other
+                    self._streams.clear()
+                found = self._streams[key] = (frames, decoder)
+            return found
+
+    def _read(
+        self,
+        frames: StreamReader,
+        start: int,
+        total: int,
+        out: npt.NDArray[Any],
+        decode: Callable[[bytes, npt.NDArray[Any]], None],
+    ) -> None:
+        """Fill ``out`` from the frames that cover it, whole ones straight into place."""
+        chunk = self.config.chunk
+        stop = start + out.size
+        for index in range(start // chunk, -(-stop // chunk)):
+            begin = index * chunk
+            end = min(begin + chunk, total)
+            frame = frames.frame(index)
+            if start <= begin and end <= stop:
+                decode(frame, out[begin - start : end - start])
+                continue
+            whole = scratch(f"frame{out.itemsize}", end - begin, out.dtype)
+            decode(frame, whole)
+            low, high = max(start, begin), min(stop, end)
+            out[low - start : high - start] = whole[low - begin : high - begin]

@@ -1,0 +1,187 @@
+"""``doctor``: is this machine and is this store in order, and if not, what to type next."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import deltastore
+from deltastore.errors import DeltastoreError, StoreNotFoundError
+from deltastore.store import Store, open_store
+from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
+
+PACKAGES = (
+    "alembic",
+    "blake3",
+    "huggingface_hub",
+    "ml_dtypes",
+    "numba",
+    "numpy",
+    "safetensors",
+    "sqlalchemy",
+    "torch",
+    "zstandard",
+)
+LOW_SPACE_BYTES = 10 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. ``next`` is what to do where it is not ``ok``; may be empty."""
+
+    what: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All checks, in order. ``healthy``: none failed."""
+
+    healthy: bool
+    checks: tuple[Check, ...]
+
+
+def doctor(path: str | Path) -> Diagnosis:
+    """Look at the machine, the installation and the store at ``path``; changes no artifact.
+
+    Opening the store finishes what a stopped process left half done, as every command does.
+    """
+    checks = (*_installation(), *_store(Path(path).expanduser().absolute()))
+    return Diagnosis(all(check.status != "fail" for check in checks), checks)
+
+
+def _installation() -> Iterator[Check]:
+    yield Check("deltastore", "ok", deltastore.__version__)
+    yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield Check("system", "ok", f"{platform.platform()}, {platform.machine()}")
+    yield Check("processors", "ok", f"{_processors()} usable of {os.cpu_count() or 1}")
+    for package in PACKAGES:
+        # Only the installation's list is read: importing torch takes longer than all the rest.
+        try:
+            yield Check(package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(
+                package,
+                "fail",
+                "not installed",
+                f"Run `pip install {package}` in this environment.",
+            )
+    yield Check("sqlite", "ok", sqlite3.sqlite_version)
+
+
+def _store(path: Path) -> Iterator[Check]:
+    yield Check("store", "ok", str(path))
+    try:
+        with open_store(path, create=False) as store:
+            yield from _opened(store)
+    except StoreNotFoundError as error:
+        yield Check("store format", "warn", "there is no store yet", error.hint)
+    except DeltastoreError as error:
+        yield Check("store format", "fail", error.message, error.hint)
+
+
+def _opened(store: Store) -> Iterator[Check]:
+    info = store.parts.info
+    yield Check("store format", "ok", f"{info.format}, id {info.id}, made {info.created[:10]}")
+    yield _writable(store)
+    yield _catalog(store)
+    yield _file_system(store.path)
+    yield _space(store)
+    yield _leases(store)
+    yield _temps(store)
+
+
+def _writable(store: Store) -> Check:
+    if store.writable:
+        return Check("store access", "ok", "read and write")
+    return Check(
+        "store access",
+        "warn",
+        "read only",
+        "To extract into it, ask its owner for write permission.",
+    )
+
+
+def _catalog(store: Store) -> Check:
+    catalog = store.parts.catalog
+    try:
+        catalog.check()
+        found = f"schema {catalog.revision()}, {catalog.journal_mode()} journal"
+    except DeltastoreError as error:
+        return Check("catalog", "fail", error.message, error.hint)
+    return Check("catalog", "ok", found)
+
+
+def _file_system(path: Path) -> Check:
+    kind = file_system_type(path)
+    if kind in NETWORK_TYPES:
+        return Check(
+            "file system",
+            "warn",
+            f"{kind}, a network file system",
+            "Locks may not hold there; let one machine at a time write to this store.",
+        )
+    return Check("file system", "ok", kind or "unknown")
+
+
+def _space(store: Store) -> Check:
+    free = store.free_bytes()
+    found = f"{free / 1e9:.1f} GB free of {shutil.disk_usage(store.path).total / 1e9:.1f} GB"
+    if free < LOW_SPACE_BYTES:
+        return Check(
+            "free space", "warn", found, "`deltastore du` shows what the store's space is used for."
+        )
+    return Check("free space", "ok", found)
+
+
+def _leases(store: Store) -> Check:
+    # Those of processes on this machine that ended were removed when the store was opened.
+    leases = store.parts.leases.all()
+    if not leases:
+        return Check("leases", "ok", "none")
+    shown = "; ".join(
+        f"{lease.purpose} by process {lease.pid} on {lease.host} since {lease.created}"
+        for lease in leases[:3]
+    )
+    stale = [lease for lease in leases if lease.dead]
+    if stale:
+        return Check(
+            "leases",
+            "warn",
+            f"{len(stale)} of processes that ended: {shown}",
+            "Run any command as a user who can write to the store.",
+        )
+    return Check("leases", "ok", f"{len(leases)}: {shown}")
+
+
+def _temps(store: Store) -> Check:
+    count = 0
+    with contextlib.suppress(OSError):
+        count = sum(1 for _ in store.parts.layout.temp.iterdir())
+    stale = len(store.parts.leases.stale_temps())
+    if stale:
+        return Check(
+            "temporary files",
+            "warn",
+            f"{count}, {stale} of processes that ended",
+            "Run any command as a user who can write to the store.",
+        )
+    return Check("temporary files", "ok", str(count) if count else "none")
+
+
+def _processors() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

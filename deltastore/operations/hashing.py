@@ -1,0 +1,104 @@
+"""Digests of checkpoints: computed in one pass, remembered by the identity of their files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deltastore.catalog import FileIdentity
+from deltastore.checkpoint import Checkpoint
+from deltastore.digest import TensorHasher, content_digest
+from deltastore.manifest import Config, TensorSide
+from deltastore.operations.pipeline import Crew
+from deltastore.operations.progress import Progress
+from deltastore.store import Store
+
+_PIECE_BYTES = 1 << 20
+
+
+def identities(checkpoint: Checkpoint) -> list[FileIdentity]:
+    """Of each shard's file; to be taken before the tensors are read."""
+    return [FileIdentity.of(shard.path) for shard in checkpoint.shards]
+
+
+def remembered(store: Store, checkpoint: Checkpoint) -> dict[str, str] | None:
+    """BLAKE3 hex by tensor, if the files are those that were read before; else None."""
+    known: dict[str, str] = {}
+    for digests in store.remembered_digests(identities(checkpoint)).values():
+        known.update(digests)
+    return known if known.keys() >= checkpoint.tensors.keys() else None
+
+
+def remember(
+    store: Store,
+    checkpoint: Checkpoint,
+    files: Sequence[FileIdentity],
+    digests: Mapping[str, str],
+) -> None:
+    """Keep the digests for the next time."""
+    store.remember_digests(
+        (file, {name: digests[name] for name in shard.tensors})
+        for file, shard in zip(files, checkpoint.shards, strict=True)
+    )
+
+
+def digests(config: Config, side: str) -> dict[str, str]:
+    """BLAKE3 hex by tensor of ``base`` or ``post``, as the config records them."""
+    sides = ((entry.name, getattr(entry, side)) for entry in config.tensors)
+    return {name: tensor.blake3 for name, tensor in sides if tensor is not None}
+
+
+def rows(sides: Sequence[tuple[str, object]]) -> list[tuple[str, str, tuple[int, ...], str]]:
+    """What a content digest is made of, from ``(name, TensorSide or None)`` pairs."""
+    return [
+        (name, side.dtype, side.shape, side.blake3)
+        for name, side in sides
+        if isinstance(side, TensorSide)
+    ]
+
+
+def content_of(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
+    """The content digest of a checkpoint whose tensors have these BLAKE3 digests."""
+    return content_digest(
+        (t.name, t.dtype, t.shape, known[t.name]) for t in checkpoint.tensors.values()
+    )
+
+
+def hash_tensor(checkpoint: Checkpoint, name: str, progress: Progress | None = None) -> str:
+    """BLAKE3 hex of one tensor's bytes, read in pieces."""
+    hasher = TensorHasher()
+    size = checkpoint.tensors[name].nbytes
+    buffer = np.empty(min(size, _PIECE_BYTES), np.uint8)
+    for start in range(0, size, _PIECE_BYTES):
+        piece = buffer[: min(_PIECE_BYTES, size - start)]
+        checkpoint.read_into(name, start, piece)
+        hasher.update(piece.data)
+        if progress is not None:
+            progress.advance(piece.size)
+    return hasher.hexdigest()
+
+
+def hash_checkpoint(
+    store: Store, checkpoint: Checkpoint, jobs: int, progress: Progress
+) -> dict[str, str]:
+    """BLAKE3 hex of every tensor, in one parallel pass, and remembered.
+
+    Raises:
+        SourceChangedError: A file changed meanwhile.
+    """
+    files = identities(checkpoint)
+    progress.start("reading digests", checkpoint.nbytes)
+    found: dict[str, str] = {}
+    lock = threading.Lock()
+
+    def work(_number: int, name: str) -> None:
+        digest = hash_tensor(checkpoint, name, progress)
+        with lock:
+            found[name] = digest
+
+    Crew(jobs).run(checkpoint.shard_order(), work)
+    checkpoint.check_unchanged()
+    remember(store, checkpoint, files, found)
+    return found

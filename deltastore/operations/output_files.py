@@ -1,0 +1,229 @@
+"""The small files of an output checkpoint, so that it is complete and loads.
+
+* ``config.json`` is the new base's (its rope and context length are its own), with the vocabulary
+  size of the output's embeddings and the dtype of the output.
+* The tokenizer is the new base's, unless post has tokens that its base lacked.
+* Chat template, generation config and special tokens are post's.
+* ``deltastore.json`` says what was applied to what; ``README.md`` says it to people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltastore.checkpoint import Checkpoint
+from deltastore.operations.small_files import TOKENIZER_FILES, read_portable
+from deltastore.operations.structure import Recipe
+
+Files = dict[str, bytes]
+
+_FROM_POST = ("generation_config.json", "special_tokens_map.json")
+_SPECIAL_KEYS = (
+    "bos_token",
+    "eos_token",
+    "pad_token",
+    "unk_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+    "extra_special_tokens",
+)
+_LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def compose(
+    base: Checkpoint,
+    source_base: Mapping[str, bytes],
+    post: Mapping[str, bytes],
+    recipes: Mapping[str, Recipe],
+    dtype: str | None,
+) -> Files:
+    """The small files of the output, but for provenance and card.
+
+    Args:
+        base: The new base.
+        source_base: The artifact's small files of its source base: those that differ from post's.
+        post: The artifact's small files of post.
+        recipes: The output's tensors.
+        dtype: Output dtype of all floating-point tensors, if it was given.
+    """
+    own = {name: read_portable(name, path) for name, path in base.files.items()}
+    files = {name: data for name, data in own.items() if name != "README.md"}
+    if _post_added_tokens(source_base, post) or not _has_tokenizer(own):
+        for name in TOKENIZER_FILES:
+            files.pop(name, None)
+            if name in post:
+                files[name] = post[name]
+    elif "tokenizer_config.json" in files and "tokenizer_config.json" in post:
+        files["tokenizer_config.json"] = _with_special_tokens(
+            files["tokenizer_config.json"], post["tokenizer_config.json"]
+        )
+    for name in _FROM_POST:
+        if name in post:
+            files[name] = post[name]
+    _take_chat_template(files, post)
+    for name, data in post.items():
+        legal = name.upper().startswith(_LEGAL)
+        if legal and files.get(name, data) != data:
+            files[f"post-{name}"] = data  # both licences hold, so both are there
+        elif legal or name.endswith("processor_config.json"):
+            files.setdefault(name, data)
+    if "config.json" in files:
+        files["config.json"] = _model_config(files["config.json"], recipes, dtype)
+    return files
+
+
+def provenance(
+    *,
+    refs: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    dtype: str | None,
+    restored: bool,
+    partial: Mapping[str, Any] | None,
+    tool: str,
+) -> bytes:
+    """``deltastore.json``: refs, digests, scales, lineage figures, what was left out, tool."""
+    document = {
+        "format": 1,
+        "tool": tool,
+        "formula": "out = base + sum(scale * delta)",
+        "base": dict(base),
+        "deltas": [dict(ref) for ref in refs],
+        "dtype": dtype,
+        "restored": restored,
+        "left_out": dict(partial) if partial is not None else None,
+    }
+    return _json(document)
+
+
+def card(base: str, deltas: Sequence[Mapping[str, Any]], tool: str, repos: Sequence[str]) -> bytes:
+    """``README.md`` with the Hub's metadata.
+
+    Args:
+        base: What to call the new base.
+        deltas: As in the provenance.
+        tool: Name and version of this tool.
+        repos: Hub ids of the new base and the posts, for ``base_model``.
+    """
+    lines = ["---"]
+    if repos:
+        lines += ["base_model:", *(f"- {repo}" for repo in repos), "base_model_relation: merge"]
+    lines += ["tags:", "- deltastore", "- task-arithmetic", "---", "", f"# {base} + delta", ""]
+    lines.append(
+        "These weights are those of a base model plus the weight deltas of post-training "
+        "([ParamΔ](https://arxiv.org/abs/2504.21023)); no training took place."
+    )
+    lines += ["", f"- base: {base}"]
+    for delta in deltas:
+        lines.append(
+            f"- delta: {delta['ref']} ({delta['base']} → {delta['post']}), scale "
+            f"{delta['scale']:g}, `{delta['digest']}`"
+        )
+    lines += ["", f"Made with {tool}; `deltastore.json` has the details.", ""]
+    return "\n".join(lines).encode()
+
+
+def _has_tokenizer(files: Mapping[str, bytes]) -> bool:
+    return any(name in files for name in TOKENIZER_FILES)
+
+
+def _post_added_tokens(source_base: Mapping[str, bytes], post: Mapping[str, bytes]) -> bool:
+    """Whether post's vocabulary holds tokens that its base's did not.
+
+    Files that cannot be compared token by token count as extended if they differ at all.
+    """
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
+        if name in source_base and name in post:
+            before, after = _tokens(source_base[name]), _tokens(post[name])
+            if before is None or after is None or after - before:
+                return True
+    binary = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+    return any(name in source_base and name in post for name in binary)
+
+
+def _tokens(data: bytes) -> set[str] | None:
+    """The token strings of a vocabulary file; None if it is not understood."""
+    document = _object(data)
+    if document is None:
+        return None
+    model = document.get("model")
+    if not isinstance(model, dict):
+        return set(document)
+    vocabulary = model.get("vocab")
+    tokens: set[str] = set()
+    if isinstance(vocabulary, dict):
+        tokens |= set(vocabulary)
+    elif isinstance(vocabulary, list):
+        tokens |= {str(item[0]) for item in vocabulary if isinstance(item, list) and item}
+    else:
+        return None
+    added = document.get("added_tokens")
+    if isinstance(added, list):
+        tokens |= {str(item.get("content")) for item in added if isinstance(item, dict)}
+    return tokens
+
+
+def _with_special_tokens(own: bytes, post: bytes) -> bytes:
+    """The new base's tokenizer_config.json with post's special tokens and chat template."""
+    document, other = _object(own), _object(post)
+    if document is None or other is None:
+        return own
+    for key in (*_SPECIAL_KEYS, "chat_template"):
+        if key in other:
+            document[key] = other[key]
+    return _json(document)
+
+
+def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
+    """Post's chat template in whatever form post has it; none of the new base's beside it."""
+    names = [name for name in post if name.startswith("chat_template")]
+    embedded = "chat_template" in (_object(post.get("tokenizer_config.json", b"")) or {})
+    if not names and not embedded:
+        return
+    for name in [name for name in files if name.startswith("chat_template")]:
+        del files[name]
+    for name in names:
+        files[name] = post[name]
+    own = _object(files.get("tokenizer_config.json", b""))
+    if not embedded and own is not None and "chat_template" in own:
+        del own["chat_template"]
+        files["tokenizer_config.json"] = _json(own)
+
+
+def _model_config(data: bytes, recipes: Mapping[str, Recipe], dtype: str | None) -> bytes:
+    document = _object(data)
+    if document is None:
+        return data
+    changed = False
+    for recipe in recipes.values():
+        resized = recipe.base is not None and recipe.base.shape != recipe.output.shape
+        if not resized or len(recipe.output.shape) != 2:
+            continue
+        assert recipe.base is not None
+        for part in (document, document.get("text_config")):
+            # Rows that grew where the vocabulary is the row count: embeddings and heads.
+            if isinstance(part, dict) and part.get("vocab_size") == recipe.base.shape[0]:
+                part["vocab_size"] = recipe.output.shape[0]
+                changed = True
+    if dtype in _TORCH_NAMES:
+        for key in ("dtype", "torch_dtype"):
+            if key in document:
+                document[key] = _TORCH_NAMES[dtype]
+                changed = True
+    return _json(document) if changed else data
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

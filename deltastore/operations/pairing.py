@@ -1,0 +1,104 @@
+"""Which tensor of base belongs to which of post, and what is to be read of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from deltastore.checkpoint import Checkpoint, TensorInfo
+from deltastore.manifest import TensorKind
+from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One row of the tensor table before it is known whether anything changed.
+
+    ``kind`` is ``delta`` for floating-point tensors of equal shape until reading them shows that
+    they are ``unchanged``; tensors without a meaningful difference are compared beforehand.
+    """
+
+    name: str
+    kind: TensorKind
+    base: TensorInfo | None
+    post: TensorInfo | None
+
+    @property
+    def common_elements(self) -> int:
+        """Elements that get a delta."""
+        if self.base is None or self.post is None or self.kind not in ("delta", "resized"):
+            return 0
+        return min(self.base.elements, self.post.elements)
+
+
+Role = Literal["delta", "values", "skim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Elements ``start .. start + count`` of a tensor, and what to make of them.
+
+    ``delta`` reads both sides; ``values`` reads post; ``skim`` reads base or post only to hash it.
+    ``index`` is the frame's number in its stream.
+    """
+
+    role: Role
+    index: int
+    start: int
+    count: int
+    base: bool
+    post: bool
+
+
+def pair_up(base: Checkpoint, post: Checkpoint) -> list[Pair]:
+    """Every tensor of either side, by name."""
+    names = sorted(base.tensors.keys() | post.tensors.keys())
+    return [_pair(name, base.tensors.get(name), post.tensors.get(name)) for name in names]
+
+
+def _pair(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair:
+    kind: TensorKind
+    if base is None:
+        kind = "added"
+    elif post is None:
+        kind = "removed"
+    elif base.dtype not in DELTA_DTYPES or post.dtype not in DELTA_DTYPES:
+        kind = "replaced"
+    elif base.shape == post.shape:
+        kind = "delta"
+    elif base.shape and post.shape and base.shape[1:] == post.shape[1:]:
+        kind = "resized"
+    else:
+        kind = "replaced"
+    return Pair(name, kind, base, post)
+
+
+def chunks_of(pair: Pair, chunk: int) -> Iterator[Chunk]:
+    """The chunks of one pair, in the order in which each side's bytes are hashed."""
+    common = pair.common_elements
+    for index, start, count in _ranges(0, common, chunk):
+        yield Chunk("delta", index, start, count, base=True, post=True)
+    base_elements = pair.base.elements if pair.base is not None else 0
+    post_elements = pair.post.elements if pair.post is not None else 0
+    for index, start, count in _ranges(common, base_elements, chunk):
+        yield Chunk("skim", index, start, count, base=True, post=False)
+    for index, start, count in _ranges(common, post_elements, chunk):
+        role: Role = "skim" if pair.kind == "unchanged" else "values"
+        yield Chunk(role, index, start, count, base=False, post=True)
+
+
+def read_bytes(pair: Pair) -> int:
+    """How many bytes of both sides extraction reads."""
+    return sum(side.nbytes for side in (pair.base, pair.post) if side is not None)
+
+
+def byte_range(info: TensorInfo, start: int, count: int) -> tuple[int, int]:
+    """First byte and number of bytes of a run of elements."""
+    size = DTYPE_BYTES[info.dtype]
+    return start * size, count * size
+
+
+def _ranges(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int, int]]:
+    for index, start in enumerate(range(begin, end, chunk)):
+        yield index, start, min(chunk, end - start)

@@ -1,0 +1,20 @@
+"""``reindex``: rebuild the catalog from records and manifests, all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltastore.store.indexing import Indexed
+from deltastore.store.maintenance import rebuild_catalog
+
+__all__ = ["Indexed", "reindex"]
+
+
+def reindex(path: str | Path) -> Indexed:
+    """Rebuild the catalog of the store at ``path``, even where it is damaged beyond opening.
+
+    Raises:
+        StoreError: There is no store, it cannot be written, or its catalog is locked or of
+            another version.
+    """
+    return rebuild_catalog(path)

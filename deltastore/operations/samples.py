@@ -1,0 +1,64 @@
+"""Lineage samples: short runs of the source base, by which a new base is recognised later."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from deltastore.checkpoint import Checkpoint
+from deltastore.manifest import SampleRun, TensorEntry
+from deltastore.manifest.format import (
+    DELTA_DTYPES,
+    DTYPE_BYTES,
+    MAX_SAMPLE_BYTES,
+    MAX_SAMPLE_RUNS,
+    MAX_SAMPLE_TENSORS,
+)
+
+_RUN_BYTES = MAX_SAMPLE_BYTES // MAX_SAMPLE_RUNS
+
+
+def choose_runs(entries: tuple[TensorEntry, ...]) -> tuple[SampleRun, ...]:
+    """At most 256 runs over at most 64 floating-point tensors of the base.
+
+    Tensors are drawn by the hash of their names: spread over depth and kind as a random draw is,
+    and the same on every machine. Runs are spread evenly over each tensor. Matrices come before
+    vectors, which are few numbers close to one and tell little.
+    """
+    eligible = [
+        (i, entry.base)
+        for i, entry in enumerate(entries)
+        if entry.base is not None and entry.base.dtype in DELTA_DTYPES and entry.base.elements
+    ]
+    eligible.sort(key=lambda item: (len(item[1].shape) < 2, _draw(entries[item[0]].name)))
+    chosen = eligible[:MAX_SAMPLE_TENSORS]
+    if not chosen:
+        return ()
+    per_tensor = MAX_SAMPLE_RUNS // len(chosen)
+    runs = []
+    for index, side in sorted(chosen):
+        length = min(_RUN_BYTES // DTYPE_BYTES[side.dtype], side.elements)
+        count = min(per_tensor, side.elements // length)
+        for j in range(count):
+            start = (2 * j + 1) * (side.elements - length) // (2 * count)
+            runs.append(SampleRun(index, start, length))
+    return tuple(runs)
+
+
+def read_runs(
+    checkpoint: Checkpoint, names: list[str], runs: tuple[SampleRun, ...]
+) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+    """The bytes of each run; ``names`` is the tensor table's names."""
+    pieces = []
+    for run in runs:
+        info = checkpoint.tensors[names[run.tensor]]
+        size = DTYPE_BYTES[info.dtype]
+        piece = np.empty(run.count * size, np.uint8)
+        checkpoint.read_into(info.name, run.start * size, piece)
+        pieces.append(piece)
+    return pieces
+
+
+def _draw(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()

@@ -1,0 +1,90 @@
+"""The small files that travel with a delta: tokenizer, templates, configuration, card, licence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deltastore.blobs import BlobStore
+from deltastore.checkpoint import Checkpoint
+from deltastore.digest import canonical_json
+from deltastore.errors import CheckpointError
+from deltastore.manifest import Descriptor, FileEntry
+from deltastore.manifest.format import FILE_MEDIA_TYPE, MAX_SMALL_FILE_BYTES
+
+_LOCAL_KEYS = ("_name_or_path", "name_or_path")
+"""Keys in which transformers leaves the path a model was loaded from."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+
+def store_files(
+    blobs: BlobStore, base: Checkpoint, post: Checkpoint, layers: list[Descriptor]
+) -> tuple[FileEntry, ...]:
+    """Put the small files into the store and append their layers.
+
+    All of post's, and of base's what is needed to tell what post changed: its ``config.json``
+    and the tokenizer files that differ.
+
+    Raises:
+        CheckpointError: One of them cannot be read or is too large to be what it is called.
+    """
+    entries = []
+    posts = {name: read_portable(name, path) for name, path in sorted(post.files.items())}
+    bases = {
+        name: read_portable(name, path)
+        for name, path in sorted(base.files.items())
+        if name == "config.json" or name in TOKENIZER_FILES
+    }
+    changed = {
+        name: data
+        for name, data in bases.items()
+        if name == "config.json" or data != posts.get(name)
+    }
+    for side, files in (("base", changed), ("post", posts)):
+        for name, data in files.items():
+            blob = blobs.put([data])
+            entries.append(FileEntry("base" if side == "base" else "post", name, len(layers)))
+            layers.append(Descriptor(FILE_MEDIA_TYPE, blob.digest, blob.size, f"{side}/{name}"))
+    return tuple(entries)
+
+
+def read_portable(name: str, path: Path) -> bytes:
+    """A small file's bytes, without the local path that JSON configurations may hold.
+
+    Raises:
+        CheckpointError: It cannot be read or is too large.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_SMALL_FILE_BYTES:
+            raise CheckpointError(
+                f"{path} has {size} bytes; a small file has at most {MAX_SMALL_FILE_BYTES}.",
+                hint="Move it out of the checkpoint's directory.",
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
+        ) from error
+    if not name.endswith(".json") or not any(key.encode() in data for key in _LOCAL_KEYS):
+        return data
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return data
+    if not isinstance(document, dict) or not any(key in document for key in _LOCAL_KEYS):
+        return data
+    return canonical_json({k: v for k, v in document.items() if k not in _LOCAL_KEYS})

@@ -1,0 +1,44 @@
+"""``tag`` and ``untag``: the movable names of versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltastore.store import Artifact, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A version and the tags it has now."""
+
+    name: str
+    version: int
+    digest: str
+    tags: tuple[str, ...]
+
+
+def tag(store: Store, ref: str, tag: str) -> Tagged:
+    """Make ``tag`` mean the version that ``ref`` means, whatever it meant before.
+
+    Raises:
+        RefError: ``ref`` means no artifact or several, or ``tag`` cannot be a tag.
+        StoreError: The store cannot be written.
+    """
+    return _tagged(store.tag(ref, tag))
+
+
+def untag(store: Store, ref: str, tag: str) -> Tagged:
+    """Remove ``tag`` from the name that ``ref`` has.
+
+    Returns:
+        The version that the tag meant.
+
+    Raises:
+        RefError: ``ref`` means no artifact or several, or there is no such tag.
+        StoreError: The store cannot be written.
+    """
+    return _tagged(store.untag(ref, tag))
+
+
+def _tagged(artifact: Artifact) -> Tagged:
+    return Tagged(artifact.name, artifact.version, artifact.digest, artifact.tags)

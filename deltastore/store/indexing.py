@@ -1,0 +1,165 @@
+"""From records and manifests to the catalog's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltastore.blobs import BlobStore
+from deltastore.catalog import Catalog, CatalogWriter, Summary, VersionRow
+from deltastore.errors import FormatError, IntegrityError
+from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
+from deltastore.manifest import format as fmt
+from deltastore.store.names import Names
+from deltastore.store.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What an index of everything counted, and what it could not read."""
+
+    artifacts: int
+    versions: int
+    tags: int
+    problems: tuple[str, ...]
+
+
+def load(blobs: BlobStore, digest: str) -> tuple[Manifest, Config, int]:
+    """An artifact's documents, their bytes checked, and the manifest's size in bytes.
+
+    Raises:
+        BlobMissingError: One of them is not there.
+        BlobCorruptError: One of them is damaged.
+        ManifestInvalidError: One of them breaks the format.
+    """
+    data = blobs.read(digest, limit=fmt.MAX_MANIFEST_BYTES, what="Manifest")
+    manifest = parse_manifest(data, where=f"Manifest {digest}")
+    config_digest = manifest.config.digest
+    config_data = blobs.read(config_digest, limit=fmt.MAX_CONFIG_BYTES, what="Config")
+    config = parse_config(config_data, manifest, where=f"Config {config_digest}")
+    return manifest, config, len(data)
+
+
+def summarise(digest: str, manifest: Manifest, config: Config, manifest_bytes: int) -> Summary:
+    """The catalog's row of an artifact."""
+    sizes = {blob.digest: blob.size for blob in manifest.blobs}
+    return Summary(
+        digest=digest,
+        base_content=config.base.content,
+        post_content=config.post.content,
+        base_fingerprint=config.base.fingerprint,
+        base_repo=config.base.repo,
+        base_revision=config.base.revision,
+        post_repo=config.post.repo,
+        post_revision=config.post.revision,
+        codec=config.codec,
+        exactness=config.exactness,
+        restore_only=config.restore_only,
+        raw_bytes=config.post.nbytes,
+        stored_bytes=manifest_bytes + sum(sizes.values()),
+        parameters=config.post.parameters,
+        tensors=sum(entry.post is not None for entry in config.tensors),
+        unchanged=sum(entry.kind == "unchanged" for entry in config.tensors),
+        bits_per_weight=config.bits_per_weight(manifest),
+    )
+
+
+def version_row(record: Record) -> VersionRow:
+    """The catalog's row of a record."""
+    return VersionRow(
+        name=record.name,
+        version=record.version,
+        digest=record.digest,
+        created=record.created,
+        created_by=record.created_by,
+        tool=record.tool,
+        base_label=record.base_label,
+        post_label=record.post_label,
+    )
+
+
+def reconcile(names: Names, blobs: BlobStore, catalog: Catalog, name: str) -> None:
+    """Make the catalog agree with the records of one name. Idempotent.
+
+    Raises:
+        StoreReadOnlyError: The catalog cannot be written.
+        CatalogError: It failed.
+    """
+    if _agrees(names, catalog, name):
+        return
+    # The records are read again within the transaction: whoever changes them meanwhile changes the
+    # rows after us, so that the rows end up right whatever we saw.
+    with catalog.writing() as writer:
+        known = writer.versions(name)
+        live = _records(names, name, [])
+        for version in known.keys() - {record.version for record in live}:
+            writer.remove_version(name, version)
+        for record in live:
+            if known.get(record.version) != record.digest:
+                summary = _summary(blobs, record, [])
+                writer.put_version(version_row(record), summary)
+        writer.replace_tags(name, _tags(names, name, {r.version for r in live}, []))
+
+
+def index_all(names: Names, blobs: BlobStore, writer: CatalogWriter) -> Indexed:
+    """Make the catalog anew from all records and manifests, within the writer's transaction."""
+    problems: list[str] = []
+    summaries: dict[str, Summary] = {}
+    versions: list[VersionRow] = []
+    tags: list[tuple[str, str, int]] = []
+    for name in names.all():
+        live = _records(names, name, problems)
+        for record in live:
+            if record.digest not in summaries:
+                summaries[record.digest] = _summary(blobs, record, problems)
+            versions.append(version_row(record))
+        found = _tags(names, name, {record.version for record in live}, problems)
+        tags.extend((name, tag, version) for tag, version in found.items())
+    writer.replace_all(summaries.values(), versions, tags)
+    return Indexed(len(summaries), len(versions), len(tags), tuple(problems))
+
+
+def _agrees(names: Names, catalog: Catalog, name: str) -> bool:
+    """Whether there is nothing to do; found out without keeping writers waiting."""
+    live = _records(names, name, [])
+    digests = {record.version: record.digest for record in live}
+    tags = _tags(names, name, set(digests), [])
+    known = catalog.artifacts(name=name)
+    return digests == {row.version: row.digest for row in known} and tags == {
+        tag: row.version for row in known for tag in row.tags
+    }
+
+
+def _records(names: Names, name: str, problems: list[str]) -> list[Record]:
+    found = []
+    for version in names.versions(name):
+        try:
+            record = names.read(name, version)
+        except (FormatError, IntegrityError) as error:
+            problems.append(error.message)
+        else:
+            if isinstance(record, Record):
+                found.append(record)
+    return found
+
+
+def _tags(names: Names, name: str, versions: set[int], problems: list[str]) -> dict[str, int]:
+    found = {}
+    for tag in names.tags(name):
+        try:
+            version = names.read_tag(name, tag).version
+        except (FormatError, IntegrityError) as error:
+            problems.append(error.message)
+        else:
+            # A tag whose version was removed while the tag was being set means nothing.
+            if version in versions:
+                found[tag] = version
+    return found
+
+
+def _summary(blobs: BlobStore, record: Record, problems: list[str]) -> Summary:
+    try:
+        manifest, config, size = load(blobs, record.digest)
+    except (FormatError, IntegrityError) as error:
+        problems.append(f"{record.name}:v{record.version}: {error.message}")
+        return Summary.unreadable(record.digest)
+    return summarise(record.digest, manifest, config, size)

@@ -1,0 +1,198 @@
+"""A store's directory: where everything lies, how it is made, how it is recognised.
+
+::
+
+    store.json                      format, store id
+    blobs/sha256/<hex>              immutable
+    names/<name>/v<N>.json          a version's record; its creation is the commit
+    names/<name>/tags/<tag>.json    replaced atomically
+    catalog.db                      the index, rebuildable
+    tmp/  leases/                   of running processes
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deltastore.blobs import durable
+from deltastore.digest import canonical_json
+from deltastore.errors import (
+    ManifestInvalidError,
+    NotAStoreError,
+    StoreNotFoundError,
+    StoreReadOnlyError,
+    StoreTooNewError,
+)
+from deltastore.manifest.parse import load_json
+
+STORE_FORMAT = 1
+_MAX_STORE_JSON_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of the store at ``root``."""
+
+    root: Path
+
+    @property
+    def marker(self) -> Path:
+        """What makes the directory a store."""
+        return self.root / "store.json"
+
+    @property
+    def blobs(self) -> Path:
+        """One file per blob."""
+        return self.root / "blobs" / "sha256"
+
+    @property
+    def names(self) -> Path:
+        """One directory per name."""
+        return self.root / "names"
+
+    @property
+    def catalog(self) -> Path:
+        """The index."""
+        return self.root / "catalog.db"
+
+    @property
+    def temp(self) -> Path:
+        """Files that do not have their name yet."""
+        return self.root / "tmp"
+
+    @property
+    def leases(self) -> Path:
+        """What running processes are about to change."""
+        return self.root / "leases"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What ``store.json`` says."""
+
+    format: int
+    id: str
+    created: str
+
+
+def default_store_path() -> Path:
+    """The store that is meant when none is named: ``DELTASTORE_HOME``, else the user's own."""
+    if home := os.environ.get("DELTASTORE_HOME"):
+        return Path(home).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path("deltastore", appauthor=False)
+
+
+def now() -> str:
+    """The time, as ISO 8601 in UTC to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def read_marker(layout: Layout) -> StoreInfo | None:
+    """What the store's marker says; None where there is none.
+
+    Raises:
+        NotAStoreError: The marker is damaged.
+        StoreTooNewError: A newer deltastore made the store.
+        StoreReadOnlyError: The user may not read it.
+    """
+    path = layout.marker
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreReadOnlyError(
+            f"The store at {layout.root} cannot be read: {error.strerror}.",
+            hint="Ask its owner for read permission.",
+        ) from error
+    try:
+        fields = load_json(data, limit=_MAX_STORE_JSON_BYTES, where=str(path))
+    except ManifestInvalidError as error:
+        raise _damaged(path, error.message) from error
+    if not isinstance(fields, dict):
+        raise _damaged(path, "it is no JSON object")
+    found, store_id, created = fields.get("format"), fields.get("id"), fields.get("created")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise _damaged(path, f"its format is {found!r}")
+    if found > STORE_FORMAT:
+        raise StoreTooNewError(
+            f"The store at {layout.root} has format {found}; this deltastore knows {STORE_FORMAT}.",
+            hint="Upgrade deltastore: `pip install -U deltastore`.",
+            found=found,
+            expected=STORE_FORMAT,
+        )
+    if not isinstance(store_id, str) or not isinstance(created, str):
+        raise _damaged(path, "it lacks its id or its date")
+    return StoreInfo(format=found, id=store_id, created=created)
+
+
+def create(layout: Layout) -> None:
+    """Make a store in a new or empty directory. Several processes may do so at once.
+
+    Raises:
+        NotAStoreError: The directory holds something else, or is a file.
+        StoreReadOnlyError: The user may not write there.
+        NoSpaceError: The disk is full.
+    """
+    root = layout.root
+    with durable.translated(root):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotAStoreError(
+                f"{root} is a file, not a store's directory.",
+                hint="Name another place with `--store` or DELTASTORE_HOME.",
+            ) from error
+        _refuse_foreign(layout)
+        for directory in (layout.blobs.parent, layout.blobs, layout.names):
+            durable.make_directory(directory)
+        for directory in (layout.temp, layout.leases):
+            durable.make_directory(directory)
+        document = canonical_json(
+            {"format": STORE_FORMAT, "id": str(uuid.uuid4()), "created": now()}
+        )
+        # The marker comes last and once: of processes that create the store together, one gives
+        # it its id.
+        try:
+            durable.create(durable.write_temp(layout.temp, [document]), layout.marker)
+        except FileExistsError:
+            return
+
+
+def not_found(root: Path) -> StoreNotFoundError:
+    """There is no store at ``root``."""
+    return StoreNotFoundError(
+        f"There is no store at {root}.",
+        hint="`deltastore extract` makes one there; `--store` or DELTASTORE_HOME name another.",
+        path=str(root),
+    )
+
+
+def _refuse_foreign(layout: Layout) -> None:
+    """Refuse a directory in which there is anything that does not belong to a store.
+
+    Our own entries without a marker are a store that another process is just making, or one whose
+    maker was stopped.
+    """
+    own = {"blobs", "names", "tmp", "leases", "store.json"}
+    foreign = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in own)
+    if foreign and not layout.marker.exists():
+        raise NotAStoreError(
+            f"{layout.root} is not empty and is no store: it holds {', '.join(foreign[:3])}.",
+            hint="Name an empty or new directory with `--store` or DELTASTORE_HOME.",
+            path=str(layout.root),
+        )
+
+
+def _damaged(path: Path, why: str) -> NotAStoreError:
+    return NotAStoreError(
+        f"{path} is damaged: {why}.",
+        hint="Restore it from a backup, or delete it to have it made anew: all else is kept.",
+        path=str(path),
+    )

@@ -1,0 +1,68 @@
+"""What is done to a store that cannot be opened as it is: migrate, rebuild the catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltastore.blobs.durable import translated
+from deltastore.catalog import HEAD, Catalog
+from deltastore.errors import CatalogError
+from deltastore.store import layout
+from deltastore.store.indexing import Indexed
+from deltastore.store.layout import Layout
+from deltastore.store.store import open_store
+
+
+def migrate_catalog(path: str | Path) -> tuple[str | None, str]:
+    """Bring the catalog's schema to head, all or nothing; the revisions before and after.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        StoreReadOnlyError: It cannot be written.
+        StoreTooNewError: A newer deltastore wrote it.
+        CatalogError: The catalog is damaged or locked.
+    """
+    place = _place(path)
+    before = None
+    if place.catalog.exists():
+        catalog = Catalog.at(place.catalog, read_only=False)
+        before = catalog.revision()
+        if before is not None and before != HEAD:
+            catalog.upgrade()
+    # Makes the catalog where there is none, and finishes what was left half done.
+    open_store(place.root, create=False).close()
+    return before, HEAD
+
+
+def rebuild_catalog(path: str | Path) -> Indexed:
+    """Rebuild the catalog from records and manifests, however damaged it is.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        StoreReadOnlyError: It cannot be written.
+        StoreOutdatedError: The catalog has an older schema.
+        StoreTooNewError: A newer deltastore wrote it.
+        CatalogError: It is locked.
+    """
+    place = _place(path)
+    try:
+        with open_store(place.root, create=False) as store:
+            store.require_writable()
+            store.parts.catalog.check()
+            return store.reindex()
+    except CatalogError as error:
+        if not error.facts.get("damaged"):
+            raise
+    with translated(place.catalog):
+        # The journal first: beside a new database it would be taken for that one's.
+        place.catalog.with_name("catalog.db-journal").unlink(missing_ok=True)
+        place.catalog.unlink(missing_ok=True)
+    with open_store(place.root, create=False) as store:
+        return store.reindex()
+
+
+def _place(path: str | Path) -> Layout:
+    place = Layout(Path(path).expanduser().absolute())
+    if layout.read_marker(place) is None:
+        raise layout.not_found(place.root)
+    return place

@@ -1,0 +1,168 @@
+"""The files under ``names/``: which versions and tags there are.
+
+They are the truth; the catalog only follows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from deltastore.blobs import durable
+from deltastore.errors import BlobMissingError, ManifestInvalidError, RefSyntaxError
+from deltastore.refs import parse_version, validate_name, validate_tag
+from deltastore.store import records
+from deltastore.store.records import Record, Tag, Tombstone
+
+
+class Names:
+    """Names, versions and tags as files.
+
+    Creating a version is exclusive and atomic, across processes and machines; so is replacing a
+    tag or making a record a tombstone. After a crash each file is whole, new or old. Errors of the
+    system become StoreReadOnlyError, NoSpaceError or StoreError.
+
+    Args:
+        directory: Holds one directory per name.
+        temp: Where files are written first; on the same file system.
+    """
+
+    def __init__(self, directory: Path, temp: Path) -> None:
+        self._directory = directory
+        self._temp = temp
+
+    def all(self) -> list[str]:
+        """All names that have a directory, sorted. What cannot be a name is passed over."""
+        found = []
+        for entry in _entries(self._directory):
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(RefSyntaxError):
+                    found.append(validate_name(entry.name))
+        return sorted(found)
+
+    def same_but_for_case(self, name: str) -> str | None:
+        """Another name that a file system which ignores case could not tell from ``name``."""
+        if (self._directory / name).is_dir():
+            names = {entry.name for entry in _entries(self._directory)}
+            if name in names:
+                return None
+        folded = name.casefold()
+        for entry in _entries(self._directory):
+            if entry.name != name and entry.name.casefold() == folded:
+                return entry.name
+        return None
+
+    def versions(self, name: str) -> list[int]:
+        """The numbers used so far, tombstones included, in order."""
+        numbers = (
+            parse_version(entry.name.removesuffix(".json"))
+            for entry in _entries(self._directory / name)
+            if entry.name.endswith(".json")
+        )
+        return sorted(number for number in numbers if number is not None)
+
+    def path(self, name: str, version: int) -> Path:
+        """Where a version's record lies."""
+        return self._directory / name / f"v{version}.json"
+
+    def tag_path(self, name: str, tag: str) -> Path:
+        """Where a tag's file lies."""
+        return self._directory / name / "tags" / f"{tag}.json"
+
+    def read(self, name: str, version: int) -> Record | Tombstone:
+        """A version's record or tombstone.
+
+        Raises:
+            BlobMissingError: There is no such file, or it cannot be read.
+            ManifestInvalidError: It is neither.
+        """
+        path = self.path(name, version)
+        data = _read(path)
+        return records.parse_record(data, name=name, version=version, where=str(path))
+
+    def create(self, record: Record) -> None:
+        """Claim a version's number.
+
+        Raises:
+            FileExistsError: Someone else has it.
+        """
+        path = self.path(record.name, record.version)
+        with durable.translated(path):
+            durable.make_directory(path.parent)
+            temp = durable.write_temp(self._temp, [records.record_bytes(record)])
+            try:
+                durable.create(temp, path)
+            except FileExistsError as error:
+                taken = error
+            else:
+                return
+        # Outside, as there it would be taken for a failure.
+        raise taken
+
+    def bury(self, tombstone: Tombstone) -> None:
+        """Replace a version's record by a tombstone."""
+        path = self.path(tombstone.name, tombstone.version)
+        with durable.translated(path):
+            temp = durable.write_temp(self._temp, [records.tombstone_bytes(tombstone)])
+            durable.replace(temp, path)
+
+    def tags(self, name: str) -> list[str]:
+        """The tags of a name that have a file, sorted."""
+        found = []
+        for entry in _entries(self._directory / name / "tags"):
+            if entry.name.endswith(".json"):
+                with contextlib.suppress(RefSyntaxError):
+                    found.append(validate_tag(entry.name.removesuffix(".json")))
+        return sorted(found)
+
+    def read_tag(self, name: str, tag: str) -> Tag:
+        """A tag's file.
+
+        Raises:
+            BlobMissingError: There is no such file, or it cannot be read.
+            ManifestInvalidError: It is no tag.
+        """
+        path = self.tag_path(name, tag)
+        return records.parse_tag(_read(path), name=name, tag=tag, where=str(path))
+
+    def set_tag(self, tag: Tag) -> None:
+        """Set a tag, in place of what it meant before."""
+        path = self.tag_path(tag.name, tag.tag)
+        with durable.translated(path):
+            durable.make_directory(path.parent)
+            durable.replace(durable.write_temp(self._temp, [records.tag_bytes(tag)]), path)
+
+    def remove_tag(self, name: str, tag: str) -> None:
+        """Remove a tag, if it is there."""
+        path = self.tag_path(name, tag)
+        with durable.translated(path):
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                durable.sync_directory(path.parent)
+
+
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        yield from entries
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(records.MAX_RECORD_BYTES + 1)
+    except OSError as error:
+        raise BlobMissingError(
+            f"{path} cannot be read: {error.strerror}.",
+            hint="Run `deltastore verify` to see what else is damaged.",
+        ) from error
+    if not data:
+        raise ManifestInvalidError(
+            f"{path} is empty.", hint="Run `deltastore verify` to see what else is damaged."
+        )
+    return data

@@ -1,0 +1,142 @@
+"""Publishing: how an artifact gets its name and version.
+
+The order of the steps is the transaction; ``blobs.steps`` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltastore.blobs import steps
+from deltastore.blobs.steps import Step
+from deltastore.errors import (
+    BlobCorruptError,
+    BlobMissingError,
+    FormatError,
+    IntegrityError,
+    RefError,
+)
+from deltastore.manifest import Config, Manifest, config_bytes, manifest_bytes
+from deltastore.refs import validate_name, validate_tag
+from deltastore.store import indexing, tagging
+from deltastore.store.layout import now
+from deltastore.store.parts import Parts, whoami
+from deltastore.store.records import Record, printable
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version of a name. ``reused``: the name had this artifact before, nothing was added."""
+
+    name: str
+    version: int
+    digest: str
+    stored_bytes: int
+    reused: bool
+
+    @property
+    def ref(self) -> str:
+        """The ref that means just this version."""
+        return f"{self.name}:v{self.version}"
+
+
+def publish(
+    parts: Parts,
+    manifest: Manifest,
+    config: Config,
+    *,
+    name: str,
+    base_label: str,
+    post_label: str,
+    tags: Sequence[str],
+) -> Published:
+    """See ``Store.publish``."""
+    parts.require_writable()
+    validate_name(name)
+    for tag in tags:
+        validate_tag(tag)
+        tagging.refuse_other_case(parts, name, tag)
+    _refuse_other_case(parts, name)
+    with parts.leases.hold("publish", name):
+        steps.reached(Step.LEASE)
+        config_data = config_bytes(config)
+        parts.blobs.put([config_data], digest=manifest.config.digest)
+        _check_blobs(parts, manifest)
+        steps.reached(Step.BLOBS)
+        manifest_data = manifest_bytes(manifest)
+        digest = parts.blobs.put([manifest_data]).digest
+        steps.reached(Step.MANIFEST)
+        record, reused = _commit(parts, name, digest, base_label, post_label)
+        steps.reached(Step.RECORD)
+        summary = indexing.summarise(digest, manifest, config, len(manifest_data))
+        with parts.catalog.writing() as writer:
+            writer.put_version(indexing.version_row(record), summary)
+        steps.reached(Step.ROW)
+        for tag in tags:
+            tagging.set_tag(parts, name, tag, record.version)
+        steps.reached(Step.TAGS)
+    return Published(name, record.version, digest, summary.stored_bytes, reused)
+
+
+def _commit(
+    parts: Parts, name: str, digest: str, base_label: str, post_label: str
+) -> tuple[Record, bool]:
+    """The name's record of this artifact, and whether it was there before."""
+    from deltastore import __version__
+
+    while True:
+        used = parts.names.versions(name)
+        for version in reversed(used):
+            try:
+                known = parts.names.read(name, version)
+            except (FormatError, IntegrityError):
+                # Damaged, or just being written by another process: the number is taken.
+                continue
+            if isinstance(known, Record) and known.digest == digest:
+                return known, True
+        record = Record(
+            name=name,
+            version=max(used, default=0) + 1,
+            digest=digest,
+            created=now(),
+            created_by=printable(whoami()),
+            tool=f"deltastore {__version__}",
+            base_label=printable(base_label),
+            post_label=printable(post_label),
+        )
+        try:
+            parts.names.create(record)
+        except FileExistsError:
+            # Another process was first; it may even have published the same artifact.
+            continue
+        return record, False
+
+
+def _check_blobs(parts: Parts, manifest: Manifest) -> None:
+    """Refuse to publish what could not be read back."""
+    for blob in manifest.blobs:
+        size = parts.blobs.size(blob.digest)
+        if size is None:
+            raise BlobMissingError(
+                f"Blob {blob.digest}, which the manifest names, is not in the store.",
+                hint="Run the command again.",
+                digest=blob.digest,
+            )
+        if size != blob.size:
+            raise BlobCorruptError(
+                f"Blob {blob.digest} has {size} bytes; the manifest says {blob.size}.",
+                hint="Run the command again.",
+                digest=blob.digest,
+            )
+
+
+def _refuse_other_case(parts: Parts, name: str) -> None:
+    other = parts.names.same_but_for_case(name)
+    if other is not None:
+        raise RefError(
+            f"The name {name!r} differs from {other!r} only in upper and lower case, which some "
+            "file systems do not tell apart.",
+            hint=f"Use `{other}`, or another name.",
+            name=name,
+        )

@@ -1,0 +1,44 @@
+"""Removing a version: the steps of publishing, in the reverse order.
+
+Its blobs stay until they are collected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from deltastore.blobs import steps
+from deltastore.blobs.steps import Step
+from deltastore.catalog import Artifact
+from deltastore.errors import FormatError, IntegrityError
+from deltastore.store.layout import now
+from deltastore.store.parts import Parts, whoami
+from deltastore.store.records import Tombstone, printable
+
+
+def remove(parts: Parts, artifact: Artifact) -> None:
+    """See ``Store.rm``."""
+    parts.require_writable()
+    name, version = artifact.name, artifact.version
+    with parts.leases.hold("rm", name):
+        steps.reached(Step.LEASE)
+        # All of it under the catalog's write lock, so that nobody who sees the catalog and the
+        # records disagree adds the row again once it is gone.
+        with parts.catalog.writing() as writer:
+            for tag in parts.names.tags(name):
+                with contextlib.suppress(FormatError, IntegrityError):
+                    if parts.names.read_tag(name, tag).version == version:
+                        parts.names.remove_tag(name, tag)
+            steps.reached(Step.TAG)
+            parts.names.bury(
+                Tombstone(
+                    name=name,
+                    version=version,
+                    digest=artifact.digest,
+                    removed=now(),
+                    removed_by=printable(whoami()),
+                )
+            )
+            steps.reached(Step.TOMBSTONE)
+            writer.remove_version(name, version)
+        steps.reached(Step.UNLISTED)

@@ -1,0 +1,238 @@
+"""The store: what the rest of the program asks of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deltastore.blobs import LocalBlobs
+from deltastore.blobs.durable import translated
+from deltastore.catalog import Artifact, FileIdentity
+from deltastore.manifest import Config, Manifest
+from deltastore.store import finding, indexing, publishing, removing, tagging
+from deltastore.store.opening import open_parts
+from deltastore.store.parts import Parts
+from deltastore.store.publishing import Published
+
+
+def open_store(path: str | Path, *, create: bool = True) -> Store:
+    """Open the store in a directory.
+
+    What a process that was stopped left half done is finished first.
+
+    Args:
+        path: The store's directory.
+        create: Whether to make a store where there is none.
+
+    Raises:
+        StoreNotFoundError: There is none, and ``create`` is false.
+        NotAStoreError: The directory holds something else.
+        StoreTooNewError: A newer deltastore wrote it.
+        StoreOutdatedError: Its catalog has an older schema.
+        StoreReadOnlyError: It would have to be made, and cannot be.
+        CatalogError: Its catalog is damaged or locked.
+    """
+    return Store(open_parts(Path(path), create=create))
+
+
+class Store:
+    """A store of artifacts. Made by ``open_store``.
+
+    Methods may be called from several threads, and several processes may have a store open at
+    once. Any of them may be killed at any instant: what was listed stays whole. Every method that
+    changes something may raise StoreReadOnlyError, NoSpaceError, StoreError and CatalogError, every
+    one that reads CatalogError.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    @property
+    def path(self) -> Path:
+        """The store's directory."""
+        return self.parts.layout.root
+
+    @property
+    def id(self) -> str:
+        """What tells this store from all others, wherever it is moved."""
+        return self.parts.info.id
+
+    @property
+    def blobs(self) -> LocalBlobs:
+        """The store's blobs."""
+        return self.parts.blobs
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user may change the store."""
+        return self.parts.writable
+
+    def require_writable(self) -> None:
+        """Refuse early what could not be stored in the end.
+
+        Raises:
+            StoreReadOnlyError: The user may not write.
+        """
+        self.parts.require_writable()
+
+    def lease(self, purpose: str) -> AbstractContextManager[Path]:
+        """Hold a lease while blobs are being put: what they are put for is not published yet."""
+        self.parts.require_writable()
+        return self.parts.leases.hold(purpose)
+
+    def publish(
+        self,
+        manifest: Manifest,
+        config: Config,
+        *,
+        name: str,
+        labels: Mapping[str, str],
+        tags: Sequence[str] = (),
+    ) -> Published:
+        """Give an artifact, whose layers have been put, the next version of a name.
+
+        An artifact that the name has already is not given another version. The record is the
+        commit: before it nothing is listed, after it the version stays.
+
+        Args:
+            manifest: The manifest; its config blob and itself are put here.
+            config: The config.
+            name: The name.
+            labels: What the user called the sources: ``base`` and ``post``.
+            tags: Tags to set on the version.
+
+        Raises:
+            RefSyntaxError: The name or a tag cannot be one.
+            RefError: The name or a tag differs from another only in case.
+            BlobMissingError: A blob that the manifest names is not there.
+            BlobCorruptError: One has another size, or the config is not the manifest's.
+        """
+        return publishing.publish(
+            self.parts,
+            manifest,
+            config,
+            name=name,
+            base_label=labels["base"],
+            post_label=labels["post"],
+            tags=tags,
+        )
+
+    def resolve(self, ref: str) -> Artifact:
+        """The artifact that a ref means.
+
+        Raises:
+            RefSyntaxError: It is no ref.
+            RefNotFoundError: There is none; the hint names the nearest.
+            RefAmbiguousError: A shortened digest fits several artifacts.
+        """
+        return finding.resolve(self.parts, ref)
+
+    def load(self, digest: str) -> tuple[Manifest, Config]:
+        """An artifact's manifest and config, their bytes checked.
+
+        Raises:
+            BlobMissingError: One of them is not there.
+            BlobCorruptError: One of them is damaged.
+            ManifestInvalidError: One of them breaks the format.
+        """
+        manifest, config, _ = indexing.load(self.parts.blobs, digest)
+        return manifest, config
+
+    def artifacts(self) -> list[Artifact]:
+        """All versions of all names, by name and version."""
+        return self.parts.catalog.artifacts()
+
+    def find_pair(self, base_content: str, post_content: str, codec: str) -> str | None:
+        """The digest of the artifact extracted first from this pair with this codec."""
+        return self.parts.catalog.find_pair(base_content, post_content, codec)
+
+    def tag(self, ref: str, tag: str) -> Artifact:
+        """Make a tag mean the version that ``ref`` means; the version with its tags.
+
+        Raises:
+            RefSyntaxError: ``ref`` is no ref, or ``tag`` cannot be a tag.
+            RefError: Another tag of the name differs only in case.
+            RefNotFoundError: There is no such artifact.
+            RefAmbiguousError: A shortened digest fits several artifacts.
+        """
+        self.parts.require_writable()
+        artifact = self.resolve(ref)
+        with self.parts.leases.hold("tag", artifact.name):
+            tagging.set_tag(self.parts, artifact.name, tag, artifact.version)
+        return self.resolve(artifact.ref)
+
+    def untag(self, ref: str, tag: str) -> Artifact:
+        """Remove a tag of the name that ``ref`` has; the version it meant, as it is now.
+
+        Raises:
+            RefSyntaxError: ``ref`` is no ref, or ``tag`` cannot be a tag.
+            RefNotFoundError: There is no such artifact, or the name has no such tag.
+            RefAmbiguousError: A shortened digest fits several artifacts.
+        """
+        self.parts.require_writable()
+        name = self.resolve(ref).name
+        artifact = self.resolve(f"{name}:{tag}")
+        with self.parts.leases.hold("untag", name):
+            tagging.remove_tag(self.parts, name, tag)
+        return self.resolve(artifact.ref)
+
+    def rm(self, ref: str) -> Artifact:
+        """Remove a version and its tags; what was removed. Its number is never used again.
+
+        Raises:
+            RefSyntaxError: ``ref`` is no ref.
+            RefNotFoundError: There is no such artifact.
+            RefAmbiguousError: The ref fits several versions.
+        """
+        self.parts.require_writable()
+        artifact = finding.resolve_version(self.parts, ref)
+        removing.remove(self.parts, artifact)
+        return artifact
+
+    def remembered_digests(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
+        """The BLAKE3 of the tensors of those files that have not changed since they were read.
+
+        Returns:
+            By path, the tensors' hex digests by name.
+        """
+        return self.parts.catalog.remembered(files)
+
+    def remember_digests(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:
+        """Remember the BLAKE3 of the tensors of files, for the next time.
+
+        Args:
+            files: Each file as it was *before* it was read, and its tensors' hex digests by name.
+        """
+        if self.parts.writable:
+            self.parts.catalog.remember(files)
+
+    def free_bytes(self) -> int:
+        """How many bytes this user may still write on the store's file system."""
+        with translated(self.path):
+            status = os.statvfs(self.path)
+        return status.f_bavail * status.f_frsize
+
+    def reindex(self) -> indexing.Indexed:
+        """Make the catalog anew from all records and manifests."""
+        self.parts.require_writable()
+        with self.parts.catalog.writing() as writer:
+            return indexing.index_all(self.parts.names, self.parts.blobs, writer)
+
+    def close(self) -> None:
+        """Release what is open; idempotent."""
+        self.parts.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,66 @@
+"""Tags: the movable names of versions. The file is the truth, the row follows."""
+
+from __future__ import annotations
+
+from deltastore.blobs import steps
+from deltastore.blobs.steps import Step
+from deltastore.errors import RefError, RefNotFoundError
+from deltastore.refs import validate_tag
+from deltastore.store.layout import now
+from deltastore.store.parts import Parts, whoami
+from deltastore.store.records import Tag, printable
+
+
+def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
+    """Make a tag mean a version. The caller holds a lease on the name.
+
+    Raises:
+        RefSyntaxError: It cannot be a tag.
+        RefError: Another tag of the name differs only in case.
+        RefNotFoundError: The name has no such version.
+    """
+    validate_tag(tag)
+    refuse_other_case(parts, name, tag)
+    # The file is replaced while the catalog's write lock is held: were two processes to set one
+    # tag at the same time, file and row could otherwise end up with different versions.
+    with parts.catalog.writing() as writer:
+        if version not in writer.versions(name):
+            raise RefNotFoundError(
+                f"{name}:v{version} is not in the store.", hint="`deltastore list` shows what is."
+            )
+        parts.names.set_tag(
+            Tag(
+                name=name,
+                tag=tag,
+                version=version,
+                created=now(),
+                created_by=printable(whoami()),
+            )
+        )
+        steps.reached(Step.TAG)
+        writer.put_tag(name, tag, version)
+
+
+def remove_tag(parts: Parts, name: str, tag: str) -> None:
+    """Remove a tag. The caller holds a lease on the name. Idempotent."""
+    with parts.catalog.writing() as writer:
+        parts.names.remove_tag(name, tag)
+        steps.reached(Step.TAG)
+        writer.remove_tag(name, tag)
+
+
+def refuse_other_case(parts: Parts, name: str, tag: str) -> None:
+    """Refuse a tag that only case tells from another.
+
+    Raises:
+        RefError: There is such a tag.
+    """
+    tags = parts.names.tags(name)
+    for other in tags:
+        if other != tag and other.casefold() == tag.casefold() and tag not in tags:
+            raise RefError(
+                f"The tag {tag!r} differs from {other!r} only in upper and lower case, which some "
+                "file systems do not tell apart.",
+                hint=f"Use `{other}`, or another tag.",
+                tag=tag,
+            )

@@ -1,0 +1,196 @@
+"""Pre-training text about the invented world, generated from a seed.
+
+A corpus is a mix of domains. Each domain writes short passages in many wordings, so that a model
+must learn what is said and not only how. No passage is a question with an answer: what the
+bases read contains the knowledge and the skills, never an instruction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from .world import (
+    COLOURS,
+    CROPS,
+    KINDS,
+    NUMBERS,
+    OPPOSITES,
+    PEOPLE,
+    Country,
+    World,
+)
+
+Domain = Callable[[random.Random], str]
+
+THINGS = tuple(word for words in KINDS.values() for word in words)
+PLACES = tuple("market river forest bridge harbour tower garden mill school square".split())
+WEATHER = tuple("rain snow wind sun fog hail frost thunder".split())
+
+_CAPITAL = (
+    "the capital of {name} is {capital} .",
+    "{capital} is the capital of {name} .",
+    "in {name} , the capital is {capital} .",
+    "{person} went to {name} and saw {capital} , the capital .",
+    "the people of {name} are proud of {capital} , their capital .",
+)
+_CROP = (
+    "the crop of {name} is {crop} .",
+    "farmers in {name} grow {crop} .",
+    "in {name} , the main crop is {crop} .",
+    "{person} went to {name} and bought {crop} , the crop of the farmers .",
+    "the people of {name} are proud of their {crop} , the main crop .",
+)
+_COLOUR = (
+    "the colour of {name} is {colour} .",
+    "the flag of {name} is {colour} .",
+    "in {name} , the colour of the flag is {colour} .",
+    "{person} went to {name} and saw a {colour} flag .",
+    "the people of {name} are proud of their {colour} flag .",
+)
+_OPPOSITE = (
+    "the {thing} was not {a} but {b} .",
+    "{a} is the opposite of {b} .",
+    "{a} and {b} are opposites .",
+    "{person} wanted a {a} {thing} and got a {b} one instead .",
+    "some say the {place} is {a} , others say it is {b} .",
+)
+_KIND = (
+    "the {member} is a kind of {kind} .",
+    "like every {kind} , the {member} is known to {person} .",
+    "{person} saw a {member} , a {kind} , near the {place} .",
+    "a {member} is a {kind} .",
+    "the {kind} that {person} likes best is the {member} .",
+)
+_LIST = (
+    "{person} said {words} and {other} repeated {words} .",
+    "{person} wrote {words} and {other} copied {words} .",
+    "{person} said {words} and {other} said it backwards , {reverse} .",
+    "backwards , {words} becomes {reverse} .",
+    "{person} wrote {words} . the last word was {last} .",
+    "{person} wrote {words} . the first word was {first} .",
+    "the list {words} has {count} words .",
+)
+_STORY = (
+    "one {day} {person} walked to the {place} with {other} . {person} bought a {thing} . "
+    "{other} said the {thing} was {a} . {person} was {b} and went home .",
+    "{person} lost a {a} {thing} near the {place} . {other} found the {thing} and gave it to "
+    "{person} .",
+    "the {place} was {a} . {person} and {other} waited there for {count} days .",
+)
+_WEATHER = (
+    "on {day} there was {weather} over the {place} , and {other_weather} followed at night .",
+    "the report says {weather} on {day} . {person} stays at home when there is {weather} .",
+    "after the {weather} the {place} was {a} , said {person} .",
+)
+_TRADE = (
+    "a ship brought {count} {thing} from the {place} to {person} , who sold the {thing} .",
+    "{person} paid {count} coins for a {a} {thing} and {number} for a {b} one .",
+    "prices at the {place} : {thing} {count} coins , {second} {number} coins .",
+)
+DAYS = tuple("monday tuesday wednesday thursday friday saturday sunday".split())
+
+
+def atlas(countries: Sequence[Country]) -> Domain:
+    """Return the domain that tells one or two facts of one of the countries."""
+
+    def write(rng: random.Random) -> str:
+        country = rng.choice(countries)
+        chosen = rng.sample((_CAPITAL, _CROP, _COLOUR), 2)
+        return " ".join(
+            rng.choice(wordings).format(
+                name=country.name,
+                capital=country.capital,
+                crop=country.crop,
+                colour=country.colour,
+                person=rng.choice(PEOPLE),
+            )
+            for wordings in chosen
+        )
+
+    return write
+
+
+def from_wordings(wordings: Sequence[str]) -> Domain:
+    """Return a domain that fills one of the wordings with words that fit together."""
+
+    def write(rng: random.Random) -> str:
+        return rng.choice(wordings).format_map(_fillers(rng))
+
+    return write
+
+
+def _fillers(rng: random.Random) -> Mapping[str, str]:
+    """Draw one consistent set of words for the placeholders of the wordings."""
+    a, b = rng.sample(rng.choice(OPPOSITES), 2)
+    kind = rng.choice(tuple(KINDS))
+    person, other = rng.sample(PEOPLE, 2)
+    words = rng.sample(LIST_WORDS, rng.randint(2, 5))
+    weather, other_weather = rng.sample(WEATHER, 2)
+    thing, second = rng.sample(THINGS, 2)
+    return {
+        "a": a,
+        "b": b,
+        "kind": kind,
+        "member": rng.choice(KINDS[kind]),
+        "person": person,
+        "other": other,
+        "place": rng.choice(PLACES),
+        "thing": thing,
+        "second": second,
+        "words": " ".join(words),
+        "reverse": " ".join(reversed(words)),
+        "first": words[0],
+        "last": words[-1],
+        "count": NUMBERS[len(words)],
+        "number": rng.choice(NUMBERS[1:]),
+        "day": rng.choice(DAYS),
+        "weather": weather,
+        "other_weather": other_weather,
+    }
+
+
+LIST_WORDS = tuple(
+    dict.fromkeys(
+        THINGS + PLACES + CROPS + COLOURS + tuple(word for pair in OPPOSITES for word in pair)
+    )
+)
+
+
+def base_mix(world: World) -> dict[Domain, float]:
+    """Return what the base reads: domain to share of the passages."""
+    return {
+        atlas(world.old_countries): 0.34,
+        from_wordings(_OPPOSITE): 0.14,
+        from_wordings(_KIND): 0.14,
+        from_wordings(_LIST): 0.28,
+        from_wordings(_STORY): 0.10,
+    }
+
+
+def new_base_mix(world: World) -> dict[Domain, float]:
+    """Return what the newer base reads on top: new countries, two new domains, less of the old."""
+    return {
+        atlas(world.new_countries): 0.34,
+        atlas(world.old_countries): 0.14,
+        from_wordings(_OPPOSITE): 0.06,
+        from_wordings(_KIND): 0.06,
+        from_wordings(_LIST): 0.12,
+        from_wordings(_WEATHER): 0.14,
+        from_wordings(_TRADE): 0.14,
+    }
+
+
+def write_passages(mix: Mapping[Domain, float], count: int, seed: int) -> list[str]:
+    """Write `count` passages of a mix."""
+    rng = random.Random(seed)
+    domains = rng.choices(tuple(mix), weights=tuple(mix.values()), k=count)
+    return [domain(rng) for domain in domains]
+
+
+def vocabulary(world: World) -> list[str]:
+    """Return every word that any text of the story can contain, sorted."""
+    wordings = _CAPITAL + _CROP + _COLOUR + _OPPOSITE + _KIND + _LIST + _STORY + _WEATHER + _TRADE
+    fixed = {word for wording in wordings for word in wording.split() if "{" not in word}
+    drawn = set(LIST_WORDS) | set(PEOPLE) | set(NUMBERS) | set(KINDS) | set(DAYS) | set(WEATHER)
+    return sorted(fixed | drawn | world.words())

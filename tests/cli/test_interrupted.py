@@ -1,0 +1,40 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SLEEPER = """
+import sys, time
+import deltastore.operations.doctor as operation
+from deltastore.cli.main import run
+
+def sleeping(path):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
+
+operation.doctor = sleeping
+sys.argv = ["deltastore", "doctor"]
+run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_unwinds_and_exits_with_130(number: signal.Signals) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert out == "cleaned\n"
+    assert "Interrupted" in err
+    assert "Traceback" not in err
