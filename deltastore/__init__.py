@@ -11,9 +11,8 @@ Importing the package costs nothing; what a call needs is imported by that call.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# Not from typing: its import would be all that this module costs. Type checkers know the name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from deltastore import errors as errors
     from deltastore.api import DeltaStore as DeltaStore
@@ -22,14 +21,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DeltaStore", "__version__", "errors", "open"]
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    """Import ``open``, ``DeltaStore`` or ``errors`` when it is first asked for."""
-    if name in ("open", "DeltaStore"):
-        return getattr(importlib.import_module("deltastore.api"), name)
-    if name == "errors":
-        return importlib.import_module("deltastore.errors")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        """Import ``open``, ``DeltaStore`` or ``errors`` when it is first asked for."""
+        import importlib
+
+        if name in ("open", "DeltaStore"):
+            return getattr(importlib.import_module("deltastore.api"), name)
+        if name == "errors":
+            return importlib.import_module("deltastore.errors")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,10 @@ _BLOCK_BYTES = 1 << 20
 
 # What is stored never changes, and an export shares the files: nobody should edit one by mistake.
 _MODE = 0o444
-_FETCH_AGAIN = "Run `deltastore verify` to see what else is damaged, then extract or pull it again."
+_FETCH_AGAIN = (
+    "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the same "
+    "pair writes it anew."
+)
 
 
 class LocalReader:

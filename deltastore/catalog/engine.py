@@ -17,6 +17,9 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, StaticPool
 
 BUSY_TIMEOUT_S = 30.0
+SYNCHRONOUS = "EXTRA"
+"""A row must survive a power cut before the lease that would have it added again is gone."""
+
 WRITE = "deltastore_write"
 """Execution option of a connection that is going to write."""
 
@@ -48,8 +51,7 @@ def _configured(engine: Engine) -> Engine:
         # Transactions begin where SQLAlchemy says so, not where sqlite3 guesses.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
-        # A row must survive a power cut before the lease that would have it added again is gone.
-        connection.execute("PRAGMA synchronous = EXTRA")
+        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:

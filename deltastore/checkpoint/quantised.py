@@ -58,7 +58,7 @@ def _by_tensors(tensors: Mapping[str, TensorInfo]) -> str | None:
         if tensor.dtype == "F8_E8M0":
             return f"the tensor {name} holds block scales (F8_E8M0)"
         weight = tensors.get(f"{prefix}.weight" if prefix else "weight")
-        if weight is not None and weight is not tensor and last in _SCALES:
+        if weight is not None and last in _SCALES:
             packed = weight.dtype in _NARROW or (
                 weight.dtype in _INTEGERS and last in ("scales", "scale")
             )

@@ -54,7 +54,7 @@ def find_small_files(directory: Path) -> dict[str, Path]:
             children += templates.iterdir()
         for path in children:
             name = path.relative_to(directory).as_posix()
-            if any(_matches(name, pattern) for pattern in SMALL_FILES) and path.is_file():
+            if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES) and path.is_file():
                 found[name] = path
     except OSError as error:
         raise file_error(error, directory, "list") from error
@@ -70,7 +70,3 @@ def read_config(files: dict[str, Path]) -> dict[str, Any] | None:
     """
     path = files.get("config.json")
     return None if path is None else read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import fields
+from deltastore.cli.output import fields, printable
 from deltastore.cli.session import Session
 from deltastore.cli.units import count, duration, size
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @options.command("apply")
 @options.refs_argument(required=True)
 @click.option("--base", required=True, metavar="CKPT", help="The new base.")
-@click.option("--out", required=True, metavar="DIR", help="The model to write; must not exist.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="The directory to write; must not exist, or be empty.",
+)
 @click.option(
     "--scale",
     "scales",
@@ -28,7 +33,9 @@ if TYPE_CHECKING:
     metavar="X",
     help="What a delta is multiplied by: once for all, or once per REF.  [default: 1]",
 )
-@click.option("--dtype", metavar="D", help="Dtype of the output.  [default: the new base's]")
+@click.option(
+    "--dtype", metavar="D", help="Dtype of the output, as in bfloat16.  [default: the new base's]"
+)
 @click.option("--partial", is_flag=True, help="Leave out tensors that do not match.")
 @click.option("--force", is_flag=True, help="Accept a base of another lineage.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
@@ -84,15 +91,42 @@ def command(
             max_shard_bytes=max_shard_size,
             progress=progress,
         )
-    session.output.result(result, human=lambda: _human(result), quiet=[str(result.out)])
+    session.output.result(result, human=lambda: _human(result), quiet=[result.out])
 
 
 def _human(result: ApplyResult) -> Iterator[str]:
-    yield str(result.out)
+    yield f"{result.out}  (dry run: nothing was written)" if result.dry_run else result.out
+    deltas = zip(result.refs, result.lineage, strict=True)
     yield from fields(
         [
-            ("tensors", count(result.tensors, "tensor")),
-            ("size", size(result.bytes)),
+            ("base", result.base["label"]),
+            *(
+                ("delta" if len(result.refs) == 1 else f"delta {number}", _delta(ref, lineage))
+                for number, (ref, lineage) in enumerate(deltas, 1)
+            ),
+            ("size", f"{count(result.tensors, 'tensor')}, {size(result.bytes)}"),
+            ("restored", "the post checkpoint, digest verified" if result.restored else ""),
+            (
+                "overflowed",
+                count(result.overflowed, "element") if result.overflowed else "",
+            ),
+            ("left out", count(len(result.left_out), "tensor") if result.left_out else ""),
             ("took", duration(result.seconds)),
         ]
     )
+    for item in result.left_out:
+        yield printable(f"    {item['name']}: {item['problem']}")
+
+
+def _delta(ref: dict[str, Any], lineage: dict[str, Any]) -> str:
+    """A delta with its scale, and how near the new base is to the one it was measured on."""
+    if lineage["same"]:
+        near = "equal to its own base at every sample"
+    elif lineage["cosine"] is None:
+        near = "not comparable with its own base"
+    else:
+        near = (
+            f"cosine {lineage['cosine']:.4f}, distance {lineage['distance']:.3f} "
+            "of the new base from its own"
+        )
+    return f"{ref['scale']:g} x {ref['ref']}, {near}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 
 from deltastore import __version__
 from deltastore.cli.output import document, message
-from deltastore.errors import DeltastoreError, UsageError
+from deltastore.errors import DeltastoreError, StructureMismatchError, UsageError
 
 INTERRUPTED = 130
 
@@ -53,10 +53,20 @@ def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
         with contextlib.suppress(OSError):  # nobody reads stderr
             click.echo(document({"error": problem}, indent=None), err=True)
         return problem.exit_code
-    message("error", problem.message, colour="red")
+    message("error", "\n".join([problem.message, *_listed(error)]), colour="red")
     if problem.hint:
         message("hint", problem.hint, colour="cyan")
     return problem.exit_code
+
+
+def _listed(error: BaseException) -> Iterator[str]:
+    """Every tensor that a structure error is about, however many: the sentence has the first."""
+    if not isinstance(error, StructureMismatchError):
+        return
+    for what, items in error.facts.items():
+        if isinstance(items, (list, tuple)):
+            for item in items:
+                yield f"{what}: {item if isinstance(item, str) else ': '.join(map(str, item))}"
 
 
 def _problem(error: BaseException, argv: Sequence[str]) -> Problem:

@@ -50,11 +50,22 @@ class Output:
 
 
 def document(value: Any, *, indent: int | None = 2) -> str:
-    """``value`` as one JSON document: dataclasses as objects, numbers that JSON lacks as null."""
+    """``value`` as one JSON document: dataclasses as objects, numbers that JSON lacks as null.
+
+    A list has one element a line: it may be long, and indenting it takes Python's slow encoder.
+    """
     try:
-        return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
+        return _encode(value, indent)
     except ValueError:
-        return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+        return _encode(_without_nan(value), indent)
+
+
+def _encode(value: Any, indent: int | None) -> str:
+    """The document, or a ValueError where it holds NaN or an infinity."""
+    if not isinstance(value, list):
+        return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
+    encode = json.JSONEncoder(default=_plain, allow_nan=False).encode
+    return "[" + ",\n ".join(map(encode, value)) + "]"
 
 
 def write(lines: Iterable[str]) -> None:
@@ -118,7 +129,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = 
     Returns:
         One line for the header and one per row.
     """
-    cells = [tuple(header), *(tuple(map(printable, row)) for row in rows)]
+    cells = [header]
+    for row in rows:
+        # Asked once for the whole row: there may be many, and nearly all are harmless.
+        cells.append(row if "".join(row).isprintable() else [printable(cell) for cell in row])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     aligned = right.ljust(len(widths))
     # One format for all rows: a list of 10,000 artifacts is a common thing to look through.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from deltastore.delta.bfloat16 import add_bfloat16
 from deltastore.delta.float32 import add_float32
-from deltastore.delta.floats import Bytes, from_floats, to_floats
+from deltastore.delta.floats import E4M3_OVERFLOWS, Bytes, from_floats, to_floats
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE, WIDE_DTYPES
 
 BLOCK_ELEMENTS = 8192
@@ -54,7 +54,7 @@ def add(base: Bytes, base_dtype: str, terms: Sequence[Term], out_dtype: str, out
         overwritten.
 
     Returns:
-        How many elements were finite in the base and in the deltas and are not in ``out``.
+        How many elements are finite in the base and in the deltas and too large for ``out``.
 
     Source:
         ParamΔ, arXiv 2504.21023, equation 2 (Θ_out = Θ'_base + α·Δ).
@@ -107,4 +107,8 @@ def _add_any(
         size = DTYPE_BYTES[out_dtype]
         np.copyto(rounded.view(f"u{size}"), base.view(f"u{size}"), where=~touched)
     out[:] = rounded
-    return int(np.count_nonzero(finite & ~np.isfinite(to_floats(out, out_dtype, wide=wide))))
+    if out_dtype == "F8_E4M3":
+        lost = np.abs(total) > E4M3_OVERFLOWS
+    else:
+        lost = ~np.isfinite(to_floats(out, out_dtype, wide=wide))
+    return int(np.count_nonzero(finite & lost))

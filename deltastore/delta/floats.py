@@ -22,6 +22,10 @@ from deltastore.jit import (
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
+E4M3_MAX = np.float32(448)
+E4M3_OVERFLOWS = 464
+"""Beyond this a number would round to the next one after ``E4M3_MAX``, if there were one."""
+
 _U16_7FFF = np.uint32(0x7FFF)
 _ONE = np.uint32(1)
 _SIXTEEN = np.uint32(16)
@@ -47,14 +51,16 @@ def to_floats(raw: Bytes, dtype: str, *, wide: bool) -> Floats:
         values = raw.view(np.float64)
     else:
         values = raw.view(_small_float(dtype)).astype(np.float32)
-    return values.astype(np.float64 if wide else np.float32, copy=False)  # type: ignore[no-any-return]
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        result: Floats = values.astype(np.float64 if wide else np.float32, copy=False)
+    return result
 
 
 def from_floats(values: Floats, dtype: str) -> Bytes:
     """Floats as a tensor's bytes, rounded once to nearest even.
 
-    What overflows becomes what the dtype's own conversion gives: an infinity, or NaN in
-    ``F8_E4M3``, which has no infinity.
+    What overflows becomes what the dtype's own conversion gives: an infinity, or the largest
+    number in ``F8_E4M3``, which has no infinity (torch does the same).
 
     Shapes:
         values: ``[n]``, float32 or float64; result: ``[n * itemsize]``, uint8.
@@ -76,6 +82,8 @@ def from_floats(values: Floats, dtype: str) -> Bytes:
             elif dtype == "F16":
                 result = values.astype(np.float16)
             else:
+                if dtype == "F8_E4M3":
+                    values = np.clip(values, -E4M3_MAX, E4M3_MAX)
                 result = values.astype(_small_float(dtype))
     return result.view(np.uint8)  # type: ignore[no-any-return]
 

@@ -120,13 +120,13 @@ def _check_blobs(parts: Parts, manifest: Manifest) -> None:
         if size is None:
             raise BlobMissingError(
                 f"Blob {blob.digest}, which the manifest names, is not in the store.",
-                hint="Run the command again.",
+                hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
                 digest=blob.digest,
             )
         if size != blob.size:
             raise BlobCorruptError(
                 f"Blob {blob.digest} has {size} bytes; the manifest says {blob.size}.",
-                hint="Run the command again.",
+                hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
                 digest=blob.digest,
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from .world import (
     COLOURS,
@@ -21,7 +22,10 @@ from .world import (
     World,
 )
 
-Domain = Callable[[random.Random], str]
+Domain = Callable[[random.Random, float], str]
+"""Writes a passage about the first entries of the world only: a share of them in (0, 1]."""
+
+Entry = TypeVar("Entry")
 
 THINGS = tuple(word for words in KINDS.values() for word in words)
 PLACES = tuple("market river forest bridge harbour tower garden mill school square".split())
@@ -94,8 +98,8 @@ DAYS = tuple("monday tuesday wednesday thursday friday saturday sunday".split())
 def atlas(countries: Sequence[Country]) -> Domain:
     """Return the domain that tells one or two facts of one of the countries."""
 
-    def write(rng: random.Random) -> str:
-        country = rng.choice(countries)
+    def write(rng: random.Random, breadth: float) -> str:
+        country = rng.choice(_first(countries, breadth))
         chosen = rng.sample((_CAPITAL, _CROP, _COLOUR), 2)
         return " ".join(
             rng.choice(wordings).format(
@@ -114,25 +118,29 @@ def atlas(countries: Sequence[Country]) -> Domain:
 def from_wordings(wordings: Sequence[str]) -> Domain:
     """Return a domain that fills one of the wordings with words that fit together."""
 
-    def write(rng: random.Random) -> str:
-        return rng.choice(wordings).format_map(_fillers(rng))
+    def write(rng: random.Random, breadth: float) -> str:
+        return rng.choice(wordings).format_map(_fillers(rng, breadth))
 
     return write
 
 
-def _fillers(rng: random.Random) -> Mapping[str, str]:
+def _first(entries: Sequence[Entry], breadth: float) -> Sequence[Entry]:
+    return entries[: max(2, round(len(entries) * breadth))]
+
+
+def _fillers(rng: random.Random, breadth: float) -> Mapping[str, str]:
     """Draw one consistent set of words for the placeholders of the wordings."""
-    a, b = rng.sample(rng.choice(OPPOSITES), 2)
+    a, b = rng.sample(rng.choice(_first(OPPOSITES, breadth)), 2)
     kind = rng.choice(tuple(KINDS))
     person, other = rng.sample(PEOPLE, 2)
-    words = rng.sample(LIST_WORDS, rng.randint(2, 5))
+    words = rng.sample(_first(LIST_WORDS, max(breadth, 0.05)), rng.randint(2, 5))
     weather, other_weather = rng.sample(WEATHER, 2)
     thing, second = rng.sample(THINGS, 2)
     return {
         "a": a,
         "b": b,
         "kind": kind,
-        "member": rng.choice(KINDS[kind]),
+        "member": rng.choice(_first(KINDS[kind], breadth)),
         "person": person,
         "other": other,
         "place": rng.choice(PLACES),
@@ -181,11 +189,26 @@ def new_base_mix(world: World) -> dict[Domain, float]:
     }
 
 
-def write_passages(mix: Mapping[Domain, float], count: int, seed: int) -> list[str]:
-    """Write `count` passages of a mix."""
+def write_passages(
+    mix: Mapping[Domain, float], count: int, seed: int, *, start: float = 1.0, grown: float = 0.5
+) -> list[str]:
+    """Write `count` passages of a mix.
+
+    Args:
+        mix: Domain to share of the passages.
+        count: How many passages.
+        seed: Decides everything that is drawn.
+        start: Share of the world that the first passage draws from. A model that begins with
+            few entries, seen often, finds out sooner *how* to look a thing up, and then learns
+            the many.
+        grown: Share of the passages after which all of the world is drawn from.
+    """
     rng = random.Random(seed)
     domains = rng.choices(tuple(mix), weights=tuple(mix.values()), k=count)
-    return [domain(rng) for domain in domains]
+    return [
+        domain(rng, min(1.0, start + (1.0 - start) * index / (grown * count)))
+        for index, domain in enumerate(domains)
+    ]
 
 
 def vocabulary(world: World) -> list[str]:

@@ -54,6 +54,7 @@ def test_a_valid_file_is_read(raw: Any) -> None:
         ({"shape": [1] * 17}, "17 dimensions"),
         ({"shape": [1 << 30, 1 << 30]}, "elements"),
         ({"shape": [0, 1 << 62]}, "elements"),
+        ({"shape": [(1 << 48) + 1]}, "elements"),
         ({"shape": [3]}, "expected 12 for F32"),
         ({"data_offsets": [8, 0]}, "expected begin, end"),
         ({"data_offsets": [0]}, "expected begin, end"),

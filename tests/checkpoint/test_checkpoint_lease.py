@@ -230,6 +230,7 @@ def test_links_in_a_partial_are_not_followed(tmp_path: Path) -> None:
     (partial / "link").symlink_to(tmp_path / "precious")
     (partial / "sub" / "link").symlink_to(tmp_path / "precious")
     assert remove_dead_partials(tmp_path / "out") == [partial]
+    assert entries(tmp_path) == ["precious"]
     assert (tmp_path / "precious" / "x").exists()
 
 

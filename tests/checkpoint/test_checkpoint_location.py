@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,5 +188,13 @@ def test_a_refusal_of_the_hub_is_explained(
     assert not online
 
 
-def test_the_environment_is_offline_here() -> None:
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
+def test_the_environment_may_forbid_the_network(
+    online: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "model_info", fail)
+    locate("org/name")
+    assert online[0]["local_files_only"]

@@ -17,11 +17,16 @@ from deltastore.cli.main import main
 
 @dataclass(frozen=True)
 class Models:
-    """Paths of a base, what post-training made of it, and a later base of the same lineage."""
+    """Paths of checkpoints: a base, what post-training made of it, and other bases.
+
+    ``new_base`` descends from ``base``; ``other_base`` lacks one tensor and has another shape of a
+    second.
+    """
 
     base: str
     post: str
     new_base: str
+    other_base: str
 
 
 def write_checkpoint(directory: Path, tensors: dict[str, np.ndarray]) -> str:
@@ -58,6 +63,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         base=write_checkpoint(root / "base", base),
         post=write_checkpoint(root / "post", post),
         new_base=write_checkpoint(root / "new-base", new_base),
+        other_base=write_checkpoint(
+            root / "other-base",
+            {"embed.weight": new_base["embed.weight"], "layer.0.weight": np.ones((32, 64))},
+        ),
     )
 
 

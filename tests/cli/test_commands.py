@@ -1,17 +1,22 @@
 """Every command on a real store: what its JSON document has, and what people see."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.shell_completion import ShellComplete
 
-from deltastore.cli.main import main
-from tests.cli.conftest import Models
+from deltastore.cli.main import cli, main
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Models
 
 Call = Callable[..., Any]
 Say = Callable[..., str]
@@ -272,22 +277,12 @@ def test_a_reader_that_leaves_is_no_failure(store: Path) -> None:
 
 
 def test_refs_complete_from_the_store(store: Path) -> None:
-    def completions(words: str, index: int) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", "from deltastore.cli.main import run; run()"],
-            env={
-                "DELTASTORE_STORE": str(store),
-                "_DELTASTORE_COMPLETE": "bash_complete",
-                "COMP_WORDS": words,
-                "COMP_CWORD": str(index),
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert done.stderr == ""
-        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    def completions(*words: str) -> list[str]:
+        shell = ShellComplete(cli, {}, "deltastore", "_DELTASTORE_COMPLETE")
+        return [item.value for item in shell.get_completions(list(words[:-1]), words[-1])]
 
-    assert completions("deltastore show in", 2) == ["instruct"]
-    assert completions("deltastore show instruct:", 2) == ["instruct:good", "instruct:v1"]
-    assert completions("deltastore --store /no/such show in", 4) == []
-    assert completions("deltastore ex", 1) == ["extract", "export"]
+    assert completions("show", "in") == ["instruct"]
+    assert completions("show", "instruct:") == ["instruct:good", "instruct:v1"]
+    assert completions("--store", "/no/such", "show", "in") == []
+    assert completions("apply", "instruct", "--out", "x", "in") == ["instruct"]
+    assert completions("ex") == ["extract", "export"]

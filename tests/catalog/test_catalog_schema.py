@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect
+from store.children import together
+
+from deltastore.catalog import HEAD, Catalog, schema, tables
+from deltastore.catalog.engine import sqlite_engine
+from deltastore.catalog.writer import CatalogWriter
+from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "catalog"
+
+
+def nothing(_: CatalogWriter) -> None:
+    """Fill a new catalog with nothing."""
+
+
+def engine_of(path: Path) -> Engine:
+    return sqlite_engine(path, read_only=False)
+
+
+def migrated(path: Path) -> Path:
+    """A database that only the migrations have made."""
+    with engine_of(path).begin() as connection:
+        schema.upgrade(connection)
+    return path
+
+
+def set_revision(path: Path, revision: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+    connection.close()
+
+
+def described(path: Path) -> dict[str, object]:
+    found = inspect(engine_of(path))
+    return {
+        table: (
+            [{**c, "type": str(c["type"])} for c in found.get_columns(table)],
+            found.get_pk_constraint(table),
+            found.get_foreign_keys(table),
+            sorted(found.get_indexes(table), key=lambda index: str(index["name"])),
+        )
+        for table in found.get_table_names()
+    }
+
+
+def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
+    with engine_of(migrated(tmp_path / "catalog.db")).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.METADATA) == []
+
+
+def test_a_new_catalog_is_the_same_as_a_migrated_one(tmp_path: Path) -> None:
+    Catalog.at(tmp_path / "new.db", read_only=False).prepare(nothing)
+    assert described(tmp_path / "new.db") == described(migrated(tmp_path / "migrated.db"))
+
+
+def test_the_revisions_known_are_those_of_the_migrations() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(schema.migrations_directory()))
+    script = ScriptDirectory.from_config(config)
+    assert tuple(r.revision for r in script.walk_revisions())[::-1] == schema.REVISIONS_KNOWN
+    assert script.get_current_head() == HEAD
+
+
+@pytest.mark.parametrize("revision", schema.REVISIONS_KNOWN)
+def test_the_catalog_of_each_release_is_upgraded_and_used(tmp_path: Path, revision: str) -> None:
+    path = tmp_path / "catalog.db"
+    shutil.copy(GOLDEN / f"{revision}.db", path)
+    catalog = Catalog.at(path, read_only=False)
+    assert catalog.revision() == revision
+    if revision != HEAD:
+        with pytest.raises(StoreOutdatedError, match=revision):
+            catalog.prepare(nothing)
+    catalog.upgrade()
+    catalog.prepare(nothing)
+    with engine_of(path).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.METADATA) == []
+    assert [(a.ref, a.tags) for a in catalog.artifacts()] == [
+        ("instruct:v1", ()),
+        ("instruct:v3", ("prod",)),
+        ("other:v1", ()),
+    ]
+    newest = catalog.newest("instruct")
+    assert newest is not None
+    assert newest.digest == "sha256:" + "b" * 64
+    assert newest.base == "org/base"
+    assert newest.bits_per_weight == 5.25
+    assert catalog.find_pair(newest.base_content, newest.post_content, "exact") == newest.digest
+    with catalog.writing() as writer:
+        writer.remove_version("instruct", 3)
+    assert catalog.newest("instruct") == catalog.artifacts(name="instruct")[0]
+
+
+def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
+    path = migrated(tmp_path / "catalog.db")
+    before = described(path)
+    Catalog.at(path, read_only=False).upgrade()
+    assert described(path) == before
+
+
+def test_an_older_schema_is_refused_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog.at(path, read_only=False)
+    catalog.prepare(nothing)
+    monkeypatch.setattr(schema, "REVISIONS_KNOWN", ("0000", HEAD))
+    set_revision(path, "0000")
+    with pytest.raises(StoreOutdatedError, match="schema 0000") as caught:
+        catalog.prepare(nothing)
+    assert "deltastore migrate" in caught.value.hint
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    catalog = Catalog.at(path, read_only=False)
+    catalog.prepare(nothing)
+    set_revision(path, "9999")
+    for action in (lambda: catalog.prepare(nothing), catalog.upgrade):
+        with pytest.raises(StoreTooNewError, match="9999") as caught:
+            action()
+        assert "Upgrade deltastore" in caught.value.hint
+    assert catalog.revision() == "9999"
+
+
+def test_a_database_of_something_else_is_no_catalog(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    with pytest.raises(CatalogError, match="not deltastore's") as caught:
+        Catalog.at(path, read_only=False).prepare(nothing)
+    assert caught.value.facts["damaged"]
+
+
+def test_of_processes_that_create_at_once_one_fills(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.db"
+    fills = tmp_path / "fills"
+    fills.mkdir()
+
+    def prepare() -> None:
+        import os
+
+        def fill(_: CatalogWriter) -> None:
+            (fills / str(os.getpid())).touch()
+
+        catalog = Catalog.at(path, read_only=False)
+        catalog.prepare(fill)
+        assert catalog.revision() == HEAD
+
+    together(tmp_path, [prepare] * 6)
+    assert len(list(fills.iterdir())) == 1
+
+
+def test_a_fill_that_fails_leaves_no_half_made_catalog(tmp_path: Path) -> None:
+    catalog = Catalog.at(tmp_path / "catalog.db", read_only=False)
+
+    def fail(_: CatalogWriter) -> None:
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        catalog.prepare(fail)
+    assert catalog.revision() is None
+    catalog.prepare(nothing)
+    assert catalog.revision() == HEAD
+
+
+def test_opening_a_catalog_does_not_import_alembic(tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; from deltastore.store import open_store\n"
+        f"open_store(Path({str(tmp_path / 'store')!r}))\n"
+        "assert not {'alembic', 'torch', 'numpy', 'numba'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
