@@ -59,36 +59,34 @@ class Bar(Warnings):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._begin = time.monotonic()
         self._label = ""
         self._total = 0
         self._done = 0
         self._drawn_at = 0.0
+        self._closed = False
         self._rich: RichProgress | None = None
         self._task: TaskID | None = None
+        # A timer, because a stage may work for long before it reports for the first time.
+        self._timer = threading.Timer(SHOW_AFTER_S, self._show)
+        self._timer.daemon = True
+        self._timer.start()
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin a stage; its bar replaces the one before."""
         with self._lock:
             self._label, self._total, self._done = label, total_bytes, 0
-            if self._rich is not None and self._task is not None:
-                self._rich.remove_task(self._task)
-                self._task = self._rich.add_task(label, total=total_bytes)
+            if self._rich is not None:
+                self._add_task(self._rich)
 
     def advance(self, done_bytes: int) -> None:
-        """Move the bar on, and draw it a few times a second at most."""
+        """Move the bar on, and redraw it a few times a second at most."""
         with self._lock:
             self._done += done_bytes
             now = time.monotonic()
-            if now - self._begin < SHOW_AFTER_S or now - self._drawn_at < _REDRAW_EVERY_S:
+            if self._rich is None or self._task is None or now - self._drawn_at < _REDRAW_EVERY_S:
                 return
             self._drawn_at = now
-            if self._rich is None:
-                self._rich = _new_rich()
-                self._rich.start()
-                self._task = self._rich.add_task(self._label, total=self._total)
-            if self._task is not None:
-                self._rich.update(self._task, completed=self._done)
+            self._rich.update(self._task, completed=self._done)
 
     def warn(self, message_: str) -> None:
         """Print the warning above the bar."""
@@ -101,10 +99,29 @@ class Bar(Warnings):
 
     def close(self) -> None:
         """Wipe the bar."""
+        self._timer.cancel()
         with self._lock:
+            self._closed = True
             if self._rich is not None:
                 self._rich.stop()
                 self._rich = None
+
+    def _show(self) -> None:
+        """Draw the bar for the first time."""
+        rich = _new_rich()
+        with self._lock:
+            if self._closed:
+                return
+            rich.start()
+            self._rich = rich
+            if self._label:
+                self._add_task(rich)
+
+    def _add_task(self, rich: RichProgress) -> None:
+        """The bar of the stage that runs now; without a total it only moves."""
+        if self._task is not None:
+            rich.remove_task(self._task)
+        self._task = rich.add_task(self._label, total=self._total or None, completed=self._done)
 
 
 def _new_rich() -> RichProgress:

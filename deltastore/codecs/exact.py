@@ -29,7 +29,7 @@ from deltastore.errors import CodecUnknownError, PartInvalidError
 from deltastore.manifest import format as fmt
 from deltastore.scratch import scratch
 
-_FORMS = ("palette", "half", "single")
+FORMS = ("palette", "half", "single")
 _SPARSE_FROM = 0.25
 """Below this share of kept elements a mask cannot pay for itself."""
 
@@ -77,10 +77,10 @@ class ExactCodec:
     ) -> ExactDecoder:
         """See ``Codec.decoder``."""
         form, sparse = params.get("form"), params.get("sparse")
-        if form not in _FORMS:
+        if form not in FORMS:
             raise CodecUnknownError(
                 f"{where}: form {form!r} of codec exact is not known; "
-                f"this deltastore reads {', '.join(_FORMS)}.",
+                f"this deltastore reads {', '.join(FORMS)}.",
                 hint="Upgrade deltastore: `pip install -U deltastore`.",
             )
         if not isinstance(sparse, bool):

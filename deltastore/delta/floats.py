@@ -26,6 +26,8 @@ E4M3_MAX = np.float32(448)
 E4M3_OVERFLOWS = 464
 """Beyond this a number would round to the next one after ``E4M3_MAX``, if there were one."""
 
+_TWO_TO_112 = np.float32(2.0**112)
+_HALF_BITS = np.uint32(0x3F000000)
 _U16_7FFF = np.uint32(0x7FFF)
 _ONE = np.uint32(1)
 _SIXTEEN = np.uint32(16)
@@ -44,7 +46,9 @@ def to_floats(raw: Bytes, dtype: str, *, wide: bool) -> Floats:
     if dtype == "BF16":
         values = (raw.view(np.uint16).astype(np.uint32) << _SIXTEEN).view(np.float32)
     elif dtype == "F16":
-        values = raw.view(np.float16)
+        singles = np.empty(raw.size // 2, np.uint32)
+        _widen_float16(raw.view(np.uint16), singles)
+        values = singles.view(np.float32)
     elif dtype == "F32":
         values = raw.view(np.float32)
     elif dtype == "F64":
@@ -80,10 +84,11 @@ def from_floats(values: Floats, dtype: str) -> Bytes:
                 result = np.empty(values.size, np.uint16)
                 _round_to_bfloat16(values.view(np.uint32), result)
             elif dtype == "F16":
-                result = values.astype(np.float16)
+                result = np.empty(values.size, np.uint16)
+                _round_to_float16(values.view(np.uint32), result)
             else:
                 if dtype == "F8_E4M3":
-                    values = np.clip(values, -E4M3_MAX, E4M3_MAX)
+                    values = np.clip(values, -E4M3_MAX, E4M3_MAX, dtype=np.float32)
                 result = values.astype(_small_float(dtype))
     return result.view(np.uint8)  # type: ignore[no-any-return]
 
@@ -106,6 +111,32 @@ def bfloat16_bits(value: np.float32) -> np.uint32:
 def _round_to_bfloat16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
     for i in range(bits.size):
         out[i] = np.uint16(bfloat16_bits(float32_from_bits(bits[i])))
+
+
+@kernel
+def _widen_float16(halves: npt.NDArray[np.uint16], out: npt.NDArray[np.uint32]) -> None:
+    """Float16 to float32 bits: exponents move by a multiplication, which subnormals survive."""
+    for i in range(halves.size):
+        half = np.uint32(halves[i])
+        shifted = (half & np.uint32(0x7FFF)) << np.uint32(13)
+        scaled = bits_from_float32(float32_from_bits(shifted) * _TWO_TO_112)
+        special = (half & np.uint32(0x7C00)) == np.uint32(0x7C00)
+        magnitude = (shifted | _INF) if special else scaled
+        out[i] = magnitude | (half & np.uint32(0x8000)) << _SIXTEEN
+
+
+@kernel
+def _round_to_float16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
+    """Float32 to float16 bits; adding 0.5, whose last bit is theirs, rounds subnormals."""
+    for i in range(bits.size):
+        magnitude = bits[i] & _ABS
+        carry = np.uint32(0xFFF) + ((magnitude >> np.uint32(13)) & _ONE)
+        normal = np.uint32(magnitude + carry - np.uint32(112 << 23)) >> np.uint32(13)
+        tiny = bits_from_float32(float32_from_bits(magnitude) + np.float32(0.5)) - _HALF_BITS
+        result = normal if magnitude >= np.uint32(0x38800000) else np.uint32(tiny)
+        result = np.uint32(0x7C00) if magnitude >= np.uint32(0x47800000) else result
+        result = np.uint32(0x7E00) if magnitude > _INF else result
+        out[i] = np.uint16(result | (bits[i] & np.uint32(0x80000000)) >> _SIXTEEN)
 
 
 @kernel

@@ -23,7 +23,6 @@ from deltastore.checkpoint import (
 )
 from deltastore.errors import (
     QuantisedCheckpointError,
-    RestoreFailedError,
     RestoreOnlyError,
     UsageError,
 )
@@ -394,11 +393,7 @@ def _patches(
 
 
 def _is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:
-    """Whether the output's tensors are post's, by name, dtype, shape and digest.
-
-    Raises:
-        RestoreFailedError: The source base's own tensors did not give post's.
-    """
+    """Whether the output's tensors are post's, by name, dtype, shape and digest."""
     posts = {entry.name: entry.post for entry in config.tensors if entry.post is not None}
     if posts.keys() != made.keys():
         return False
@@ -437,4 +432,4 @@ def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:
     return list(seen.values())
 
 
-__all__ = ["DTYPE_NAMES", "ApplyResult", "RestoreFailedError", "apply"]
+__all__ = ["DTYPE_NAMES", "ApplyResult", "apply"]

@@ -66,7 +66,8 @@ class _Part:
                 f"{self.where}: array {key!r} should have one dimension, a dtype of "
                 f"{', '.join(_DTYPES)} and two offsets."
             ) from error
-        if not whole or not 0 <= begin <= end <= space or end - begin != items * np.dtype(dtype).itemsize:
+        size = items * np.dtype(dtype).itemsize if whole else -1
+        if not whole or not 0 <= begin <= end <= space or end - begin != size:
             raise PartInvalidError(
                 f"{self.where}: array {key!r} lies at {begin}..{end} of {space} bytes and should "
                 f"hold {items} items."

@@ -1,5 +1,7 @@
 import io
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +12,13 @@ from deltastore.cli.progress import Bar, Warnings, show_progress
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_without_a_terminal_only_warnings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,9 +57,11 @@ def test_a_bar_has_the_stage_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> No
     with show_progress(bars=True) as shown:
         shown.start("read [base]", 1000)
         shown.advance(400)
+        wait_for(lambda: "read [base]" in terminal.getvalue())
         shown.warn("mind the gap")
-        shown.start("write", 1000)
+        shown.start("write", 0)
         shown.advance(10)
+        wait_for(lambda: "write" in terminal.getvalue())
     text = terminal.getvalue()
     assert "read [base]" in text
     assert "mind the gap" in text

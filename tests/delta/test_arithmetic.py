@@ -303,3 +303,27 @@ def test_bfloat16_kernels_equal_the_general_route(
 def nan_alike(a: np.ndarray, b: np.ndarray) -> bool:
     x, y = tensor(a, "BF16"), tensor(b, "BF16")
     return bool(((x == y) | (x.isnan() & y.isnan())).all())
+
+
+def test_every_float16_widens_and_rounds_back() -> None:
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    wide = to_floats(patterns.view(np.uint8), "F16", wide=False)
+    want = tensor(patterns.view(np.uint8), "F16").float()
+    assert torch.equal(torch.from_numpy(wide.copy()).isnan(), want.isnan())
+    number = ~np.isnan(wide)
+    assert np.array_equal(wide[number].view(np.uint32), want.numpy()[number].view(np.uint32))
+    back = from_floats(wide, "F16").view(np.uint16)
+    assert np.array_equal(back[number], patterns[number])
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F8_E4M3", "F8_E5M2"])
+def test_rounding_of_float32_equals_torch(dtype: str) -> None:
+    """A sweep over all exponents and signs, with ties and their neighbours."""
+    bits = np.arange(0, 1 << 32, 6_007, dtype=np.uint64).astype(np.uint32)
+    ties = (np.arange(1 << 16, dtype=np.uint32) << 16) | 0x8000
+    half_ties = (np.arange(1 << 19, dtype=np.uint32) << 13) | 0x1000
+    bits = np.concatenate([bits, ties, ties + 1, ties - 1, half_ties, half_ties + 1, half_ties - 1])
+    values = bits.view(np.float32)
+    values = values[~np.isnan(values)].copy()
+    got = from_floats(values, dtype)
+    assert np.array_equal(got, raw_bytes(torch.from_numpy(values).to(TORCH[dtype])))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from store.artifacts import publish
+from store.children import start, succeeds
+
+from deltastore.blobs.durable import write_temp
+from deltastore.operations import doctor as module
+from deltastore.operations.doctor import Check, Diagnosis, doctor
+from deltastore.store import open_store
+from deltastore.store.filesystem import file_system_type
+
+
+def found(diagnosis: Diagnosis) -> dict[str, Check]:
+    return {check.what: check for check in diagnosis.checks}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with open_store(tmp_path / "store") as store:
+        publish(store)
+    return tmp_path / "store"
+
+
+def test_a_sound_store_is_healthy(path: Path) -> None:
+    diagnosis = doctor(path)
+    checks = found(diagnosis)
+    assert diagnosis.healthy
+    assert [c for c in diagnosis.checks if c.status == "fail"] == []
+    assert checks["store"].found == str(path)
+    assert checks["store access"].found == "read and write"
+    assert checks["catalog"].found == "schema 0001, delete journal"
+    assert checks["leases"].found == checks["temporary files"].found == "none"
+    assert checks["torch"].found
+
+
+def test_a_store_that_is_not_there_yet_is_only_a_warning(tmp_path: Path) -> None:
+    diagnosis = doctor(tmp_path / "store")
+    assert diagnosis.healthy
+    assert found(diagnosis)["store format"].status == "warn"
+    assert "deltastore extract" in found(diagnosis)["store format"].next
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_broken_fails_with_what_to_type(path: Path) -> None:
+    (path / "catalog.db").write_bytes(b"garbage" * 1000)
+    diagnosis = doctor(path)
+    assert not diagnosis.healthy
+    assert "deltastore reindex" in found(diagnosis)["store format"].next
+    (path / "store.json").write_text('{"format":9}')
+    assert "Upgrade" in found(doctor(path))["store format"].next
+
+
+def test_pages_that_are_broken_are_found(path: Path) -> None:
+    data = bytearray((path / "catalog.db").read_bytes())
+    data[-4096:] = b"\xff" * 4096
+    (path / "catalog.db").write_bytes(data)
+    check = found(doctor(path))["catalog"]
+    assert check.status == "fail"
+    assert "deltastore reindex" in check.next
+
+
+def test_a_missing_package_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
+    diagnosis = doctor(path)
+    assert not diagnosis.healthy
+    assert "pip install no-such-package" in found(diagnosis)["no-such-package"].next
+
+
+def test_little_space_and_network_file_systems_are_warned_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOW_SPACE_BYTES", 1 << 62)
+    monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
+    checks = found(doctor(path))
+    assert checks["free space"].status == "warn"
+    assert "deltastore du" in checks["free space"].next
+    assert checks["file system"].status == "warn"
+
+
+def test_who_is_at_work_is_shown_and_the_dead_are_gone(path: Path) -> None:
+    succeeds(start(lambda: write_temp(path / "tmp", [b"left"]) and None))
+    with open_store(path) as store, store.lease("extract"):
+        checks = found(doctor(path))
+    assert "extract by process" in checks["leases"].found
+    assert checks["leases"].status == "ok"
+    assert checks["temporary files"].found == "none"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_the_file_system_is_the_nearest_mount() -> None:
+    assert file_system_type(Path("/proc")) == "proc"
+    assert file_system_type(Path("/proc/self/fd")) == "proc"
+    assert file_system_type(Path("/no/such/path")) is None

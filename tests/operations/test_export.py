@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from store.artifacts import flip, publish
+from store.children import start, succeeds
+
+from deltastore.blobs.owner import owner_token
+from deltastore.errors import BlobCorruptError, BlobMissingError, NoSpaceError, OutputExistsError
+from deltastore.operations.export import export
+from deltastore.store import Store, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    opened = open_store(tmp_path / "store")
+    publish(opened, "m", 1)
+    return opened
+
+
+def assert_is_layout(directory: Path, store: Store) -> None:
+    """What the image layout specification asks for, read without the code under test."""
+    assert sorted(p.name for p in directory.iterdir()) == ["blobs", "index.json", "oci-layout"]
+    assert json.loads((directory / "oci-layout").read_text()) == {"imageLayoutVersion": "1.0.0"}
+    index = json.loads((directory / "index.json").read_text())
+    assert index["schemaVersion"] == 2
+    assert index["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    (descriptor,) = index["manifests"]
+    assert descriptor["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert descriptor["artifactType"] == "application/vnd.deltastore.delta.v1"
+    assert descriptor["annotations"]["org.opencontainers.image.ref.name"] == "v1"
+    blobs = directory / "blobs" / "sha256"
+    manifest = json.loads((blobs / descriptor["digest"].removeprefix("sha256:")).read_bytes())
+    named = [descriptor, manifest["config"], *manifest["layers"]]
+    for entry in named:
+        data = (blobs / entry["digest"].removeprefix("sha256:")).read_bytes()
+        assert len(data) == entry["size"]
+        assert "sha256:" + hashlib.sha256(data).hexdigest() == entry["digest"]
+    assert {p.name for p in blobs.iterdir()} == {e["digest"][7:] for e in named}
+    assert descriptor["digest"] == store.resolve("m").digest
+
+
+def test_the_layout_is_whole_and_takes_no_room(store: Store, tmp_path: Path) -> None:
+    report = export(store, "m:v1", tmp_path / "deep" / "out")
+    assert_is_layout(tmp_path / "deep" / "out", store)
+    assert (report.ref, report.blobs, report.linked) == ("m:v1", 6, 6)
+    assert report.bytes == store.resolve("m").stored_bytes
+    for path in (tmp_path / "deep" / "out" / "blobs" / "sha256").iterdir():
+        assert path.samefile(store.path / "blobs" / "sha256" / path.name)
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_links_cannot_be_blobs_are_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert export(store, "m", tmp_path / "out").linked == 0
+    assert_is_layout(tmp_path / "out", store)
+
+
+@pytest.mark.parametrize("link", [True, False], ids=["links", "copies"])
+def test_a_damaged_blob_is_not_exported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    if not link:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.EXDEV, "another file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    manifest, _ = store.load(store.resolve("m").digest)
+    flip(store.blobs.path(manifest.layers[1].digest), 5)
+    with pytest.raises(BlobCorruptError, match=manifest.layers[1].digest):
+        export(store, "m", tmp_path / "out")
+    store.blobs.delete(manifest.layers[1].digest)
+    with pytest.raises(BlobMissingError, match=manifest.layers[1].digest):
+        export(store, "m", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_what_is_in_the_way_is_left_alone(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    export(store, "m", tmp_path / "empty")
+    assert_is_layout(tmp_path / "empty", store)
+    (tmp_path / "file").write_text("x")
+    for name in ("empty", "file", "store"):
+        with pytest.raises(OutputExistsError, match=name):
+            export(store, "m", tmp_path / name)
+
+
+def test_a_full_disk_leaves_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(NoSpaceError):
+        export(store, "m", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_what_a_killed_export_left_is_removed(store: Store, tmp_path: Path) -> None:
+    def leave() -> None:
+        (tmp_path / f".out.{owner_token()}.partial" / "blobs").mkdir(parents=True)
+
+    succeeds(start(leave))
+    living = tmp_path / f".out.{owner_token()}-x.partial"
+    living.mkdir()
+    (tmp_path / ".out.notes").mkdir()
+    export(store, "m", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"store", "out", ".out.notes", living.name}
+
+
+@pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")
+def test_skopeo_reads_and_copies_it(store: Store, tmp_path: Path) -> None:
+    export(store, "m", tmp_path / "out")
+
+    def skopeo(*arguments: str) -> bytes:
+        return subprocess.run(["skopeo", *arguments], check=True, capture_output=True).stdout
+
+    raw = skopeo("inspect", "--raw", f"oci:{tmp_path}/out:v1")
+    assert "sha256:" + hashlib.sha256(raw).hexdigest() == store.resolve("m").digest
+    skopeo("--insecure-policy", "copy", f"oci:{tmp_path}/out:v1", f"oci:{tmp_path}/copy:v1")
+    copied = {p.name for p in (tmp_path / "copy" / "blobs" / "sha256").iterdir()}
+    assert copied == {p.name for p in (tmp_path / "out" / "blobs" / "sha256").iterdir()}
