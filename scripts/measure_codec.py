@@ -1,11 +1,11 @@
-"""Measures the forms of the exact codec on synthetic deltas; see docs/decisions/0002-exact-codec.md.
+"""Measures the forms of the exact codec; see docs/decisions/0002-exact-codec.md.
 
     python scripts/measure_codec.py [--elements N] [--repeat N]
 
-Bases are N(0, 0.02) in bfloat16, deltas Laplace with the standard deviation that each row names,
-post is base + delta rounded to bfloat16. Prints Markdown tables: bits per weight of each form
-beside the entropy of the delta, nanoseconds per element in one thread, and what the parameters of
-the entropy stage are worth.
+A base is N(0, 0.02), its delta Laplace with the standard deviation that the row names, post their
+sum in the base's dtype. Prints Markdown tables: bits per weight of each form beside the entropy of
+the delta, processor time of one thread per element of one chunk, and what the parameters of the
+entropy stage are worth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,160 +25,161 @@ import numpy.typing as npt
 import zstandard
 
 from deltastore.codecs import entropy
-from deltastore.codecs.exact import ExactCodec, ExactEncoder, _choose_palette
+from deltastore.codecs.exact import ExactCodec, ExactEncoder, _choose_palette, _singles
 from deltastore.delta import subtract
 from deltastore.manifest.format import CHUNK_ELEMENTS, KEEP
 
 BASE_STD = 0.02
-SIGMAS = (2e-6, 2e-5, 1e-4, 3e-4, 1e-3, 5e-3)
+ROWS = (
+    ("BF16", 2e-6),
+    ("BF16", 2e-5),
+    ("BF16", 1e-4),
+    ("BF16", 3e-4),
+    ("BF16", 1e-3),
+    ("BF16", 5e-3),
+    ("BF16", 2e-2),
+    ("F32", 3e-4),
+)
 FORMS = tuple((form, sparse) for form in ("palette", "half", "single") for sparse in (False, True))
+DTYPES: dict[str, Any] = {"BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
-Delta = npt.NDArray[np.uint32]
+Delta = npt.NDArray[Any]
 
 
-def draw(sigma: float, elements: int) -> tuple[Delta, npt.NDArray[np.uint16]]:
-    """A delta as float32 bits with the codec's reserved values, and post's bits."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one form: bits per weight, then nanoseconds per element."""
+
+    bits: float
+    encode_ns: float
+    decode_ns: float
+    frames: list[bytes]
+
+
+def draw(dtype: str, sigma: float, elements: int) -> Delta:
+    """A delta as float bits with the codec's reserved values."""
     rng = np.random.default_rng(0)
-    base = rng.normal(0, BASE_STD, elements).astype(ml_dtypes.bfloat16)
-    moved = base.astype(np.float32) + rng.laplace(0, sigma / math.sqrt(2), elements)
-    post = moved.astype(ml_dtypes.bfloat16)
-    delta = np.empty(elements, np.uint32)
-    subtract(base.view(np.uint8), "BF16", post.view(np.uint8), "BF16", delta)
-    return delta, post.view(np.uint16)
+    base = rng.normal(0, BASE_STD, elements).astype(DTYPES[dtype])
+    moved = base.astype(np.float64) + rng.laplace(0, sigma / math.sqrt(2), elements)
+    post = moved.astype(DTYPES[dtype])
+    delta = np.empty(elements, np.uint32 if dtype == "BF16" else np.uint64)
+    subtract(base.view(np.uint8), dtype, post.view(np.uint8), dtype, delta)
+    return delta
 
 
-def joint_entropy(delta: Delta) -> float:
+def rounded_entropy(singles: npt.NDArray[np.uint32]) -> float:
     """Bits per element of the delta rounded to bfloat16, as independent symbols."""
-    values = delta.view(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
-    values[delta == KEEP] = KEEP >> 16
-    share = np.bincount(values) / delta.size
+    values = singles.view(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16)
+    values[singles == KEEP] = KEEP >> 16
+    share = np.bincount(values) / singles.size
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())
 
 
-def best_ns(call: Callable[[], object], elements: int, repeat: int) -> float:
-    """Nanoseconds per element of the fastest of several calls."""
+def ns_per_element(call: Callable[[], object], elements: int, repeat: int) -> float:
+    """Processor time of this thread per element, the best of several calls."""
     times = []
     for _ in range(repeat):
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         call()
-        times.append(time.perf_counter_ns() - start)
+        times.append(time.thread_time_ns() - start)
     return min(times) / elements
 
 
-def chunks(delta: Delta) -> Iterator[Delta]:
-    """The chunks in which an artifact holds a tensor."""
-    for start in range(0, delta.size, CHUNK_ELEMENTS):
-        yield delta[start : start + CHUNK_ELEMENTS]
+def measure(encoder: ExactEncoder, delta: Delta, repeat: int) -> Cost:
+    """What one form makes of a delta, chunk by chunk as an artifact holds it."""
+    decoder = ExactCodec().decoder(encoder.params, encoder.arrays, where="measured")
+    pieces = [delta[i : i + CHUNK_ELEMENTS] for i in range(0, delta.size, CHUNK_ELEMENTS)]
+    frames = [encoder.encode(piece) for piece in pieces]
+    out = np.empty(min(CHUNK_ELEMENTS, delta.size), delta.dtype)
+    for frame, piece in zip(frames, pieces, strict=True):
+        decoder.decode(frame, out[: piece.size])
+        if not np.array_equal(out[: piece.size], piece):
+            raise AssertionError("a form does not decode to what was encoded")
+    first = pieces[0]
+    return Cost(
+        bits=8 * (sum(map(len, frames)) + encoder.static_bytes) / delta.size,
+        encode_ns=ns_per_element(lambda: encoder.encode(first), first.size, repeat),
+        decode_ns=ns_per_element(
+            lambda: decoder.decode(frames[0], out[: first.size]), first.size, repeat
+        ),
+        frames=frames,
+    )
 
 
-def measure(
-    encoder: ExactEncoder, delta: Delta, repeat: int
-) -> tuple[float, float, float, list[bytes]]:
-    """Bits per weight, nanoseconds per element of encoding and decoding, and the frames."""
-    codec = ExactCodec()
-    frames = [encoder.encode(chunk) for chunk in chunks(delta)]
-    decoder = codec.decoder(encoder.params, encoder.arrays, where="measured")
-    out = np.empty_like(delta)
+def stage(cost: Cost, elements: int, repeat: int) -> list[str]:
+    """What the content of palette frames costs with the parameters in use and with two levels."""
+    contents = [
+        entropy.decompress(frame, max_bytes=1 << 30, where="measured").tobytes()
+        for frame in cost.frames
+    ]
 
-    def decode() -> None:
-        for frame, piece in zip(frames, chunks(out), strict=True):
-            decoder.decode(frame, piece)
+    def tuned(content: bytes) -> bytes:
+        data = np.frombuffer(content, np.uint8)
+        return entropy.compress([data[:CHUNK_ELEMENTS], *np.array_split(data[CHUNK_ELEMENTS:], 4)])
 
-    def encode() -> None:
-        for chunk in chunks(delta):
-            encoder.encode(chunk)
-
-    decode()
-    if not np.array_equal(out, delta):
-        raise AssertionError("a form does not decode to what was encoded")
-    bits = 8 * (sum(map(len, frames)) + encoder.static_bytes) / delta.size
-    times = (best_ns(call, delta.size, repeat) for call in (encode, decode))
-    return bits, *times, frames
+    cells = []
+    for compress in (
+        tuned,
+        zstandard.ZstdCompressor(level=1).compress,
+        zstandard.ZstdCompressor(level=3).compress,
+    ):
+        bits = 8 * sum(len(compress(content)) for content in contents) / elements
+        call = partial(compress, contents[0])
+        cells.append(f"{bits:.2f} ({ns_per_element(call, CHUNK_ELEMENTS, repeat):.1f})")
+    return cells
 
 
-def row(cells: list[str]) -> None:
-    """One line of a Markdown table."""
-    print("| " + " | ".join(cells) + " |")
-
-
-def heading(titles: list[str]) -> None:
-    """The first lines of a Markdown table."""
-    row(titles)
-    print("|" + "---|" * len(titles))
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    for cells in (titles, ["---"] * len(titles), *rows):
+        print("| " + " | ".join(cells) + " |")
+    print()
 
 
 def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--elements", type=int, default=1 << 23)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--elements", type=int, default=8 * CHUNK_ELEMENTS)
+    parser.add_argument("--repeat", type=int, default=60)
     given = parser.parse_args()
-    deltas = {sigma: draw(sigma, given.elements) for sigma in SIGMAS}
-    names = [f"{form} {'sparse' if sparse else 'dense'}" for form, sparse in FORMS]
     sizes, speeds, stages = [], [], []
-    for sigma, (delta, post) in deltas.items():
-        label = f"{sigma:.0e}".replace("e-0", "e-")
-        palette = _choose_palette(delta)
-        made = {
-            form: measure(
-                ExactEncoder(form[0], form[1], palette if form[0] == "palette" else None),
+    for dtype, sigma in ROWS:
+        delta = draw(dtype, sigma, given.elements)
+        singles = _singles(delta).copy()
+        palette = _choose_palette(singles)
+        label = f"{dtype} {sigma:.0e}".replace("e-0", "e-")
+        costs = {
+            (form, sparse): measure(
+                ExactEncoder(form, sparse, palette if form == "palette" else None),
                 delta,
                 given.repeat,
             )
-            for form in FORMS
+            for form, sparse in FORMS
         }
         chosen = ExactCodec().encoder(delta[: 1 << 16], delta.size)
-        kept = np.count_nonzero(delta == KEEP) / delta.size
-        long = np.count_nonzero(delta & np.uint32(0xFFFF)) / delta.size
-        raw = 8 * len(zstandard.ZstdCompressor(level=3).compress(post.tobytes())) / delta.size
         sizes.append(
-            [label, f"{kept:.1%}", f"{long:.2%}", f"{joint_entropy(delta):.2f}"]
-            + [f"{made[form][0]:.2f}" for form in FORMS]
-            + [f"{chosen.form} {'sparse' if chosen.sparse else 'dense'}", f"{raw:.2f}"]
-        )
-        speeds.append([label] + [f"{made[form][1]:.2f} / {made[form][2]:.2f}" for form in FORMS])
-        stages.append([label, *stage(made["palette", False][3], delta.size, given.repeat)])
-    print(f"{given.elements} elements, zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}\n")
-    heading(["σ of Δ", "kept", "not bf16", "entropy", *names, "chosen", "post, zstd-3"])
-    for cells in sizes:
-        row(cells)
-    print("\nEncode / decode, ns per element:\n")
-    heading(["σ of Δ", *names])
-    for cells in speeds:
-        row(cells)
-    print("\nThe entropy stage alone on palette frames, bits per weight (ns per element):\n")
-    heading(["σ of Δ", "as used", "level 1", "level 3"])
-    for cells in stages:
-        row(cells)
-    return 0
-
-
-def stage(frames: list[bytes], elements: int, repeat: int) -> list[str]:
-    """What the same content costs with the entropy stage's parameters and with two levels."""
-    contents = [
-        entropy.decompress(f, max_bytes=1 << 30, where="measured").tobytes() for f in frames
-    ]
-    cells = []
-    compressors: list[Callable[[bytes], bytes]] = [
-        lambda data: entropy.compress(
             [
-                np.frombuffer(data[:CHUNK_ELEMENTS], np.uint8),
-                *np.array_split(np.frombuffer(data[CHUNK_ELEMENTS:], np.uint8), 4),
+                label,
+                f"{np.count_nonzero(singles == KEEP) / delta.size:.1%}",
+                f"{np.count_nonzero(singles & np.uint32(0xFFFF)) / delta.size:.2%}",
+                f"{rounded_entropy(singles):.2f}" if dtype == "BF16" else "–",
+                *(f"{cost.bits:.2f}" for cost in costs.values()),
+                f"{chosen.form} {'sparse' if chosen.sparse else 'dense'}",
             ]
-        ),
-        zstandard.ZstdCompressor(level=1).compress,
-        zstandard.ZstdCompressor(level=3).compress,
-    ]
-    for compress in compressors:
-        bits = 8 * sum(len(compress(data)) for data in contents) / elements
-
-        def every(compress: Callable[[bytes], bytes] = compress) -> None:
-            for data in contents:
-                compress(data)
-
-        cells.append(f"{bits:.2f} ({best_ns(every, elements, repeat):.2f})")
-    return cells
+        )
+        speeds.append([label, *(f"{c.encode_ns:.1f} / {c.decode_ns:.1f}" for c in costs.values())])
+        if dtype == "BF16":
+            stages.append([label, *stage(costs["palette", False], delta.size, given.repeat)])
+    names = [f"{form} {'sparse' if sparse else 'dense'}" for form, sparse in FORMS]
+    version = ".".join(map(str, zstandard.ZSTD_VERSION))
+    print(f"Bits per weight, {given.elements} elements, zstd {version}:\n")
+    table(["σ of Δ", "kept", "not bf16", "entropy", *names, "chosen"], sizes)
+    print("Encode / decode, ns per element of one thread:\n")
+    table(["σ of Δ", *names], speeds)
+    print("The entropy stage alone on palette frames, bits per weight (ns per element):\n")
+    table(["σ of Δ", "as used", "level 1", "level 3"], stages)
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ _BLOCK_BYTES = 1 << 20
 # What is stored never changes, and an export shares the files: nobody should edit one by mistake.
 _MODE = 0o444
 _FETCH_AGAIN = (
-    "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the same "
-    "pair writes it anew."
+    "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the "
+    "same pair writes it anew."
 )
 
 

@@ -1,7 +1,7 @@
 """The SQL index over the artifacts. The only package that knows SQLAlchemy."""
 
 from deltastore.catalog.catalog import Catalog
-from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Summary, VersionRow
+from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing, Summary, VersionRow
 from deltastore.catalog.schema import HEAD
 from deltastore.catalog.writer import CatalogWriter
 
@@ -12,6 +12,7 @@ __all__ = [
     "Catalog",
     "CatalogWriter",
     "FileIdentity",
+    "Listing",
     "Summary",
     "VersionRow",
 ]

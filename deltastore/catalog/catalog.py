@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, se
 from deltastore.catalog import schema
 from deltastore.catalog.engine import WRITE, memory_engine, sqlite_engine
 from deltastore.catalog.failures import damaged, translated
-from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity
+from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing
 from deltastore.catalog.tables import ARTIFACTS, FILES, TAGS, VERSIONS
 from deltastore.catalog.writer import CatalogWriter
 from deltastore.errors import StoreReadOnlyError
@@ -48,6 +48,19 @@ _COLUMNS = (
     ARTIFACTS.c.tensors,
     ARTIFACTS.c.unchanged,
     ARTIFACTS.c.bits_per_weight,
+)
+
+# In the order of Listing's fields.
+_LISTED = (
+    VERSIONS.c.name,
+    VERSIONS.c.version,
+    VERSIONS.c.digest,
+    VERSIONS.c.base_label,
+    VERSIONS.c.post_label,
+    ARTIFACTS.c.codec,
+    ARTIFACTS.c.raw_bytes,
+    ARTIFACTS.c.stored_bytes,
+    VERSIONS.c.created,
 )
 
 
@@ -181,6 +194,15 @@ class Catalog:
             name=name,
         )
 
+    def listings(self) -> list[Listing]:
+        """All versions by name and version, with what a list shows."""
+        query = (
+            select(*_LISTED)
+            .join_from(VERSIONS, ARTIFACTS)
+            .order_by(VERSIONS.c.name, VERSIONS.c.version)
+        )
+        return [Listing(*fields) for fields in self._tagged(query, name=None)]
+
     def newest(self, name: str) -> Artifact | None:
         """The name's version with the highest number."""
         highest = select(func.max(VERSIONS.c.version)).where(VERSIONS.c.name == name)
@@ -279,11 +301,14 @@ class Catalog:
                 yield writable
 
     def _select(self, query: Select[Any], *, name: str | None) -> list[Artifact]:
+        return [Artifact(*fields) for fields in self._tagged(query, name=name)]
+
+    def _tagged(self, query: Select[Any], *, name: str | None) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query that begins with name and version, each with its tags."""
         with translated(self._where), self._engine.connect() as connection:
             rows = connection.execute(query).all()
             tags = _tags(connection, name) if rows else {}
-        values: list[list[Any]] = [[*row, tags.get((row[0], row[1]), ())] for row in rows]
-        return [Artifact(*fields) for fields in values]
+        return ((*row, tags.get((row[0], row[1]), ())) for row in rows)
 
     def _rows(self, query: Select[Any]) -> list[Any]:
         with translated(self._where), self._engine.connect() as connection:

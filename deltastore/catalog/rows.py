@@ -114,6 +114,22 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """A version as one line of a list: the part of ``Artifact`` that thousands are read of."""
+
+    name: str
+    version: int
+    digest: str
+    base: str
+    post: str
+    codec: str
+    raw_bytes: int
+    stored_bytes: int
+    created: str
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class FileIdentity:
     """What the system says of a file; while it stays the same, so do the file's bytes.
 

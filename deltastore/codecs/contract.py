@@ -25,6 +25,10 @@ class Encoder(Protocol):
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Static arrays (uint8, uint16, float32 or int64) that a decoder needs."""
 
+    @property
+    def bytes_per_element(self) -> float:
+        """About what an element will cost, as the sample says."""
+
     def encode(self, delta: DeltaChunk) -> bytes:
         """One chunk as one frame, never empty: an empty frame means "all elements kept".
 

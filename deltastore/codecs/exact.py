@@ -64,13 +64,15 @@ class ExactCodec:
             for form in forms
             for sparse in sparsities
         ]
-        scale = elements / max(1, sample.size)
-        best = min(
-            candidates,
-            key=lambda c: (len(c.encode(sample)) * scale + c.static_bytes) * _WEIGHT[c.sparse],
-        )
+        best, size = None, 0.0
+        for candidate in candidates:
+            cost = len(candidate.encode(sample)) / max(1, sample.size)
+            cost += candidate.static_bytes / max(1, elements)
+            if best is None or cost * _WEIGHT[candidate.sparse] < size * _WEIGHT[best.sparse]:
+                best, size = candidate, cost
+        assert best is not None
         # A fresh one: the others' tables, and this one's until it is used, need not be kept.
-        return ExactEncoder(best.form, best.sparse, best.palette)
+        return ExactEncoder(best.form, best.sparse, best.palette, size)
 
     def decoder(
         self, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, where: str
@@ -108,6 +110,7 @@ class ExactEncoder:
     form: str
     sparse: bool
     palette: npt.NDArray[np.uint16] | None
+    bytes_per_element: float = 0.0
 
     @cached_property
     def _table(self) -> Bytes:

@@ -34,8 +34,8 @@ from deltastore.operations.progress import Progress
 from deltastore.parts import PartBuilder
 from deltastore.scratch import scratch
 
-_SAMPLE_RUNS = 16
-_SAMPLE_ELEMENTS = 1 << 16
+_SAMPLE_RUNS = 8
+_SAMPLE_ELEMENTS = 1 << 15
 _PARTS_IN_FLIGHT = 2
 
 
@@ -160,7 +160,7 @@ def _plan(base: Checkpoint, post: Checkpoint, pair: Pair, codec: Codec) -> tuple
         filled += count
     encoder = codec.encoder(sample, common)
     decoder = codec.decoder(encoder.params, encoder.arrays, where=pair.name)
-    estimate = len(encoder.encode(sample)) * common // sample.size
+    estimate = int(encoder.bytes_per_element * common)
     further = max(0, post_bytes - common * DTYPE_BYTES[pair.post.dtype])
     return Plan(pair, encoder, decoder), estimate + further
 

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deltastore.store import Artifact, Store
+from deltastore.store import Artifact, Listing, Store
 
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """One line of the list: a version. ``created`` is ISO 8601 in UTC."""
-
-    name: str
-    version: int
-    digest: str
-    tags: tuple[str, ...]
-    base: str
-    post: str
-    codec: str
-    raw_bytes: int
-    stored_bytes: int
-    created: str
+__all__ = ["Listing", "list_artifacts"]
 
 
 def list_artifacts(
@@ -46,37 +31,36 @@ def list_artifacts(
     Raises:
         CatalogError: The catalog failed.
     """
-    base_source = None if base is None else _source(base)
-    post_source = None if post is None else _source(post)
-    return [
-        listing(artifact)
-        for artifact in store.artifacts()
-        if (name is None or fnmatchcase(artifact.name, name))
-        and (tag is None or tag in artifact.tags)
-        and (
-            base_source is None
-            or _fits(base_source, artifact.base, artifact.base_repo, artifact.base_content)
-        )
-        and (
-            post_source is None
-            or _fits(post_source, artifact.post, artifact.post_repo, artifact.post_content)
-        )
-    ]
+    if base is None and post is None:
+        found = store.listings()
+    else:
+        base_source = None if base is None else _source(base)
+        post_source = None if post is None else _source(post)
+        found = [
+            _listing(artifact)
+            for artifact in store.artifacts()
+            if _fits(base_source, artifact.base, artifact.base_repo, artifact.base_content)
+            and _fits(post_source, artifact.post, artifact.post_repo, artifact.post_content)
+        ]
+    if name is not None:
+        found = [row for row in found if fnmatchcase(row.name, name)]
+    if tag is not None:
+        found = [row for row in found if tag in row.tags]
+    return found
 
 
-def listing(artifact: Artifact) -> Listing:
-    """An artifact as a line of the list."""
+def _listing(artifact: Artifact) -> Listing:
     return Listing(
-        artifact.name,
-        artifact.version,
-        artifact.digest,
-        artifact.tags,
-        artifact.base,
-        artifact.post,
-        artifact.codec,
-        artifact.raw_bytes,
-        artifact.stored_bytes,
-        artifact.created,
+        name=artifact.name,
+        version=artifact.version,
+        digest=artifact.digest,
+        base=artifact.base,
+        post=artifact.post,
+        codec=artifact.codec,
+        raw_bytes=artifact.raw_bytes,
+        stored_bytes=artifact.stored_bytes,
+        created=artifact.created,
+        tags=artifact.tags,
     )
 
 
@@ -86,7 +70,9 @@ def _source(text: str) -> str:
     return path.resolve().name.casefold() if path.exists() else text.casefold()
 
 
-def _fits(source: str, label: str, repo: str | None, content: str) -> bool:
+def _fits(source: str | None, label: str, repo: str | None, content: str) -> bool:
+    if source is None:
+        return True
     # The hub does not tell case apart in ids.
     if fnmatchcase(label.casefold(), source):
         return True

@@ -11,7 +11,7 @@ from typing import Self
 
 from deltastore.blobs import LocalBlobs
 from deltastore.blobs.durable import translated
-from deltastore.catalog import Artifact, FileIdentity
+from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.manifest import Config, Manifest
 from deltastore.store import finding, indexing, publishing, removing, tagging
 from deltastore.store.opening import open_parts
@@ -145,6 +145,13 @@ class Store:
     def artifacts(self) -> list[Artifact]:
         """All versions of all names, by name and version."""
         return self.parts.catalog.artifacts()
+
+    def listings(self) -> list[Listing]:
+        """All versions of all names, by name and version, with what a list shows.
+
+        It is for thousands of versions what ``artifacts`` is for a few.
+        """
+        return self.parts.catalog.listings()
 
     def find_pair(self, base_content: str, post_content: str, codec: str) -> str | None:
         """The digest of the artifact extracted first from this pair with this codec."""

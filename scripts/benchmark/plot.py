@@ -57,7 +57,7 @@ def _draw_memory(axes: Axes, cases: list[Case]) -> None:
     _bars(axes, commands, {title(c): [c.peak_mb(command) for command in commands] for c in cases})
     axes.set_yscale("log")
     axes.hlines(MEMORY_LIMIT_MB, -0.5, len(commands) - 0.5, **BUDGET)
-    axes.set_title("Peak resident memory in MB (log scale)")
+    axes.set_title("Peak memory in MB (log scale)")
 
 
 def _draw_size(axes: Axes, cases: list[Case]) -> None:
@@ -70,7 +70,7 @@ def _draw_size(axes: Axes, cases: list[Case]) -> None:
         axes.hlines(case.joint_entropy, at - 0.4, at + 0.4, **FLOOR)
         axes.hlines(limit, at - 0.4, at + 0.4, **BUDGET)
     axes.set_xticks(places, [title(case).replace(", ", "\n") for case in cases])
-    axes.set_title("Bits per weight, and the excess over entropy")
+    axes.set_title("Bits per weight, and over entropy")
 
 
 def _bars(axes: Axes, groups: list[str], series: dict[str, list[float]]) -> None:

@@ -75,7 +75,7 @@ class BlobStoreContract:
 
     def test_what_is_over_the_limit_is_not_read(self, blobs: BlobStore) -> None:
         stored = blobs.put([b"abcd"])
-        with pytest.raises(ManifestInvalidError, match="Manifest .* has 4 bytes"):
+        with pytest.raises(ManifestInvalidError, match=r"Manifest .* has 4 bytes"):
             blobs.read(stored.digest, limit=3, what="Manifest")
 
     def test_checking_tells_how_far_it_is(self, blobs: BlobStore) -> None:

@@ -119,9 +119,13 @@ def test_a_pair_is_found_with_its_codec_first_one_first(catalog: Catalog) -> Non
 
 
 def test_an_exception_undoes_the_transaction(filled: Catalog) -> None:
-    with pytest.raises(KeyError), filled.writing() as writing:
-        writing.remove_version("m", 2)
-        raise KeyError
+    def fail() -> None:
+        with filled.writing() as writing:
+            writing.remove_version("m", 2)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert refs(filled) == ["m:v1", "m:v2", "m:v10", "n:v1"]
 
 
@@ -207,9 +211,7 @@ def test_the_files_seen_longest_ago_are_forgotten(
 ) -> None:
     monkeypatch.setattr(writer, "FILES_KEPT", 3)
     first = settled(tmp_path / "0")
-    files = [
-        dataclasses.replace(first, path=f"/{i}", seen_ns=first.seen_ns + i) for i in range(5)
-    ]
+    files = [dataclasses.replace(first, path=f"/{i}", seen_ns=first.seen_ns + i) for i in range(5)]
     for file in files:
         catalog.remember([(file, {})])
     assert sorted(catalog.remembered(files)) == ["/2", "/3", "/4"]

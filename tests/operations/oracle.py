@@ -50,19 +50,25 @@ def applied(
 ) -> torch.Tensor:
     """The output tensor. Shapes: all the same; result: ``out``, or the base's dtype."""
     out = out or base.dtype
+    result = rounded(summed(base, steps), out)
+    if out != base.dtype:
+        return result
+    touched = torch.zeros(base.shape, dtype=torch.bool)
+    for step in steps:
+        touched |= step.moved
+    # Through integers: a choice between floats may change the payload of a NaN.
+    return torch.where(touched, bits(result), bits(base)).view(out)
+
+
+def summed(base: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+    """The sum before it is rounded, in float32 or float64."""
     wide = base.dtype in WIDE or any(step.real == torch.float64 for step in steps)
     real = torch.float64 if wide else torch.float32
     total = base.to(real)
-    touched = torch.zeros(base.shape, dtype=torch.bool)
     for step in steps:
         scale = torch.tensor(step.scale, dtype=torch.float64).to(real)
         total = torch.where(step.moved, total + scale * step.delta.to(real), total)
-        touched |= step.moved
-    result = rounded(total, out)
-    if out != base.dtype:
-        return result
-    # Through integers: a choice between floats may change the payload of a NaN.
-    return torch.where(touched, bits(result), bits(base)).view(out)
+    return total
 
 
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -70,7 +76,7 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     Torch converts float64 to 16 bits or fewer by way of float32, hence with two roundings: there
     the nearest number is looked up among all that the dtype has. So it is for ``float8_e4m3fn``,
-    which has no infinity: what is too large is NaN here, and its largest number in newer torch.
+    which has no infinity: what is too large becomes its largest number, but NaN in older torch.
     """
     small = dtype in _SIXTEEN_BITS_OR_FEWER
     if (small and values.dtype == torch.float64) or dtype == torch.float8_e4m3fn:
@@ -97,6 +103,8 @@ def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     even = (upper - 1) % 2 == 0
     up = (size > middle) | ((size == middle) & ~even)
     chosen = torch.where(up, upper, upper - 1)
+    if dtype == torch.float8_e4m3fn:
+        chosen = chosen.clamp(max=len(finite) - 1)
     sign = torch.signbit(values).to(torch.int32) << (8 * dtype.itemsize - 1)
     result = (chosen.to(torch.int32) | sign).to(integer).view(dtype)
     nan = torch.full_like(values, torch.nan).to(dtype)
@@ -116,9 +124,16 @@ def check(got: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
     )
 
 
-def overflowed(base: torch.Tensor, steps: Sequence[Step], result: torch.Tensor) -> int:
-    """Elements that were finite in the base and in every delta and are not in the result."""
+def overflowed(
+    base: torch.Tensor, steps: Sequence[Step], out: torch.dtype | None = None
+) -> int:
+    """Elements that are finite in the base and in every delta and too large for the output."""
+    out = out or base.dtype
     finite = torch.isfinite(base.to(torch.float64))
     for step in steps:
         finite &= torch.isfinite(step.delta.to(torch.float64)) | ~step.moved
-    return int((finite & ~torch.isfinite(result.to(torch.float64))).sum())
+    if out == torch.float8_e4m3fn:
+        lost = summed(base, steps).abs() > 464  # the middle between its largest number and 480
+    else:
+        lost = ~torch.isfinite(applied(base, steps, out).to(torch.float64))
+    return int((finite & lost).sum())

@@ -26,7 +26,7 @@ from checkpoints import (
     specials,
     trained,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import Step
 
@@ -63,7 +63,7 @@ def values(what: str, dtype: str, count: int = ELEMENTS) -> torch.Tensor:
     """A third special values, a third any bits, a third like weights."""
     share = count // 3
     special = specials(dtype)
-    picks = torch.frombuffer(bytearray(noise(f"{what} picks", share)), dtype=torch.uint8).long()
+    picks = torch.tensor(list(noise(f"{what} picks", share)), dtype=torch.long)
     generator = torch.Generator().manual_seed(int.from_bytes(noise(what, 3), "big"))
     weights = torch.randn(count - 2 * share, generator=generator) * 0.02
     return torch.cat(
@@ -86,11 +86,9 @@ def sources() -> tuple[Tensors, Tensors]:
         if b == p:
             before[f"{name}.pairs"], after[f"{name}.pairs"] = all_pairs(specials(b))
         for suffix, shape in (("empty", (0,)), ("thin", (3, 0)), ("scalar", ())):
-            before[f"{name}.{suffix}"] = base[7:8].expand(shape) if () in (shape,) else base[:0]
-            after[f"{name}.{suffix}"] = post[8:9].expand(shape) if () in (shape,) else post[:0]
-            if shape != (0,):
-                before[f"{name}.{suffix}"] = before[f"{name}.{suffix}"].reshape(shape)
-                after[f"{name}.{suffix}"] = after[f"{name}.{suffix}"].reshape(shape)
+            count = 1 if suffix == "scalar" else 0
+            before[f"{name}.{suffix}"] = base[7 : 7 + count].reshape(shape)
+            after[f"{name}.{suffix}"] = post[8 : 8 + count].reshape(shape)
     return before, after
 
 
@@ -129,7 +127,7 @@ def test_the_oracle_itself_rounds_as_torch_does_where_that_is_one_rounding() -> 
         singles = torch.cat([singles, random_bits("any", "F32", 50_000)])
         singles = torch.cat([singles, random_bits("near", name, 5000).float() * 1.01])
         if name == "F8_E4M3":
-            singles = singles[singles.abs() <= 464]  # beyond, versions of torch differ
+            singles = singles[~(singles.abs() > 464)]  # beyond, versions of torch differ
         oracle.check(oracle.nearest(singles.double(), dtype), singles.to(dtype), name)
 
 
@@ -167,10 +165,9 @@ def test_another_base(world: World, tmp_path: Path, dtype: str, scale: float) ->
     overflowed = 0
     for name, tensor in base.items():
         step = Step(world.before[name], world.after[name], scale)
-        differed = step.base.dtype != step.post.dtype
-        expected = oracle.applied(tensor, [step], step.post.dtype if differed else None)
-        oracle.check(got[name], expected, name)
-        overflowed += oracle.overflowed(tensor, [step], expected)
+        out = step.post.dtype if step.base.dtype != step.post.dtype else None
+        oracle.check(got[name], oracle.applied(tensor, [step], out), name)
+        overflowed += oracle.overflowed(tensor, [step], out)
     assert not result.restored
     assert result.overflowed == overflowed
 
@@ -214,9 +211,8 @@ def test_several_deltas_are_added_from_left_to_right(
             refs = [f"d{i}" for i in order]
             result = store.apply(refs, base=base, out=out, scale=scales)
             steps = [Step(*pairs[i], scale) for i, scale in zip(order, scales, strict=True)]
-            expected = oracle.applied(new, steps)
-            oracle.check(load(out)["w"], expected, f"{dtype} {order}")
-            assert result.overflowed == oracle.overflowed(new, steps, expected)
+            oracle.check(load(out)["w"], oracle.applied(new, steps), f"{dtype} {order}")
+            assert result.overflowed == oracle.overflowed(new, steps)
             assert not result.restored
 
 
@@ -237,9 +233,8 @@ def test_output_dtype(world: World, tmp_path: Path, dtype: str, scale: float) ->
     overflowed = 0
     for name, tensor in base.items():
         step = Step(world.before[name], world.after[name], scale)
-        expected = oracle.applied(tensor, [step], DTYPES[dtype])
-        oracle.check(got[name], expected, name)
-        overflowed += oracle.overflowed(tensor, [step], expected)
+        oracle.check(got[name], oracle.applied(tensor, [step], DTYPES[dtype]), name)
+        overflowed += oracle.overflowed(tensor, [step], DTYPES[dtype])
     assert result.overflowed == overflowed
     assert not result.restored
 
@@ -435,16 +430,16 @@ def test_a_patch_is_not_used_with_a_scale_or_another_delta_or_dtype(
     assert artifact.patched == 1
     step = Step(base, post)
 
-    def check(where: str, expected: torch.Tensor, **options: object) -> None:
-        refs = options.pop("refs", artifact)
-        result = store.apply(refs, base=tmp_path / "base", out=tmp_path / where, **options)
-        oracle.check(load(tmp_path / where)["w"], expected, where)
+    cases = {
+        "half": (oracle.applied(base, [Step(base, post, 0.5)]), [artifact], {"scale": 0.5}),
+        "twice": (oracle.applied(base, [step, step]), [artifact, artifact], {}),
+        "wide": (oracle.applied(base, [step], torch.float32), [artifact], {"dtype": "float32"}),
+    }
+    for name, (expected, artifacts, options) in cases.items():
+        out = tmp_path / name
+        result = store.apply(artifacts, base=tmp_path / "base", out=out, **options)
+        oracle.check(load(out)["w"], expected, name)
         assert not result.restored
-
-    half = Step(base, post, 0.5)
-    check("half", oracle.applied(base, [half]), scale=0.5)
-    check("twice", oracle.applied(base, [step, step]), refs=[artifact, artifact])
-    check("wide", oracle.applied(base, [step], torch.float32), dtype="float32")
 
 
 def test_tensors_of_several_widths_in_one_file_load(
@@ -533,6 +528,7 @@ def cases(draw: st.DrawFn) -> list[tuple[str, str, str, bytes, bytes, bytes]]:
 @settings(
     max_examples=40,
     deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes of disk
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=cases(), scale=st.floats(-4, 4, width=32), out_dtype=st.sampled_from([None, *DTYPES]))

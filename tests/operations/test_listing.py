@@ -43,7 +43,11 @@ def test_a_line_says_what_is_needed(store: Store) -> None:
 
 
 def test_names_and_tags_select(store: Store) -> None:
-    assert refs(store, name="llama3-*") == ["llama3-chat:v1", "llama3-chat:v2", "llama3-instruct:v1"]
+    assert refs(store, name="llama3-*") == [
+        "llama3-chat:v1",
+        "llama3-chat:v2",
+        "llama3-instruct:v1",
+    ]
     assert refs(store, name="llama3") == []
     assert refs(store, tag="prod") == ["llama3-chat:v2", "llama3-instruct:v1"]
     assert refs(store, name="*chat", tag="prod") == ["llama3-chat:v2"]

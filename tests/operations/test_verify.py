@@ -60,7 +60,9 @@ def test_progress_covers_what_is_read(store: Store) -> None:
     assert watch.done == watch.total > 0
 
 
-@pytest.mark.parametrize("index", range(6), ids="manifest config part part samples file".split())
+@pytest.mark.parametrize(
+    "index", range(6), ids=["manifest", "config", "part 0", "part 1", "samples", "file"]
+)
 @pytest.mark.parametrize(
     "damage",
     [flip, lambda path: flip(path, -1), Path.unlink, lambda path: cut(path)],

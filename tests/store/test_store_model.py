@@ -41,7 +41,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=NAMES, seed=SEEDS, tags=st.sets(TAGS))
     def publish(self, name: str, seed: int, tags: set[str]) -> None:
         done = publish(self.store, name, seed, tags=tuple(tags), parts=1)
-        known = [v for (n, v), digest in self.versions.items() if (n, digest) == (name, done.digest)]
+        known = [
+            v for (n, v), digest in self.versions.items() if (n, digest) == (name, done.digest)
+        ]
         assert done.reused == bool(known)
         if known:
             assert [done.version] == known

@@ -75,9 +75,7 @@ def test_what_could_not_be_read_back_is_not_published(store: Store) -> None:
     with pytest.raises(BlobCorruptError, match="the manifest says 5"):
         store.publish(wrong, config, name="m", labels=LABELS)
     with pytest.raises(BlobCorruptError, match="have the digest"):
-        store.publish(
-            manifest, dataclasses.replace(config, codec="x"), name="m", labels=LABELS
-        )
+        store.publish(manifest, dataclasses.replace(config, codec="x"), name="m", labels=LABELS)
     assert refs(store) == []
     assert list((store.path / "names").iterdir()) == []
     assert list((store.path / "leases").iterdir()) == []
@@ -116,9 +114,7 @@ def test_labels_are_made_printable(store: Store) -> None:
     assert verify(store).problems == ()
 
 
-def test_of_processes_that_publish_at_once_each_has_a_version(
-    store: Store, tmp_path: Path
-) -> None:
+def test_of_processes_that_publish_at_once_each_has_a_version(store: Store, tmp_path: Path) -> None:
     def work(number: int) -> None:
         with open_store(store.path, create=False) as opened:
             for round_ in range(3):
