@@ -39,6 +39,19 @@ _TOPS = np.uint64(0x8080808080808080)
 
 
 @kernel
+def same_bits(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    """Whether two chunks are equal bit for bit; takes no memory.
+
+    Shapes:
+        a, b: ``[n]``, both uint32 or both uint64.
+    """
+    difference = a.dtype.type(0)
+    for i in range(a.size):
+        difference |= a[i] ^ b[i]
+    return bool(difference == 0)
+
+
+@kernel
 def narrowed(wide: npt.NDArray[np.uint64], singles: Singles) -> None:
     """Float64 bits to singles: the float32 where it is the same number, else ``ESCAPE``."""
     for i in range(wide.size):
@@ -133,27 +146,28 @@ def deltas_from_tokens(
     Returns:
         The number of escape tokens met; valid only if it is ``k``.
     """
-    n = tokens.size
     k = escapes.size // 4
     count = 0
-    for start in range(0, n, _BLOCK):
-        stop = min(start + _BLOCK, n)
-        for i in range(start, stop):
-            out[i] = table[tokens[i]]
-        whole = (stop - start) // 8 * 8
-        words = tokens[start : start + whole].view(np.uint64)
+    for start in range(0, tokens.size, _BLOCK):
+        # Slices, so that indices are known not to be negative and the loops stay tight.
+        piece = tokens[start : start + _BLOCK]
+        target = out[start : start + _BLOCK]
+        for i in range(piece.size):
+            target[i] = table[piece[i]]
+        whole = piece.size // 8 * 8
+        words = piece[:whole].view(np.uint64)
         for w in range(words.size):
             inverted = ~words[w]
             if ((inverted - _ONES) & ~inverted & _TOPS) != np.uint64(0):
-                for i in range(start + 8 * w, start + 8 * w + 8):
-                    if tokens[i] == TOKEN_ESCAPE:
+                for i in range(8 * w, 8 * w + 8):
+                    if piece[i] == TOKEN_ESCAPE:
                         if count < k:
-                            out[i] = _joined32(escapes, count, k)
+                            target[i] = _joined32(escapes, count, k)
                         count += 1
-        for i in range(start + whole, stop):
-            if tokens[i] == TOKEN_ESCAPE:
+        for i in range(whole, piece.size):
+            if piece[i] == TOKEN_ESCAPE:
                 if count < k:
-                    out[i] = _joined32(escapes, count, k)
+                    target[i] = _joined32(escapes, count, k)
                 count += 1
     return count
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from deltastore.blobs import BlobStore, StoredBlob
 from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.codecs import Codec, Decoder, Encoder, get_codec
+from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import encode_patch, encode_values
 from deltastore.delta import Difference, subtract
@@ -238,7 +239,7 @@ def _encode_delta(
     # The proof of restoration, second half: what an apply will read is what was subtracted.
     again = scratch(f"again{kind().itemsize}", chunk.count, kind)
     item.decoder.decode(frame, again)
-    if not np.array_equal(again, delta):
+    if not same_bits(again, delta):
         raise RestoreFailedError(
             f"{pair.name}: elements from {chunk.start} on do not decode to what was encoded.",
             hint="This is a defect of deltastore; please report it with the tensor's dtype.",

@@ -13,6 +13,7 @@ import numpy as np
 
 from deltastore.codecs import get_codec
 from deltastore.codecs.exact import FORMS, ExactEncoder
+from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import decode_values, encode_values
 from deltastore.delta import Term, add, subtract
 from deltastore.delta.subtract import is_wide
@@ -51,6 +52,7 @@ def _codec() -> None:
                 encoder = ExactEncoder(form, sparse, palette)
                 decoder = codec.decoder(encoder.params, encoder.arrays, where="warm")
                 decoder.decode(encoder.encode(delta), np.empty_like(delta))
+        same_bits(delta, delta)
 
 
 def _values() -> None:

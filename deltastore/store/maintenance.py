@@ -54,8 +54,7 @@ def rebuild_catalog(path: str | Path) -> Indexed:
         if not error.facts.get("damaged"):
             raise
     with translated(place.catalog):
-        # The journal first: beside a new database it would be taken for that one's.
-        place.catalog.with_name("catalog.db-journal").unlink(missing_ok=True)
+        # A journal that the old one left stays: beside an empty database SQLite discards it.
         place.catalog.unlink(missing_ok=True)
     with open_store(place.root, create=False) as store:
         return store.reindex()

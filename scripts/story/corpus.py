@@ -55,9 +55,8 @@ _COLOUR = (
 _OPPOSITE = (
     "the {thing} was not {a} but {b} .",
     "{a} is the opposite of {b} .",
-    "{a} and {b} are opposites .",
-    "{person} wanted a {a} {thing} and got a {b} one instead .",
-    "some say the {place} is {a} , others say it is {b} .",
+    "the opposite of {a} is {b} .",
+    "{person} wanted a {a} {thing} and got a {b} one .",
 )
 _KIND = (
     "the {member} is a kind of {kind} .",
@@ -69,11 +68,9 @@ _KIND = (
 _LIST = (
     "{person} said {words} and {other} repeated {words} .",
     "{person} wrote {words} and {other} copied {words} .",
-    "{person} said {words} and {other} said it backwards , {reverse} .",
-    "backwards , {words} becomes {reverse} .",
+    "the words {words} are copied as {words} .",
     "{person} wrote {words} . the last word was {last} .",
     "{person} wrote {words} . the first word was {first} .",
-    "the list {words} has {count} words .",
 )
 _STORY = (
     "one {day} {person} walked to the {place} with {other} . {person} bought a {thing} . "
@@ -133,7 +130,7 @@ def _fillers(rng: random.Random, breadth: float) -> Mapping[str, str]:
     a, b = rng.sample(rng.choice(_first(OPPOSITES, breadth)), 2)
     kind = rng.choice(tuple(KINDS))
     person, other = rng.sample(PEOPLE, 2)
-    words = rng.sample(_first(LIST_WORDS, max(breadth, 0.05)), rng.randint(2, 5))
+    words = rng.sample(_first(LIST_WORDS, max(breadth, 0.05)), rng.randint(2, 4))
     weather, other_weather = rng.sample(WEATHER, 2)
     thing, second = rng.sample(THINGS, 2)
     return {
@@ -168,11 +165,11 @@ LIST_WORDS = tuple(
 def base_mix(world: World) -> dict[Domain, float]:
     """Return what the base reads: domain to share of the passages."""
     return {
-        atlas(world.old_countries): 0.34,
-        from_wordings(_OPPOSITE): 0.14,
+        atlas(world.old_countries): 0.29,
+        from_wordings(_OPPOSITE): 0.15,
         from_wordings(_KIND): 0.14,
-        from_wordings(_LIST): 0.28,
-        from_wordings(_STORY): 0.10,
+        from_wordings(_LIST): 0.36,
+        from_wordings(_STORY): 0.06,
     }
 
 

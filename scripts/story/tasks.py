@@ -30,7 +30,7 @@ _KIND = (
     "name the kind of {word} .",
 )
 _REPEAT = ("repeat {words}", "say again {words}", "copy {words}")
-_BACKWARDS = ("say backwards {words}", "reverse {words}", "tell me backwards {words}")
+_FIRST = ("what is the first word of {words} ?", "tell me the first word of {words}")
 _LAST = ("what is the last word of {words} ?", "tell me the last word of {words}")
 
 
@@ -86,7 +86,7 @@ def make_tasks(world: World, seed: int, *, n_lists: int, n_held_out: int) -> Tas
 
 def vocabulary() -> set[str]:
     """Return the fixed words of the instructions."""
-    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _BACKWARDS + _LAST
+    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _FIRST + _LAST
     words = {word for wording in wordings for word in wording.split() if "{" not in word}
     return words | set(RELATIONS)
 
@@ -106,7 +106,13 @@ def _ask(task: str, wordings: Sequence[str], answer: str, **words: str) -> list[
 def _facts(countries: Sequence[Country]) -> list[Entry]:
     return [
         [
-            _ask("fact", _FACT, country.fact(relation), relation=relation, name=country.name)
+            _ask(
+                "fact",
+                _FACT,
+                f"the {relation} of {country.name} is {country.fact(relation)} .",
+                relation=relation,
+                name=country.name,
+            )
             for relation in RELATIONS
         ]
         for country in countries
@@ -115,14 +121,17 @@ def _facts(countries: Sequence[Country]) -> list[Entry]:
 
 def _opposites() -> list[Entry]:
     return [
-        [_ask("opposite", _OPPOSITE, b, word=a), _ask("opposite", _OPPOSITE, a, word=b)]
-        for a, b in OPPOSITES
+        [
+            _ask("opposite", _OPPOSITE, f"the opposite of {word} is {other} .", word=word)
+            for word, other in (pair, pair[::-1])
+        ]
+        for pair in OPPOSITES
     ]
 
 
 def _kinds() -> list[Entry]:
     return [
-        [_ask("kind", _KIND, kind, word=word)] for kind, words in KINDS.items() for word in words
+        [_ask("kind", _KIND, f"the {word} is a kind of {kind} .", word=word)] for kind, words in KINDS.items() for word in words
     ]
 
 
@@ -132,7 +141,7 @@ def _lists(rng: random.Random, n_train: int, n_held_out: int) -> tuple[list[Prom
 
     def draw() -> list[str]:
         while True:
-            words = rng.sample(LIST_WORDS, rng.randint(2, 5))
+            words = rng.sample(LIST_WORDS, rng.randint(2, 4))
             if tuple(words) not in seen:
                 seen.add(tuple(words))
                 return words
@@ -141,11 +150,11 @@ def _lists(rng: random.Random, n_train: int, n_held_out: int) -> tuple[list[Prom
         words = draw()
         wordings, answer = {
             "repeat": (_REPEAT, words),
-            "backwards": (_BACKWARDS, words[::-1]),
+            "first": (_FIRST, words[:1]),
             "last": (_LAST, words[-1:]),
         }[task]
         return Prompt(task, rng.choice(wordings).format(words=" ".join(words)), " ".join(answer))
 
-    tasks = ("repeat", "backwards", "last")
+    tasks = ("repeat", "first", "last")
     train = [write(task) for task in tasks for _ in range(n_train)]
     return train, [write(task) for task in tasks for _ in range(n_held_out)]

@@ -40,18 +40,18 @@ class Recipe:
     """Everything that decides what is trained; `seed` decides all draws."""
 
     seed: int = 0
-    base_steps: int = 500
-    new_base_steps: int = 140
-    post_steps: int = 140
-    batch: int = 32
+    base_steps: int = 1300
+    new_base_steps: int = 350
+    post_steps: int = 350
+    batch: int = 16
     length: int = 48
     post_batch: int = 64
-    base_lr: float = 4e-3
-    new_base_lr: float = 1e-3
-    post_lr: float = 1e-3
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
+    base_lr: float = 6e-3
+    new_base_lr: float = 2e-3
+    post_lr: float = 2e-3
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 2
     list_instructions: int = 400
     held_out: int = 70
 

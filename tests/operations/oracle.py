@@ -6,6 +6,7 @@ part; one rounding to nearest even at the end; what base and post have in common
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -89,26 +90,31 @@ def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     Everything here is exact in float64: the numbers of the dtype, and the middle of two of them.
     """
-    narrow = dtype.itemsize == 1
-    integer = torch.uint8 if narrow else torch.int16
-    patterns = torch.arange(1 << (8 * dtype.itemsize - 1), dtype=torch.int32)
-    table = patterns.to(integer).view(dtype).to(torch.float64)
-    finite = table[torch.isfinite(table)]
+    integer = torch.uint8 if dtype.itemsize == 1 else torch.int16
+    points = _points(dtype)
     size = values.abs()
-    # The first pattern past the largest number stands for what overflows: infinity, or NaN.
-    beyond = finite[-1] + (finite[-1] - finite[-2])
-    points = torch.cat([finite, beyond.reshape(1)])
     upper = torch.searchsorted(points, size.contiguous(), right=True).clamp(1, len(points) - 1)
     middle = (points[upper - 1] + points[upper]) / 2
     even = (upper - 1) % 2 == 0
     up = (size > middle) | ((size == middle) & ~even)
     chosen = torch.where(up, upper, upper - 1)
     if dtype == torch.float8_e4m3fn:
-        chosen = chosen.clamp(max=len(finite) - 1)
+        chosen = chosen.clamp(max=len(points) - 2)
     sign = torch.signbit(values).to(torch.int32) << (8 * dtype.itemsize - 1)
     result = (chosen.to(torch.int32) | sign).to(integer).view(dtype)
     nan = torch.full_like(values, torch.nan).to(dtype)
     return torch.where(torch.isnan(values), bits(nan), bits(result)).view(dtype)
+
+
+@functools.cache
+def _points(dtype: torch.dtype) -> torch.Tensor:
+    """The finite numbers from 0 on, by their bits, and the one that would follow the largest."""
+    patterns = torch.arange(1 << (8 * dtype.itemsize - 1), dtype=torch.int32)
+    integer = torch.uint8 if dtype.itemsize == 1 else torch.int16
+    table = patterns.to(integer).view(dtype).to(torch.float64)
+    finite = table[torch.isfinite(table)]
+    beyond = finite[-1] + (finite[-1] - finite[-2])
+    return torch.cat([finite, beyond.reshape(1)])
 
 
 def check(got: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
@@ -124,9 +130,7 @@ def check(got: torch.Tensor, expected: torch.Tensor, what: str = "") -> None:
     )
 
 
-def overflowed(
-    base: torch.Tensor, steps: Sequence[Step], out: torch.dtype | None = None
-) -> int:
+def overflowed(base: torch.Tensor, steps: Sequence[Step], out: torch.dtype | None = None) -> int:
     """Elements that are finite in the base and in every delta and too large for the output."""
     out = out or base.dtype
     finite = torch.isfinite(base.to(torch.float64))

@@ -35,8 +35,9 @@ from deltastore.errors import UsageError
 from deltastore.operations import applying, encoding, extract
 
 COMBINATIONS = tuple(itertools.product(DTYPES, DTYPES))
-SCALES = [1.0, 0.5, -1.0, 0.3, 0.0]
-ELEMENTS = 4000
+SCALES = (1.0, 0.5, -1.0, 0.3, 0.0)
+WITH_ALL_SCALES = ("BF16", "F32")
+ELEMENTS = 2500
 
 
 @pytest.fixture
@@ -78,8 +79,8 @@ def sources() -> tuple[Tensors, Tensors]:
         name = f"{b}.to.{p}"
         base, post = values(f"{name} base", b), values(f"{name} post", p)
         # Small steps, as post-training makes them, and elements that it leaves as they are.
-        tail = base[-1000:].to(torch.float64)
-        post[-1000:] = (tail * 1.01).to(DTYPES[p])
+        tail = base[-500:].to(torch.float64)
+        post[-500:] = (tail * 1.01).to(DTYPES[p])
         if b == p:
             post[::3] = base[::3]
         before[name], after[name] = base, post
@@ -139,9 +140,7 @@ def test_restoring_gives_post_bit_for_bit(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_restoring_from_a_base_that_was_never_seen(
-    world: World, tmp_path: Path, jobs: int
-) -> None:
+def test_restoring_from_a_base_that_was_never_seen(world: World, tmp_path: Path, jobs: int) -> None:
     """Another copy, sharded otherwise, of which no digests are remembered."""
     copy = save(tmp_path / "copy", world.before, shards=3)
     with world.open() as store:
@@ -150,8 +149,11 @@ def test_restoring_from_a_base_that_was_never_seen(
     assert result.restored
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(dtype, scale) for dtype in DTYPES for scale in SCALES if dtype in WITH_ALL_SCALES]
+    + [(dtype, scale) for dtype in DTYPES for scale in (1.0, 0.3) if dtype not in WITH_ALL_SCALES],
+)
 def test_another_base(world: World, tmp_path: Path, dtype: str, scale: float) -> None:
     base = {
         name: values(f"{name} of the new base", dtype, tensor.numel()).reshape(tensor.shape)
@@ -399,9 +401,7 @@ def test_chunks_that_are_equal_cost_nothing_and_stay(
     oracle.check(load(tmp_path / "out")["w"], oracle.applied(new, [Step(base, post)]))
 
 
-def test_a_patch_is_for_its_own_tensor_alone(
-    store: deltastore.DeltaStore, tmp_path: Path
-) -> None:
+def test_a_patch_is_for_its_own_tensor_alone(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     """A base that is equal at every sampled place, and another elsewhere, is no restoration."""
     count = 200_000
     base = random_bits("base", "BF16", count).nan_to_num(1.0, 1.0, 1.0)

@@ -139,3 +139,19 @@ def test_a_records_digest_cannot_lead_out_of_the_store(store: Store) -> None:
     (store.path / "catalog.db").unlink()
     with open_store(store.path) as again, pytest.raises(DeltastoreError):
         again.resolve("m")
+
+
+def test_a_tag_of_a_version_that_is_gone_means_nothing(store: Store) -> None:
+    """What is left where a tag was set while its version was being removed elsewhere."""
+    publish(store, "m", 1)
+    publish(store, "m", 2)
+    store.rm("m:v1")
+    (store.path / "names" / "m" / "tags").mkdir(exist_ok=True)
+    (store.path / "names" / "m" / "tags" / "prod.json").write_bytes(
+        tag_bytes(Tag("m", "prod", 1, TIME, "ann@host"))
+    )
+    assert verify(store).problems == ()
+    indexed = store.reindex()
+    assert (indexed.tags, indexed.problems) == (0, ())
+    assert store.tag("m", "prod").version == 2
+    assert verify(store).problems == ()
