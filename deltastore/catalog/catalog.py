@@ -224,8 +224,8 @@ class Catalog:
         with translated(self._where), self._engine.connect() as connection:
             return _tags(connection, name)
 
-    def find_pair(self, base_content: str, post_content: str, codec: str) -> str | None:
-        """The digest of an artifact of this pair and codec, the one first extracted."""
+    def find_pair(self, base_content: str, post_content: str, codec: str) -> list[str]:
+        """The digests of the artifacts of this pair and codec, the one first extracted first."""
         rows = self._rows(
             select(ARTIFACTS.c.digest)
             .join_from(ARTIFACTS, VERSIONS)
@@ -236,9 +236,8 @@ class Catalog:
                 ARTIFACTS.c.codec != UNREADABLE,
             )
             .order_by(VERSIONS.c.created, ARTIFACTS.c.digest)
-            .limit(1)
         )
-        return str(rows[0][0]) if rows else None
+        return list(dict.fromkeys(str(row[0]) for row in rows))
 
     def remembered(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
         """The BLAKE3 of the tensors of those files that are known and have not changed.

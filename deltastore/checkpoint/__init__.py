@@ -9,7 +9,7 @@ from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
 from deltastore.checkpoint.small_files import SMALL_FILES
-from deltastore.checkpoint.writer import CheckpointWriter
+from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
 __all__ = [
     "SMALL_FILES",
@@ -21,6 +21,7 @@ __all__ = [
     "Shard",
     "ShardPlan",
     "TensorInfo",
+    "check_destination",
     "locate",
     "open_checkpoint",
     "plan_shards",

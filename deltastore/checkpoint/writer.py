@@ -39,6 +39,21 @@ METADATA = {"format": "pt"}
 """What transformers writes, and asks for, in every safetensors file."""
 
 
+def check_destination(
+    out: str | os.PathLike[str], plan: Iterable[ShardPlan], *, extra_bytes: int = 0
+) -> None:
+    """Check what a ``CheckpointWriter`` with these arguments checks before it writes.
+
+    Raises:
+        OutputExistsError: Something is at ``out`` already.
+        NoSpaceError: The output does not fit.
+        CheckpointError: The place cannot be looked at.
+    """
+    place = Path(os.path.realpath(out))
+    check_free(place)
+    check_space(place, sum(shard.nbytes for shard in plan) + extra_bytes)
+
+
 class CheckpointWriter:
     """An output checkpoint in the making; nothing is visible at ``out`` before ``commit``.
 

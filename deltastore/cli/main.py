@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import threading
@@ -74,6 +75,9 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    # A command makes many objects that live until it ends; looking for garbage among them took a
+    # fifth of the time of `list`.
+    gc.set_threshold(200_000)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a letter shows its escape; it is no reason to fail.
         with contextlib.suppress(AttributeError):

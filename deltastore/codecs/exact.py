@@ -89,7 +89,6 @@ class ExactCodec:
             raise PartInvalidError(
                 f"{where}: parameter sparse should be a boolean, got {sparse!r}."
             )
-        table = None
         if form == "palette":
             palette = arrays.get("palette")
             if palette is None or palette.dtype != np.uint16 or palette.size > _MAX_PALETTE:
@@ -97,10 +96,10 @@ class ExactCodec:
                     f"{where}: the palette should be a uint16 array of at most {_MAX_PALETTE} "
                     "values, and is missing or another."
                 )
-            # Unused tokens read as escapes, which then are too few: a damaged frame is noticed.
             table = np.full(256, fmt.ESCAPE, np.uint32)
             table[: palette.size] = palette.astype(np.uint32) << np.uint32(16)
-        return ExactDecoder(form, sparse, table, where)
+            return ExactDecoder(form, sparse, table, palette.size, where)
+        return ExactDecoder(form, sparse, None, 0, where)
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,7 @@ class ExactDecoder:
     form: str
     sparse: bool
     table: npt.NDArray[np.uint32] | None
+    tokens: int
     where: str
 
     def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
@@ -196,6 +196,12 @@ class ExactDecoder:
                 f"{self.where}: a frame of {content.size} bytes does not hold {n} elements."
             )
         head, tail = content[: width * n], content[width * n :]
+        if self.table is not None and symbols.has_token_between(
+            head, self.tokens, symbols.TOKEN_ESCAPE
+        ):
+            raise PartInvalidError(
+                f"{self.where}: a frame uses a token beyond its palette of {self.tokens}."
+            )
         if self.table is not None and out.dtype == np.uint32:
             met = symbols.deltas_from_tokens(head, self.table, tail, out)
         else:

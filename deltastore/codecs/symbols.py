@@ -135,6 +135,16 @@ def escapes_of_singles(singles: Singles, full: npt.NDArray[Any], escapes: npt.ND
 
 
 @kernel
+def has_token_between(tokens: Bytes, low: int, high: int) -> bool:
+    """Whether a token ``t`` with ``low <= t < high`` occurs."""
+    found = False
+    if low < high:
+        for i in range(tokens.size):
+            found |= low <= tokens[i] < high
+    return found
+
+
+@kernel
 def deltas_from_tokens(
     tokens: Bytes, table: npt.NDArray[np.uint32], escapes: Bytes, out: npt.NDArray[np.uint32]
 ) -> int:

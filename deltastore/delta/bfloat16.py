@@ -23,6 +23,7 @@ _KEEP = np.uint32(fmt.KEEP)
 _NAN = np.uint32(fmt.CANONICAL_NAN)
 _HALF = np.uint32(0x7FFF)
 _ONE = np.uint32(1)
+_QUIET_NAN = np.uint32(0x7FC0)
 _BLOCK = 4096
 
 
@@ -42,9 +43,12 @@ def _subtract_block(
         b = float32_from_bits(base_bits)
         x = float32_from_bits(post_bits) - b
         bits = bits_from_float32(x)
-        bits = _NAN if (bits & _ABS) > _INF else bits
+        nan = (bits & _ABS) > _INF
+        bits = _NAN if nan else bits
         back = bits_from_float32(b + x)
         back = (back + (_HALF + ((back >> _SIXTEEN) & _ONE))) >> _SIXTEEN
+        # NaN loses its sign and payload: applying gives the one quiet NaN, whatever post had.
+        back = _QUIET_NAN if nan else back
         lost += np.uint32((back << _SIXTEEN) != post_bits)
         changed += np.uint32(base_bits != post_bits)
         squares[i] = x * x

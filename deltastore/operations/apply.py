@@ -17,6 +17,7 @@ from deltastore.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     ShardPlan,
+    check_destination,
     open_checkpoint,
     plan_shards,
     quantisation,
@@ -168,7 +169,9 @@ def apply(
         )
         summary = _Summary(checkpoint, deltas, lineages, report, dtype)
         overflowed, restored = 0, False
-        if not dry_run:
+        if dry_run:
+            check_destination(out, plan)
+        else:
             overflowed, restored = _write(
                 store, summary, made, plan, patches, Path(out), fsync, jobs, progress, output_dtype
             )
@@ -213,9 +216,7 @@ class _Summary:
 
     @property
     def refs(self) -> list[dict[str, Any]]:
-        return [
-            {"ref": d.ref, "digest": d.artifact.digest, "scale": d.scale} for d in self.deltas
-        ]
+        return [{"ref": d.ref, "digest": d.artifact.digest, "scale": d.scale} for d in self.deltas]
 
     @property
     def lineage(self) -> list[dict[str, Any]]:
@@ -268,9 +269,7 @@ def _write(
     extra = sum(map(len, files.values())) + (1 << 20)
     with CheckpointWriter(out, plan, extra_bytes=extra) as writer:
         progress.start("applying", total)
-        tally = applier.write(
-            writer, plan, made, store.blobs, checked, job_count(jobs), progress
-        )
+        tally = applier.write(writer, plan, made, store.blobs, checked, job_count(jobs), progress)
         checkpoint.check_unchanged()
         restored = patches is not None and _is_post(deltas[0].config, made, tally.digests)
         tool = f"deltastore {deltastore.__version__}"

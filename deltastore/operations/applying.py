@@ -13,7 +13,6 @@ import numpy.typing as npt
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
 from deltastore.delta import Term, add
-from deltastore.delta.floats import from_floats, to_floats
 from deltastore.digest import TensorHasher
 from deltastore.manifest import Descriptor
 from deltastore.manifest.format import CHUNK_ELEMENTS, DELTA_DTYPES, DTYPE_BYTES
@@ -155,7 +154,7 @@ class Applier:
         assert entry.post is not None
         raw = scratch("post", task.count * DTYPE_BYTES[entry.post.dtype], np.uint8)
         self._readers[index].values(entry, task.start - recipe.common_elements, raw)
-        return _converted(raw, entry.post.dtype, recipe.output.dtype)
+        return self._converted(raw, entry.post.dtype, recipe.output.dtype)
 
     def _sum(self, task: _Chunk) -> Bytes:
         recipe = task.recipe
@@ -165,7 +164,7 @@ class Applier:
         raw = scratch("base", task.count * size, np.uint8)
         self._base.read_into(info.name, task.start * size, raw)
         if not recipe.terms:
-            return _converted(raw, info.dtype, recipe.output.dtype)
+            return self._converted(raw, info.dtype, recipe.output.dtype)
         terms = []
         for index, entry in recipe.terms:
             kind = np.uint64 if entry.wide else np.uint32
@@ -183,6 +182,17 @@ class Applier:
                 self._tally.patched += patched
         return out
 
+    def _converted(self, raw: Bytes, dtype: str, output_dtype: str) -> Bytes:
+        """Values in the output's dtype, rounded once if it is another."""
+        if dtype == output_dtype or dtype not in DELTA_DTYPES:
+            return raw
+        out = scratch("out", raw.size // DTYPE_BYTES[dtype] * DTYPE_BYTES[output_dtype], np.uint8)
+        overflowed = add(raw, dtype, [], output_dtype, out)
+        if overflowed:
+            with self._lock:
+                self._tally.overflowed += overflowed
+        return out
+
     def _hash(self, task: _Chunk, data: Bytes) -> None:
         assert task.turns is not None
         name = task.recipe.output.name
@@ -193,10 +203,3 @@ class Applier:
             self._tally.digests[name] = hasher.hexdigest()
             del self._hashers[name]
         task.turns.done()
-
-
-def _converted(raw: Bytes, dtype: str, output_dtype: str) -> Bytes:
-    """Values in the output's dtype, rounded once if it is another."""
-    if dtype == output_dtype or dtype not in DELTA_DTYPES:
-        return raw
-    return from_floats(to_floats(raw, dtype, wide=dtype == "F64"), output_dtype)

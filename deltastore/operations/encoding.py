@@ -113,7 +113,7 @@ def encode(
     crew = Crew(jobs)
     with _PartWriter(blobs, crew) as writer:
         assembler = _Assembler(PartBuilder(writer.hand_over), codec)
-        in_order = InOrder(assembler.take)
+        in_order = InOrder(crew, assembler.take)
 
         def tasks() -> Iterator[tuple[Plan, Chunk, Turns, int]]:
             for item in plans:
@@ -123,6 +123,7 @@ def encode(
 
         def work(sequence: int, task: tuple[Plan, Chunk, Turns, int]) -> None:
             item, chunk, turn, number = task
+            in_order.wait_for_room(sequence)
             result = _encode_chunk(base, post, item, chunk, turn, number)
             in_order.put(sequence, result)
             progress.advance(_bytes_read(item.pair, chunk))

@@ -10,7 +10,12 @@ from os import PathLike
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.codecs import get_codec
 from deltastore.digest import content_digest, fingerprint, sha256_digest
-from deltastore.errors import NoSpaceError, QuantisedCheckpointError
+from deltastore.errors import (
+    FormatError,
+    IntegrityError,
+    NoSpaceError,
+    QuantisedCheckpointError,
+)
 from deltastore.manifest import (
     Config,
     Descriptor,
@@ -126,14 +131,16 @@ def extract(
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))
+        wanted = _Wanted(small_files.collect(before, after), restore_only, thorough=rehash)
         with store.lease("extract"):
-            digest = None
+            found = None
             if not rehash:
-                digest = _already_there(store, before, after, codec, progress, jobs)
-            reused = digest is not None
-            if digest is None:
+                pairs = _already_there(store, before, after, codec, progress, jobs)
+                found = _reusable(store, pairs, wanted)
+            reused = found is not None
+            if found is None:
                 manifest, config = _extract(
-                    store, before, after, chosen.name, restore_only, job_count(jobs), progress
+                    store, before, after, chosen.name, wanted, job_count(jobs), progress
                 )
                 for checkpoint, identities, side in (
                     (before, files[0], "base"),
@@ -142,10 +149,11 @@ def extract(
                     checkpoint.check_unchanged()
                     hashing.remember(store, checkpoint, identities, hashing.digests(config, side))
                 # The same pair, encoded by another version of deltastore, stays what it was.
-                digest = store.find_pair(config.base.content, config.post.content, codec)
-                reused = digest is not None
-            if digest is not None:
-                manifest, config = store.load(digest)
+                pairs = store.find_pair(config.base.content, config.post.content, codec)
+                found = _reusable(store, pairs, wanted)
+                reused = found is not None
+            if found is not None:
+                manifest, config = found
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
     return ExtractResult(
         name=published.name,
@@ -163,6 +171,38 @@ def extract(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What an artifact of the same weights must have in common to be the same artifact.
+
+    ``thorough``: all its bytes are compared with their digests, rather than their sizes.
+    """
+
+    files: small_files.SmallFiles
+    restore_only: bool
+    thorough: bool
+
+
+def _reusable(
+    store: Store, digests: Sequence[str], wanted: _Wanted
+) -> tuple[Manifest, Config] | None:
+    """The first of these artifacts that is what is wanted and whole; a damaged one is replaced."""
+    for digest in digests:
+        try:
+            manifest, config = store.load(digest)
+            if wanted.thorough:
+                for blob in manifest.blobs:
+                    store.blobs.check(blob.digest, blob.size)
+        except (IntegrityError, FormatError):
+            continue
+        if any(store.blobs.size(blob.digest) != blob.size for blob in manifest.blobs):
+            continue
+        same = small_files.same_files(wanted.files, manifest, config)
+        if same and config.restore_only == wanted.restore_only:
+            return manifest, config
+    return None
+
+
 def _already_there(
     store: Store,
     before: Checkpoint,
@@ -170,8 +210,8 @@ def _already_there(
     codec: str,
     progress: Progress,
     jobs: int | None,
-) -> str | None:
-    """The stored artifact of this pair, found without encoding anything.
+) -> list[str]:
+    """The stored artifacts of this pair of weights, found without encoding anything.
 
     Files whose digests are not remembered are only read ahead of time where the store holds an
     artifact of this structure, so that it is likely that it pays.
@@ -187,12 +227,12 @@ def _already_there(
             and artifact.raw_bytes == after.nbytes
         ]
         if not alike:
-            return None
+            return []
         contents = {artifact.base_content for artifact in alike}
         if known_base is None:
             known_base = hashing.hash_checkpoint(store, before, job_count(jobs), progress)
         if hashing.content_of(before, known_base) not in contents:
-            return None
+            return []
         if known_post is None:
             known_post = hashing.hash_checkpoint(store, after, job_count(jobs), progress)
     return store.find_pair(
@@ -205,7 +245,7 @@ def _extract(
     before: Checkpoint,
     after: Checkpoint,
     codec: str,
-    restore_only: bool,
+    wanted: _Wanted,
     jobs: int,
     progress: Progress,
 ) -> tuple[Manifest, Config]:
@@ -221,7 +261,7 @@ def _extract(
     stored_samples = store.blobs.put([piece.data for piece in pieces])
     layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in encoded.parts]
     layers.append(Descriptor(SAMPLES_MEDIA_TYPE, stored_samples.digest, stored_samples.size))
-    files = small_files.store_files(store.blobs, before, after, layers)
+    files = small_files.store_files(store.blobs, wanted.files, layers)
     config = Config(
         codec=codec,
         exactness=get_codec(codec).exactness,
@@ -232,7 +272,7 @@ def _extract(
         parts=len(encoded.parts),
         samples=runs,
         files=files,
-        restore_only=restore_only,
+        restore_only=wanted.restore_only,
     )
     data = config_bytes(config)
     descriptor = Descriptor(CONFIG_MEDIA_TYPE, sha256_digest(data), len(data))

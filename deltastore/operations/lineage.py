@@ -16,12 +16,15 @@ from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYT
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Figures over all samples that could be compared.
+    """Figures over the sampled matrices (over all sampled tensors where there is no matrix).
+
+    Vectors are left out: norms are close to one in every model, related or not.
 
     Attributes:
         same: Every sampled byte equals the source base's.
-        cosine: Cosine between the sampled weights of both bases; None if nothing was compared.
-        distance: ``|new - source| / |source|``; None likewise.
+        cosine: Mean over the tensors of the cosine between the sampled weights of both bases;
+            None if nothing was compared.
+        distance: Mean of ``|new - source| / |source|``; None likewise.
         tensors: How many tensors were compared.
     """
 
@@ -45,8 +48,8 @@ def measure(
     )
     position = 0
     same = bool(config.samples)
-    dot = norm = source_norm = distance = 0.0
-    tensors = set()
+    sums: dict[str, list[float]] = {}
+    matrices = set()
     for run in config.samples:
         entry = config.tensors[run.tensor]
         assert entry.base is not None
@@ -65,16 +68,21 @@ def measure(
         b = to_floats(ours, info.dtype, wide=True)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
-        dot += float(a @ b)
-        source_norm += float(a @ a)
-        norm += float(b @ b)
-        distance += float((b - a) @ (b - a))
-        tensors.add(entry.name)
-    if not tensors or not source_norm or not norm:
-        return Lineage(same, None, None, len(tensors))
+        products = (a @ b, a @ a, b @ b, (b - a) @ (b - a))
+        before = sums.get(entry.name, [0.0] * 4)
+        sums[entry.name] = [s + float(p) for s, p in zip(before, products, strict=True)]
+        if len(info.shape) > 1:
+            matrices.add(entry.name)
+    compared = [
+        (dot / math.sqrt(source * new), math.sqrt(moved / source))
+        for name, (dot, source, new, moved) in sums.items()
+        if source and new and (name in matrices or not matrices)
+    ]
+    if not compared:
+        return Lineage(same, None, None, 0)
     return Lineage(
         same=same,
-        cosine=dot / math.sqrt(source_norm * norm),
-        distance=math.sqrt(distance / source_norm),
-        tensors=len(tensors),
+        cosine=math.fsum(cosine for cosine, _ in compared) / len(compared),
+        distance=math.fsum(distance for _, distance in compared) / len(compared),
+        tensors=len(compared),
     )

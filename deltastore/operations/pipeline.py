@@ -102,14 +102,26 @@ class Crew:
 class InOrder(Generic[T]):
     """Hands results to ``sink`` by ascending number, whatever order they come in.
 
-    What waits is bounded by the number of threads: each brings one result at a time.
+    Memory is bounded: ``wait_for_room`` keeps the fast threads from running far ahead of one
+    that is slow.
     """
 
-    def __init__(self, sink: Callable[[T], None]) -> None:
+    def __init__(self, crew: Crew, sink: Callable[[T], None]) -> None:
+        self._crew = crew
+        self._ahead = 4 * crew.jobs
         self._sink = sink
         self._waiting: dict[int, T] = {}
         self._next = 0
         self._lock = threading.Lock()
+
+    def wait_for_room(self, number: int) -> None:
+        """Block until result ``number`` may be worked on.
+
+        Raises:
+            Stopped: The crew stops.
+        """
+        if number >= self._next + self._ahead:
+            self._crew.wait(lambda: number < self._next + self._ahead)
 
     def put(self, number: int, result: T) -> None:
         """Result ``number``; numbers start at zero and all come in the end."""
@@ -118,6 +130,7 @@ class InOrder(Generic[T]):
             while self._next in self._waiting:
                 self._sink(self._waiting.pop(self._next))
                 self._next += 1
+        self._crew.notify()
 
 
 class Turns:

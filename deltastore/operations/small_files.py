@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint
-from deltastore.digest import canonical_json
+from deltastore.digest import canonical_json, sha256_digest
 from deltastore.errors import CheckpointError
-from deltastore.manifest import Descriptor, FileEntry
+from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
 from deltastore.manifest.format import FILE_MEDIA_TYPE, MAX_SMALL_FILE_BYTES
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
@@ -30,10 +31,12 @@ TOKENIZER_FILES = (
 )
 
 
-def store_files(
-    blobs: BlobStore, base: Checkpoint, post: Checkpoint, layers: list[Descriptor]
-) -> tuple[FileEntry, ...]:
-    """Put the small files into the store and append their layers.
+SmallFiles = dict[tuple[Literal["base", "post"], str], bytes]
+"""Bytes by side and name."""
+
+
+def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
+    """The small files that belong into an artifact.
 
     All of post's, and of base's what is needed to tell what post changed: its ``config.json``
     and the tokenizer files that differ.
@@ -41,24 +44,36 @@ def store_files(
     Raises:
         CheckpointError: One of them cannot be read or is too large to be what it is called.
     """
-    entries = []
     posts = {name: read_portable(name, path) for name, path in sorted(post.files.items())}
     bases = {
         name: read_portable(name, path)
         for name, path in sorted(base.files.items())
         if name == "config.json" or name in TOKENIZER_FILES
     }
-    changed = {
-        name: data
+    files: SmallFiles = {
+        ("base", name): data
         for name, data in bases.items()
         if name == "config.json" or data != posts.get(name)
     }
-    for side, files in (("base", changed), ("post", posts)):
-        for name, data in files.items():
-            blob = blobs.put([data])
-            entries.append(FileEntry("base" if side == "base" else "post", name, len(layers)))
-            layers.append(Descriptor(FILE_MEDIA_TYPE, blob.digest, blob.size, f"{side}/{name}"))
+    return files | {("post", name): data for name, data in posts.items()}
+
+
+def store_files(
+    blobs: BlobStore, files: SmallFiles, layers: list[Descriptor]
+) -> tuple[FileEntry, ...]:
+    """Put the small files into the store and append their layers."""
+    entries = []
+    for (side, name), data in files.items():
+        blob = blobs.put([data])
+        entries.append(FileEntry(side, name, len(layers)))
+        layers.append(Descriptor(FILE_MEDIA_TYPE, blob.digest, blob.size, f"{side}/{name}"))
     return tuple(entries)
+
+
+def same_files(files: SmallFiles, manifest: Manifest, config: Config) -> bool:
+    """Whether an artifact has just these small files."""
+    stored = {(f.side, f.path): manifest.layers[f.layer].digest for f in config.files}
+    return stored == {key: sha256_digest(data) for key, data in files.items()}
 
 
 def read_portable(name: str, path: Path) -> bytes:

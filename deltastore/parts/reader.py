@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.errors import PartInvalidError
+from deltastore.errors import ManifestInvalidError, PartInvalidError
 from deltastore.manifest import Descriptor, Stream
 from deltastore.manifest.parse import load_json
 
@@ -43,9 +43,12 @@ class _Part:
             raise PartInvalidError(f"{self.where} has no safetensors header that fits into it.")
         self._start = 8 + length
         space = descriptor.size - self._start
-        header = load_json(
-            reader.read(8, length), limit=MAX_HEADER_BYTES, where=f"The header of {self.where}"
-        )
+        try:
+            header = load_json(
+                reader.read(8, length), limit=MAX_HEADER_BYTES, where=f"The header of {self.where}"
+            )
+        except ManifestInvalidError as error:
+            raise PartInvalidError(error.message, hint=error.hint) from error
         if not isinstance(header, dict):
             raise PartInvalidError(f"{self.where}: the header should be an object.")
         self._arrays = {

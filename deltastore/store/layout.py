@@ -180,7 +180,7 @@ def _refuse_foreign(layout: Layout) -> None:
     Our own entries without a marker are a store that another process is just making, or one whose
     maker was stopped.
     """
-    own = {"blobs", "names", "tmp", "leases", "store.json"}
+    own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db"}
     foreign = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in own)
     if foreign and not layout.marker.exists():
         raise NotAStoreError(

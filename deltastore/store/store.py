@@ -153,8 +153,11 @@ class Store:
         """
         return self.parts.catalog.listings()
 
-    def find_pair(self, base_content: str, post_content: str, codec: str) -> str | None:
-        """The digest of the artifact extracted first from this pair with this codec."""
+    def find_pair(self, base_content: str, post_content: str, codec: str) -> list[str]:
+        """The digests of the artifacts of this pair of weights and codec, oldest first.
+
+        They differ in the small files of post, or in the version that encoded them.
+        """
         return self.parts.catalog.find_pair(base_content, post_content, codec)
 
     def tag(self, ref: str, tag: str) -> Artifact:

@@ -98,7 +98,7 @@ def test_the_catalog_of_each_release_is_upgraded_and_used(tmp_path: Path, revisi
     assert newest.digest == "sha256:" + "b" * 64
     assert newest.base == "org/base"
     assert newest.bits_per_weight == 5.25
-    assert catalog.find_pair(newest.base_content, newest.post_content, "exact") == newest.digest
+    assert catalog.find_pair(newest.base_content, newest.post_content, "exact") == [newest.digest]
     with catalog.writing() as writer:
         writer.remove_version("instruct", 3)
     assert catalog.newest("instruct") == catalog.artifacts(name="instruct")[0]

@@ -162,9 +162,9 @@ def test_escapes_must_match_their_symbols() -> None:
     with pytest.raises(PartInvalidError, match="escapes"):
         decoder.decode(frame, np.empty(16, np.uint32))
     unused = entropy.compress([np.full(16, 9, np.uint8)])
-    wide = np.empty(16, np.uint64)
-    with pytest.raises(PartInvalidError):
-        decoder.decode(unused, wide)
+    for kind in (np.uint32, np.uint64):
+        with pytest.raises(PartInvalidError, match="beyond its palette"):
+            decoder.decode(unused, np.empty(16, kind))
 
 
 def test_masks_must_stay_within_the_chunk() -> None:

@@ -327,3 +327,16 @@ def test_rounding_of_float32_equals_torch(dtype: str) -> None:
     values = values[~np.isnan(values)].copy()
     got = from_floats(values, dtype)
     assert np.array_equal(got, raw_bytes(torch.from_numpy(values).to(TORCH[dtype])))
+
+
+@pytest.mark.parametrize("base_bits", [0x3C00, 0x7FC1, 0x7F81, 0x7F80, 0xFF80])
+@pytest.mark.parametrize("post_bits", [0xFFC0, 0x7FC1, 0x7F81, 0xFFFF, 0x7FFF, 0x7FFE, 0x7FC0])
+def test_a_lone_nan_is_listed_as_lost(base_bits: int, post_bits: int) -> None:
+    """Nothing else in the chunk is lost, so only the kernel's own count can notice."""
+    base = np.full(3, 0x3C00, np.uint16)
+    post = base.copy()
+    base[1], post[1] = base_bits, post_bits
+    delta, lost = delta_of(base.view(np.uint8), "BF16", post.view(np.uint8), "BF16")
+    out = np.empty(6, np.uint8)
+    add(base.view(np.uint8), "BF16", [Term(delta, 1.0)], "BF16", out)
+    assert np.array_equal(np.flatnonzero(out.view(np.uint16) != post), lost)
