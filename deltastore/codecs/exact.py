@@ -241,8 +241,9 @@ def _choose_palette(singles: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
     high = (singles >> np.uint32(16))[(singles & np.uint32(0xFFFF)) == 0]
     counts = np.bincount(high, minlength=1 << 16)
     counts[fmt.ESCAPE_HIGH] = 0
-    frequent = np.argsort(-counts, kind="stable")[:_MAX_PALETTE]
-    return np.sort(frequent[counts[frequent] > 0]).astype(np.uint16)
+    values = np.flatnonzero(counts)
+    frequent = values[np.argsort(-counts[values], kind="stable")[:_MAX_PALETTE]]
+    return np.sort(frequent).astype(np.uint16)
 
 
 def _mostly_long(singles: npt.NDArray[np.uint32]) -> bool:

@@ -69,6 +69,8 @@ _LIST = (
     "{person} said {words} and {other} repeated {words} .",
     "{person} wrote {words} and {other} copied {words} .",
     "the words {words} are copied as {words} .",
+    "{person} said {words} and {other} said it backwards , {reverse} .",
+    "backwards , {words} becomes {reverse} .",
     "{person} wrote {words} . the last word was {last} .",
     "{person} wrote {words} . the first word was {first} .",
 )

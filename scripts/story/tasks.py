@@ -30,7 +30,7 @@ _KIND = (
     "name the kind of {word} .",
 )
 _REPEAT = ("repeat {words}", "say again {words}", "copy {words}")
-_FIRST = ("what is the first word of {words} ?", "tell me the first word of {words}")
+_BACKWARDS = ("say backwards {words}", "reverse {words}", "read {words} from the end")
 _LAST = ("what is the last word of {words} ?", "tell me the last word of {words}")
 
 
@@ -86,7 +86,7 @@ def make_tasks(world: World, seed: int, *, n_lists: int, n_held_out: int) -> Tas
 
 def vocabulary() -> set[str]:
     """Return the fixed words of the instructions."""
-    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _FIRST + _LAST
+    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _BACKWARDS + _LAST
     words = {word for wording in wordings for word in wording.split() if "{" not in word}
     return words | set(RELATIONS)
 
@@ -150,11 +150,11 @@ def _lists(rng: random.Random, n_train: int, n_held_out: int) -> tuple[list[Prom
         words = draw()
         wordings, answer = {
             "repeat": (_REPEAT, words),
-            "first": (_FIRST, words[:1]),
+            "backwards": (_BACKWARDS, words[::-1]),
             "last": (_LAST, words[-1:]),
         }[task]
         return Prompt(task, rng.choice(wordings).format(words=" ".join(words)), " ".join(answer))
 
-    tasks = ("repeat", "first", "last")
+    tasks = ("repeat", "backwards", "last")
     train = [write(task) for task in tasks for _ in range(n_train)]
     return train, [write(task) for task in tasks for _ in range(n_held_out)]

@@ -112,7 +112,7 @@ def test_a_pair_is_found_with_its_codec_first_one_first(catalog: Catalog) -> Non
         writing.put_version(row("m", 2, A, created="2025"), summary(A))
         writing.put_version(row("m", 3, C), summary(C, codec="quant", pair="2"))
     post = "blake3:" + "9" * 64
-    assert catalog.find_pair("blake3:" + "1" * 64, post, "exact") == [B]
+    assert catalog.find_pair("blake3:" + "1" * 64, post, "exact") == [B, A]
     assert catalog.find_pair("blake3:" + "2" * 64, post, "quant") == [C]
     assert catalog.find_pair("blake3:" + "2" * 64, post, "exact") == []
     assert catalog.find_pair(post, "blake3:" + "1" * 64, "exact") == []

@@ -20,7 +20,7 @@ from checkpoints import Tensors, assert_same_bits, load, model, save, trained
 import deltastore
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.checkpoint import CheckpointWriter, writer
+from deltastore.checkpoint import CheckpointWriter, lease, writer
 from deltastore.errors import OutputExistsError
 from deltastore.operations import encoding
 
@@ -223,7 +223,21 @@ def test_extract_killed_at_any_moment(world: World, place: Path, share: float) -
     check_store(world, place)
 
 
+def failing_then(arrange: Action) -> Action:
+    """An application that fails and is killed while it cleans up."""
+
+    def both() -> None:
+        def write(self: CheckpointWriter, *arguments: Any) -> None:
+            raise RuntimeError("made up")
+
+        CheckpointWriter.write = write
+        arrange()
+
+    return both
+
+
 APPLY_POINTS: dict[str, Action] = {
+    "the bare directory": lambda: wrapped(lease, "own_lease", 1),
     "the partial directory": lambda: wrapped(writer, "create_partial", 1, after=True),
     "the first file": lambda: wrapped(writer, "reserve", 1),
     "all files": lambda: wrapped(writer, "reserve", 2, after=True),
@@ -233,6 +247,9 @@ APPLY_POINTS: dict[str, Action] = {
     "all small files": lambda: wrapped(CheckpointWriter, "commit", 1),
     "the commit": lambda: wrapped(writer, "release", 1),
     "the lease beside the directory": lambda: wrapped(writer, "release", 1, after=True),
+    "the beginning of a clean-up": failing_then(lambda: wrapped(writer, "remove_partial", 1)),
+    "a clean-up": failing_then(lambda: wrapped(Path, "unlink", 2)),
+    "the end of a clean-up": failing_then(lambda: wrapped(Path, "rmdir", 1)),
 }
 
 
@@ -272,7 +289,15 @@ def test_apply_killed_once_the_output_is_there(world: World, filled: Path, tmp_p
     out.parent.mkdir()
 
     def doomed() -> None:
-        wrapped(Path, "rename", 1, after=True)
+        real = Path.rename
+
+        def rename(self: Path, target: Path) -> Path:
+            result = real(self, target)
+            if target == out:
+                die()
+            return result
+
+        Path.rename = rename
         apply(world, filled, out)
 
     killed_at(doomed)
