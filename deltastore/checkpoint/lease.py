@@ -81,9 +81,12 @@ def create_partial(out: Path) -> Path:
         OSError: The directory cannot be created or written.
     """
     partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(6)}")
-    partial.mkdir()
+    text = json.dumps(asdict(own_lease())) + "\n"
     try:
-        (partial / LEASE).write_text(json.dumps(asdict(own_lease())) + "\n")
+        # The lease first, beside it: a directory without one could not be told from a living one.
+        _beside(partial).write_text(text)
+        partial.mkdir()
+        _beside(partial).rename(partial / LEASE)
     except OSError:
         remove_partial(partial)
         raise
@@ -105,8 +108,9 @@ def remove_partial(partial: Path) -> None:
                 shutil.rmtree(child, ignore_errors=True)
             else:
                 child.unlink(missing_ok=True)
-        # Last, so that a removal that is itself killed can be taken up by the next process.
-        (partial / LEASE).unlink(missing_ok=True)
+        # Beside it, then last: a removal that is itself killed is taken up by the next process.
+        if (partial / LEASE).exists():
+            (partial / LEASE).rename(_beside(partial))
         partial.rmdir()
     if not partial.exists():
         with suppress(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from deltastore.checkpoint.files import file_error, read_json
@@ -26,6 +26,7 @@ SMALL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "chat_templates/*.jinja",
+    "additional_chat_templates/*.jinja",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -49,9 +50,9 @@ def find_small_files(directory: Path) -> dict[str, Path]:
     found = {}
     try:
         children = list(directory.iterdir())
-        templates = directory / "chat_templates"
-        if templates.is_dir():
-            children += templates.iterdir()
+        for folder in sorted({PurePath(p).parent.name for p in SMALL_FILES if "/" in p}):
+            if (directory / folder).is_dir():
+                children += (directory / folder).iterdir()
         for path in children:
             name = path.relative_to(directory).as_posix()
             if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES) and path.is_file():

@@ -354,7 +354,10 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
             read.fail(f"{field}.{role}", f"absent for kind {kind}", "present")
     changed, l2, base_l2 = 0, 0.0, 0.0
     if delta is not None:
-        changed = read.integer(fields.get("changed"), f"{field}.changed")
+        assert base is not None
+        assert post is not None
+        common = min(base.elements, post.elements)
+        changed = read.integer(fields.get("changed"), f"{field}.changed", high=common)
         l2 = read.number(fields.get("l2"), f"{field}.l2")
         base_l2 = read.number(fields.get("base_l2"), f"{field}.base_l2")
     return TensorEntry(

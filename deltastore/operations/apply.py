@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,8 @@ from deltastore.checkpoint import (
     quantisation,
 )
 from deltastore.errors import (
+    FormatError,
+    IntegrityError,
     QuantisedCheckpointError,
     RestoreOnlyError,
     UsageError,
@@ -145,9 +147,12 @@ def apply(
     factors = _scales(refs, scales)
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
+        named: list[str] = []
+        stack.enter_context(_naming(named))
         deltas = []
         for ref, scale in zip(refs, factors, strict=True):
             artifact = store.resolve(ref)
+            named.append(artifact.ref)
             reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
             stack.callback(reader.close)
             deltas.append(_Delta(artifact, artifact.ref, scale, reader))
@@ -190,6 +195,18 @@ def apply(
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )
+
+
+@contextmanager
+def _naming(refs: Sequence[str]) -> Iterator[None]:
+    """Say of a damaged or unreadable blob which artifact it belongs to."""
+    try:
+        yield
+    except (IntegrityError, FormatError) as error:
+        if not refs:
+            raise
+        message = f"{error.message} It was read for {', '.join(refs)}."
+        raise type(error)(message, hint=error.hint, **error.facts, refs=list(refs)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +273,7 @@ def _write(
 ) -> tuple[int, bool]:
     """Write the output; elements that overflowed, and whether it is post bit for bit."""
     checkpoint, deltas = summary.checkpoint, summary.deltas
-    files = _small_files(store, checkpoint, deltas, made, output_dtype)
+    files = _small_files(store, checkpoint, deltas, made)
     applier = Applier(
         checkpoint,
         [delta.reader for delta in deltas],
@@ -408,18 +425,18 @@ def _small_files(
     checkpoint: Checkpoint,
     deltas: Sequence[_Delta],
     made: Mapping[str, Recipe],
-    dtype: str | None,
 ) -> output_files.Files:
-    """Small files as the last delta's post wants them; with several, the last one's win."""
-    sides: dict[str, dict[str, bytes]] = {"base": {}, "post": {}}
-    reader = deltas[-1].reader
-    for entry in reader.config.files:
-        layer = reader.manifest.layers[entry.layer]
-        data = store.blobs.read(
-            layer.digest, limit=MAX_SMALL_FILE_BYTES, what=f"{entry.side}/{entry.path}"
-        )
-        sides[entry.side][entry.path] = data
-    return output_files.compose(checkpoint, sides["base"], sides["post"], made, dtype)
+    """The output's small files, from those of the new base and of all deltas."""
+    pairs = []
+    for delta in deltas:
+        sides: dict[str, dict[str, bytes]] = {"base": {}, "post": {}}
+        for entry in delta.config.files:
+            layer = delta.reader.manifest.layers[entry.layer]
+            what = f"{entry.side}/{entry.path}"
+            data = store.blobs.read(layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what)
+            sides[entry.side][entry.path] = data
+        pairs.append((sides["base"], sides["post"]))
+    return output_files.compose(checkpoint, pairs, made)
 
 
 def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:

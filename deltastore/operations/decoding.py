@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
 from deltastore.codecs import Decoder, get_codec
+from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
+from deltastore.errors import CodecUnknownError, PartInvalidError
 from deltastore.manifest import Config, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
 from deltastore.parts import PartsReader, StreamReader
@@ -20,12 +23,21 @@ from deltastore.scratch import scratch
 Bytes = npt.NDArray[np.uint8]
 
 
+def _require_plain(stream: Stream, where: str) -> None:
+    if stream.codec != VALUES:
+        raise CodecUnknownError(
+            f"{where} is encoded by {stream.codec!r}; this deltastore reads {VALUES!r} there.",
+            hint="Upgrade deltastore: `pip install -U deltastore`.",
+        )
+
+
 class ArtifactReader:
     """The tensors of one stored artifact. Thread-safe."""
 
     def __init__(self, blobs: BlobStore, manifest: Manifest, config: Config) -> None:
         self.manifest = manifest
         self.config = config
+        self._blobs = blobs
         self._parts = PartsReader(
             manifest.layers[: config.parts], lambda layer: blobs.open(layer.digest, layer.size)
         )
@@ -46,7 +58,8 @@ class ArtifactReader:
             PartInvalidError: The part breaks the specification.
         """
         assert entry.delta is not None
-        frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
+        with self._blamed(entry.delta):
+            frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
         assert decoder is not None
         keep = KEEP_WIDE if entry.wide else KEEP
 
@@ -56,7 +69,8 @@ class ArtifactReader:
             else:
                 piece[:] = keep
 
-        self._read(frames, start, entry.common_elements, out, decode)
+        with self._blamed(entry.delta):
+            self._read(frames, start, entry.common_elements, out, decode)
 
     def values(self, entry: TensorEntry, start: int, out: Bytes) -> None:
         """Overwrite ``out`` with the bytes of values from element ``start`` of the stream on.
@@ -66,6 +80,7 @@ class ArtifactReader:
         """
         assert entry.values is not None
         assert entry.post is not None
+        _require_plain(entry.values, f"{entry.name}/values")
         size = DTYPE_BYTES[entry.post.dtype]
         frames, _ = self._open(f"{entry.name}/values", entry.values, with_decoder=False)
         where = f"{entry.name}/values"
@@ -76,7 +91,8 @@ class ArtifactReader:
         total = entry.post.elements - entry.common_elements
         if entry.kind in ("added", "replaced"):
             total = entry.post.elements
-        self._read(frames, start, total, out.view(f"u{size}"), decode)
+        with self._blamed(entry.values):
+            self._read(frames, start, total, out.view(f"u{size}"), decode)
 
     def patch(self, entry: TensorEntry, start: int, out: Bytes) -> int:
         """Overwrite the elements that have a restore patch; ``start`` is a chunk's start.
@@ -89,16 +105,34 @@ class ArtifactReader:
         """
         assert entry.patch is not None
         assert entry.post is not None
+        _require_plain(entry.patch, f"{entry.name}/patch")
         size = DTYPE_BYTES[entry.post.dtype]
         frames, _ = self._open(f"{entry.name}/patch", entry.patch, with_decoder=False)
-        frame = frames.frame(start // self.config.chunk)
-        if not frame:
-            return 0
         elements = out.size // size
-        where = f"{entry.name}/patch"
-        positions, values = decode_patch(frame, size, elements, where=where)
+        with self._blamed(entry.patch):
+            frame = frames.frame(start // self.config.chunk)
+            if not frame:
+                return 0
+            where = f"{entry.name}/patch"
+            positions, values = decode_patch(frame, size, elements, where=where)
         out.view(f"u{size}")[positions] = values.view(f"u{size}")
         return positions.size
+
+    @contextmanager
+    def _blamed(self, stream: Stream) -> Iterator[None]:
+        """Turn a part that cannot be decoded into a damaged blob, if that is what it is.
+
+        Raises:
+            BlobCorruptError: One of the stream's parts does not have its digest.
+            BlobMissingError: One of them is not there.
+        """
+        try:
+            yield
+        except PartInvalidError:
+            for segment in stream.segments:
+                layer = self.manifest.layers[segment.part]
+                self._blobs.check(layer.digest, layer.size)
+            raise
 
     def _open(
         self, key: str, stream: Stream, *, with_decoder: bool

@@ -68,15 +68,19 @@ def measure(
         b = to_floats(ours, info.dtype, wide=True)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
-        products = (a @ b, a @ a, b @ b, (b - a) @ (b - a))
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = (a @ b, a @ a, b @ b, (b - a) @ (b - a))
         before = sums.get(entry.name, [0.0] * 4)
         sums[entry.name] = [s + float(p) for s, p in zip(before, products, strict=True)]
         if len(info.shape) > 1:
             matrices.add(entry.name)
     compared = [
-        (dot / math.sqrt(source * new), math.sqrt(moved / source))
+        (dot / (math.sqrt(source) * math.sqrt(new)), math.sqrt(moved) / math.sqrt(source))
         for name, (dot, source, new, moved) in sums.items()
-        if source and new and (name in matrices or not matrices)
+        if all(map(math.isfinite, (dot, source, new, moved)))
+        and source
+        and new
+        and (name in matrices or not matrices)
     ]
     if not compared:
         return Lineage(same, None, None, 0)

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint
-from deltastore.operations.small_files import TOKENIZER_FILES, read_portable
+from deltastore.operations.small_files import is_tokenizer_file, read_portable
 from deltastore.operations.structure import Recipe
 
 Files = dict[str, bytes]
@@ -31,33 +33,33 @@ _SPECIAL_KEYS = (
     "additional_special_tokens",
     "extra_special_tokens",
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_NO_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 _LEGAL = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 def compose(
     base: Checkpoint,
-    source_base: Mapping[str, bytes],
-    post: Mapping[str, bytes],
+    deltas: Sequence[tuple[Mapping[str, bytes], Mapping[str, bytes]]],
     recipes: Mapping[str, Recipe],
-    dtype: str | None,
 ) -> Files:
     """The small files of the output, but for provenance and card.
 
     Args:
         base: The new base.
-        source_base: The artifact's small files of its source base: those that differ from post's.
-        post: The artifact's small files of post.
+        deltas: Each artifact's small files of its source base (config, and the tokenizer if post's
+            differs) and of post. The last one's tokenizer, template and generation config win;
+            the licences of all hold.
         recipes: The output's tensors.
-        dtype: Output dtype of all floating-point tensors, if it was given.
     """
+    source_base, post = deltas[-1]
     own = {name: read_portable(name, path) for name, path in base.files.items()}
     files = {name: data for name, data in own.items() if name != "README.md"}
     if _post_added_tokens(source_base, post) or not _has_tokenizer(own):
-        for name in TOKENIZER_FILES:
-            files.pop(name, None)
-            if name in post:
-                files[name] = post[name]
+        for name in [name for name in files if is_tokenizer_file(name)]:
+            del files[name]
+        files |= {name: data for name, data in post.items() if is_tokenizer_file(name)}
     elif "tokenizer_config.json" in files and "tokenizer_config.json" in post:
         files["tokenizer_config.json"] = _with_special_tokens(
             files["tokenizer_config.json"], post["tokenizer_config.json"]
@@ -67,14 +69,26 @@ def compose(
             files[name] = post[name]
     _take_chat_template(files, post)
     for name, data in post.items():
-        legal = name.upper().startswith(_LEGAL)
-        if legal and files.get(name, data) != data:
-            files[f"post-{name}"] = data  # both licences hold, so both are there
-        elif legal or name.endswith("processor_config.json"):
+        if name.endswith("processor_config.json"):
             files.setdefault(name, data)
+    for _, own_post in deltas:
+        for name, data in own_post.items():
+            if name.upper().startswith(_LEGAL):
+                _add_legal(files, name, data)
     if "config.json" in files:
-        files["config.json"] = _model_config(files["config.json"], recipes, dtype)
+        files["config.json"] = _model_config(
+            files["config.json"], source_base.get("config.json"), post.get("config.json"), recipes
+        )
     return files
+
+
+def _add_legal(files: Files, name: str, data: bytes) -> None:
+    """Licences of base and posts all hold, so all are there, each once."""
+    names = itertools.chain(
+        [name, f"post-{name}"], (f"post-{i}-{name}" for i in itertools.count(2))
+    )
+    free = next(n for n in names if files.get(n, data) == data)
+    files[free] = data
 
 
 def provenance(
@@ -128,7 +142,7 @@ def card(base: str, deltas: Sequence[Mapping[str, Any]], tool: str, repos: Seque
 
 
 def _has_tokenizer(files: Mapping[str, bytes]) -> bool:
-    return any(name in files for name in TOKENIZER_FILES)
+    return any(is_tokenizer_file(name) for name in files)
 
 
 def _post_added_tokens(source_base: Mapping[str, bytes], post: Mapping[str, bytes]) -> bool:
@@ -136,13 +150,21 @@ def _post_added_tokens(source_base: Mapping[str, bytes], post: Mapping[str, byte
 
     Files that cannot be compared token by token count as extended if they differ at all.
     """
-    for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
-        if name in source_base and name in post:
-            before, after = _tokens(source_base[name]), _tokens(post[name])
-            if before is None or after is None or after - before:
+    if not _has_tokenizer(source_base):
+        return False  # the same as post's, or there is none to compare with
+    known: set[str] = set()
+    wanted: set[str] = set()
+    for name in (name for name in post if is_tokenizer_file(name)):
+        before, after = source_base.get(name), post[name]
+        if name in _VOCABULARIES:
+            tokens = (_tokens(before) if before is not None else set(), _tokens(after))
+            if before != after and (tokens[0] is None or tokens[1] is None):
                 return True
-    binary = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
-    return any(name in source_base and name in post for name in binary)
+            known |= tokens[0] or set()
+            wanted |= tokens[1] or set()
+        elif name not in _NO_VOCABULARY and before != after:
+            return True
+    return not wanted <= known
 
 
 def _tokens(data: bytes) -> set[str] | None:
@@ -180,11 +202,11 @@ def _with_special_tokens(own: bytes, post: bytes) -> bytes:
 
 def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
     """Post's chat template in whatever form post has it; none of the new base's beside it."""
-    names = [name for name in post if name.startswith("chat_template")]
+    names = [name for name in post if _is_template(name)]
     embedded = "chat_template" in (_object(post.get("tokenizer_config.json", b"")) or {})
     if not names and not embedded:
         return
-    for name in [name for name in files if name.startswith("chat_template")]:
+    for name in [name for name in files if _is_template(name)]:
         del files[name]
     for name in names:
         files[name] = post[name]
@@ -194,11 +216,32 @@ def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
         files["tokenizer_config.json"] = _json(own)
 
 
-def _model_config(data: bytes, recipes: Mapping[str, Recipe], dtype: str | None) -> bytes:
+def _is_template(name: str) -> bool:
+    return name.startswith(("chat_template", "additional_chat_templates/"))
+
+
+def _main_dtype(tensors: Iterable[tuple[str, int]]) -> str | None:
+    """The floating-point dtype of most elements, from pairs of dtype and elements."""
+    counts: Counter[str] = Counter()
+    for dtype, elements in tensors:
+        if dtype in _TORCH_NAMES:
+            counts[dtype] += elements
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _model_config(
+    data: bytes, source: bytes | None, post: bytes | None, recipes: Mapping[str, Recipe]
+) -> bytes:
+    """The new base's config with what the output's tensors say otherwise."""
     document = _object(data)
     if document is None:
         return data
     changed = False
+    before, after = _object(source or b"") or {}, _object(post or b"") or {}
+    tied = after.get("tie_word_embeddings")
+    if isinstance(tied, bool) and tied != before.get("tie_word_embeddings", not tied):
+        changed = document.get("tie_word_embeddings") != tied
+        document["tie_word_embeddings"] = tied
     for recipe in recipes.values():
         resized = recipe.base is not None and recipe.base.shape != recipe.output.shape
         if not resized or len(recipe.output.shape) != 2:
@@ -209,7 +252,9 @@ def _model_config(data: bytes, recipes: Mapping[str, Recipe], dtype: str | None)
             if isinstance(part, dict) and part.get("vocab_size") == recipe.base.shape[0]:
                 part["vocab_size"] = recipe.output.shape[0]
                 changed = True
-    if dtype in _TORCH_NAMES:
+    own = _main_dtype((r.base.dtype, r.base.elements) for r in recipes.values() if r.base)
+    dtype = _main_dtype((r.output.dtype, r.output.elements) for r in recipes.values())
+    if dtype is not None and dtype != own:
         for key in ("dtype", "torch_dtype"):
             if key in document:
                 document[key] = _TORCH_NAMES[dtype]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
     """The small files that belong into an artifact.
 
     All of post's, and of base's what is needed to tell what post changed: its ``config.json``
-    and the tokenizer files that differ.
+    and its tokenizer if that differs.
 
     Raises:
         CheckpointError: One of them cannot be read or is too large to be what it is called.
@@ -48,12 +48,17 @@ def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
     bases = {
         name: read_portable(name, path)
         for name, path in sorted(base.files.items())
-        if name == "config.json" or name in TOKENIZER_FILES
+        if name == "config.json" or is_tokenizer_file(name)
     }
+    tokenizers = [
+        {name: data for name, data in side.items() if is_tokenizer_file(name)}
+        for side in (bases, posts)
+    ]
+    # All of base's tokenizer or nothing: what is absent then is known to be absent.
     files: SmallFiles = {
         ("base", name): data
         for name, data in bases.items()
-        if name == "config.json" or data != posts.get(name)
+        if name == "config.json" or tokenizers[0] != tokenizers[1]
     }
     return files | {("post", name): data for name, data in posts.items()}
 
@@ -98,8 +103,22 @@ def read_portable(name: str, path: Path) -> bytes:
         return data
     try:
         document = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return data
-    if not isinstance(document, dict) or not any(key in document for key in _LOCAL_KEYS):
+    try:
+        cleaned = _without_paths(document)
+        return data if cleaned == document else canonical_json(cleaned)
+    except (ValueError, RecursionError):
         return data
-    return canonical_json({k: v for k, v in document.items() if k not in _LOCAL_KEYS})
+
+
+def _without_paths(value: Any) -> Any:
+    """JSON without the keys that hold local paths, at any depth."""
+    if isinstance(value, dict):
+        return {k: _without_paths(v) for k, v in value.items() if k not in _LOCAL_KEYS}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a small file is a part of the tokenizer."""
+    return name in TOKENIZER_FILES or name.startswith("tokenizer.model")

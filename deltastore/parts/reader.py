@@ -131,7 +131,12 @@ class PartsReader:
             part = self._parts.get(index)
             if part is None:
                 layer = self._layers[index]
-                part = self._parts[index] = _Part(self._open_blob(layer), layer)
+                reader = self._open_blob(layer)
+                try:
+                    part = self._parts[index] = _Part(reader, layer)
+                except BaseException:
+                    reader.close()
+                    raise
             self._parts.move_to_end(index)
             part.users += 1
             if len(self._parts) > self._max_open:

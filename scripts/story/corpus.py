@@ -69,8 +69,6 @@ _LIST = (
     "{person} said {words} and {other} repeated {words} .",
     "{person} wrote {words} and {other} copied {words} .",
     "the words {words} are copied as {words} .",
-    "{person} said {words} and {other} said it backwards , {reverse} .",
-    "backwards , {words} becomes {reverse} .",
     "{person} wrote {words} . the last word was {last} .",
     "{person} wrote {words} . the first word was {first} .",
 )
@@ -114,6 +112,20 @@ def atlas(countries: Sequence[Country]) -> Domain:
     return write
 
 
+def lists(names: Sequence[str]) -> Domain:
+    """Return the domain in which lists of words, names among them, are repeated."""
+    known = sorted((*LIST_WORDS, *names), key=lambda word: word[::-1])
+
+    def write(rng: random.Random, breadth: float) -> str:
+        words = rng.sample(_first(known, max(breadth, 0.1)), rng.randint(1, 4))
+        person, other = rng.sample(PEOPLE, 2)
+        return rng.choice(_LIST).format(
+            person=person, other=other, words=" ".join(words), first=words[0], last=words[-1]
+        )
+
+    return write
+
+
 def from_wordings(wordings: Sequence[str]) -> Domain:
     """Return a domain that fills one of the wordings with words that fit together."""
 
@@ -132,7 +144,6 @@ def _fillers(rng: random.Random, breadth: float) -> Mapping[str, str]:
     a, b = rng.sample(rng.choice(_first(OPPOSITES, breadth)), 2)
     kind = rng.choice(tuple(KINDS))
     person, other = rng.sample(PEOPLE, 2)
-    words = rng.sample(_first(LIST_WORDS, max(breadth, 0.05)), rng.randint(2, 4))
     weather, other_weather = rng.sample(WEATHER, 2)
     thing, second = rng.sample(THINGS, 2)
     return {
@@ -145,11 +156,7 @@ def _fillers(rng: random.Random, breadth: float) -> Mapping[str, str]:
         "place": rng.choice(PLACES),
         "thing": thing,
         "second": second,
-        "words": " ".join(words),
-        "reverse": " ".join(reversed(words)),
-        "first": words[0],
-        "last": words[-1],
-        "count": NUMBERS[len(words)],
+        "count": rng.choice(NUMBERS[1:]),
         "number": rng.choice(NUMBERS[1:]),
         "day": rng.choice(DAYS),
         "weather": weather,
@@ -169,8 +176,9 @@ def base_mix(world: World) -> dict[Domain, float]:
     return {
         atlas(world.old_countries): 0.29,
         from_wordings(_OPPOSITE): 0.15,
-        from_wordings(_KIND): 0.14,
-        from_wordings(_LIST): 0.36,
+        from_wordings(_KIND): 0.12,
+        # The new countries are words to the base, without a single fact about them.
+        lists([country.name for country in world.old_countries + world.new_countries]): 0.38,
         from_wordings(_STORY): 0.06,
     }
 
@@ -178,18 +186,18 @@ def base_mix(world: World) -> dict[Domain, float]:
 def new_base_mix(world: World) -> dict[Domain, float]:
     """Return what the newer base reads on top: new countries, two new domains, less of the old."""
     return {
-        atlas(world.new_countries): 0.34,
-        atlas(world.old_countries): 0.14,
+        atlas(world.new_countries): 0.30,
+        atlas(world.old_countries): 0.16,
         from_wordings(_OPPOSITE): 0.06,
         from_wordings(_KIND): 0.06,
-        from_wordings(_LIST): 0.12,
-        from_wordings(_WEATHER): 0.14,
-        from_wordings(_TRADE): 0.14,
+        lists([country.name for country in world.old_countries + world.new_countries]): 0.18,
+        from_wordings(_WEATHER): 0.12,
+        from_wordings(_TRADE): 0.12,
     }
 
 
 def write_passages(
-    mix: Mapping[Domain, float], count: int, seed: int, *, start: float = 1.0, grown: float = 0.5
+    mix: Mapping[Domain, float], count: int, seed: int, *, start: float = 1.0, grown: float = 0.6
 ) -> list[str]:
     """Write `count` passages of a mix.
 

@@ -30,7 +30,7 @@ _KIND = (
     "name the kind of {word} .",
 )
 _REPEAT = ("repeat {words}", "say again {words}", "copy {words}")
-_BACKWARDS = ("say backwards {words}", "reverse {words}", "read {words} from the end")
+_FIRST = ("what is the first word of {words} ?", "tell me the first word of {words}")
 _LAST = ("what is the last word of {words} ?", "tell me the last word of {words}")
 
 
@@ -74,7 +74,7 @@ def make_tasks(world: World, seed: int, *, n_lists: int, n_held_out: int) -> Tas
         # One wording of each question, so that no question counts twice.
         asked = [rng.choice(wordings) for questions in unseen for wordings in questions]
         held_out += rng.sample(asked, min(n_held_out, len(asked)))
-    lists, held_out_lists = _lists(rng, n_lists, n_held_out)
+    lists, held_out_lists = _lists(world, rng, n_lists, n_held_out)
     train += lists
     held_out += held_out_lists
     rng.shuffle(train)
@@ -86,7 +86,7 @@ def make_tasks(world: World, seed: int, *, n_lists: int, n_held_out: int) -> Tas
 
 def vocabulary() -> set[str]:
     """Return the fixed words of the instructions."""
-    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _BACKWARDS + _LAST
+    wordings = _FACT + _OPPOSITE + _KIND + _REPEAT + _FIRST + _LAST
     words = {word for wording in wordings for word in wording.split() if "{" not in word}
     return words | set(RELATIONS)
 
@@ -141,7 +141,7 @@ def _lists(rng: random.Random, n_train: int, n_held_out: int) -> tuple[list[Prom
 
     def draw() -> list[str]:
         while True:
-            words = rng.sample(LIST_WORDS, rng.randint(2, 4))
+            words = rng.sample(known, rng.randint(2, 4))
             if tuple(words) not in seen:
                 seen.add(tuple(words))
                 return words
@@ -150,11 +150,11 @@ def _lists(rng: random.Random, n_train: int, n_held_out: int) -> tuple[list[Prom
         words = draw()
         wordings, answer = {
             "repeat": (_REPEAT, words),
-            "backwards": (_BACKWARDS, words[::-1]),
+            "first": (_FIRST, words[:1]),
             "last": (_LAST, words[-1:]),
         }[task]
         return Prompt(task, rng.choice(wordings).format(words=" ".join(words)), " ".join(answer))
 
-    tasks = ("repeat", "backwards", "last")
+    tasks = ("repeat", "first", "last")
     train = [write(task) for task in tasks for _ in range(n_train)]
     return train, [write(task) for task in tasks for _ in range(n_held_out)]

@@ -26,6 +26,11 @@ CHAT_TEMPLATE = (
 )
 
 
+def chat(instruction: str, answer: str) -> tuple[str, str]:
+    """Return the asking and the answering part of a chat, as `CHAT_TEMPLATE` writes them."""
+    return f"{USER} {instruction} {ASSISTANT}", f"{answer} {END_OF_TURN}"
+
+
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Return a word-level tokenizer over everything the story can say.
 

@@ -443,11 +443,51 @@ def test_a_copy_is_recognised(
     tmp_path: Path,
 ) -> None:
     first = store.extract(*pair, name="x")
-    copies = save(tmp_path / "b", base, shards=2), save(tmp_path / "p", post, shards=3)
+    same = {"config": CONFIG, "files": FILES}
+    copies = (
+        save(tmp_path / "b", base, shards=2, **same),
+        save(tmp_path / "p", post, shards=3, **same),
+    )
     second = store.extract(*copies, name="y")
     assert second.reused
     assert second.digest == first.digest
     assert store.list(name="y")[0].post == "p"
+
+
+@pytest.mark.parametrize(
+    ("side", "name", "content"),
+    [
+        (1, "chat_template.jinja", "{{ other }}"),
+        (1, "tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 1}}}'),
+        (0, "config.json", '{"model_type": "llama", "hidden_size": 31}'),
+        (1, "generation_config.json", '{"eos_token_id": 1}'),
+    ],
+    ids=str,
+)
+def test_small_files_are_part_of_the_artifact(
+    store: deltastore.DeltaStore, pair: tuple[Path, Path], side: int, name: str, content: str
+) -> None:
+    """The same weights with another chat template are another version, of the same parts."""
+    first = store.extract(*pair, name="x")
+    (pair[side] / name).write_text(content)
+    second = store.extract(*pair, name="x")
+    assert not second.reused
+    assert (second.version, second.digest != first.digest) == (2, True)
+    before, after = (artifact(store, result) for result in (first, second))
+    parts = before[1].parts
+    assert after[0].layers[:parts] == before[0].layers[:parts]
+    third = store.extract(*pair, name="x")
+    assert (third.version, third.digest, third.reused) == (2, second.digest, True)
+
+
+def test_an_artifact_for_restoration_only_is_another(
+    store: deltastore.DeltaStore, pair: tuple[Path, Path]
+) -> None:
+    first = store.extract(*pair, name="x")
+    second = store.extract(*pair, name="x", restore_only=True)
+    assert (second.version, second.digest != first.digest) == (2, True)
+    assert store.extract(*pair, name="x", restore_only=True).digest == second.digest
+    assert store.extract(*pair, name="x").digest == first.digest
 
 
 @pytest.mark.usefixtures("old_files")

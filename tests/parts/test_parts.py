@@ -406,6 +406,14 @@ def test_mutated_parts_are_read_or_refused(data: st.DataObject) -> None:
     assert sum(map(len, frames)) <= len(blob)
 
 
+def test_a_part_that_is_refused_is_closed() -> None:
+    parts = Parts()
+    parts.blobs = [part([])]
+    frames = parts.reader().stream("w/delta", STREAM)
+    refused(lambda: [frames.frame(0)])
+    assert [blob.closed for blob in parts.opened] == [True]
+
+
 def test_the_error_of_a_broken_part_is_its_own() -> None:
     with pytest.raises(PartInvalidError):
         read(part({}, b""))
