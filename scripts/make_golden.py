@@ -178,7 +178,7 @@ def structure() -> Case:
         "gone.weight": weights(3),
         "empty.rows": Tensor("F32", np.zeros((0, 4), np.uint32)),
         "empty.cast": Tensor("F32", np.zeros((3, 0), np.uint32)),
-        "scalar": Tensor("F32", np.float32(2.5).reshape(()).view(np.uint32)),
+        "scalar": Tensor("F32", np.array(2.5, np.float32).view(np.uint32)),
         "turned": weights(4, 6),
         **{f"values.{dtype}": bits(dtype, 9) for dtype in others},
         "values.same": bits("I64", 5),
@@ -189,7 +189,7 @@ def structure() -> Case:
         "norm.weight": same,
         "empty.rows": Tensor("F32", np.arange(8, dtype=np.uint32).reshape(2, 4)),
         "empty.cast": Tensor("BF16", np.zeros((3, 0), np.uint16)),
-        "scalar": Tensor("F32", np.float32(2.75).reshape(()).view(np.uint32)),
+        "scalar": Tensor("F32", np.array(2.75, np.float32).view(np.uint32)),
         "turned": weights(6, 4),
         **{f"values.{dtype}": bits(dtype, 9) for dtype in others},
         "values.same": base["values.same"],
@@ -261,7 +261,6 @@ CASES: dict[str, Callable[[], Case]] = {
 @contextmanager
 def encoded_as(case: Case) -> Iterator[None]:
     """Chunks and parts as small as the case wants them."""
-
     builder = partial(PartBuilder, part_bytes=case.part_bytes)
     with (
         patch("deltastore.operations.encoding.CHUNK_ELEMENTS", case.chunk),

@@ -1,8 +1,9 @@
-"""Ask the story's models the held-out instructions, compare them, and write the result down.
+"""Ask all of the story's models the same held-out questions, and tell how they did.
 
-`python -m story.evaluate --models DIR --reports DIR --result FILE` runs every model through
-transformers, greedily, and counts an answer as right only if it is the expected one, word for
-word, with nothing after it.
+    python scripts/story/evaluate.py DIRECTORY --json FILE [--seed N]
+
+Models are loaded and run by ``transformers`` as any Hub checkpoint is: chat template, greedy
+generation until the end of the turn. An answer counts if it is the right word and nothing else.
 """
 
 from __future__ import annotations
@@ -20,157 +21,117 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .tasks import Prompt
-from .tokens import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN
-from .train import Recipe
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from story.world import Prompt, make_world, prompts, test_prompts
 
 MODELS = {
-    "new_base": ("new-base", "new base"),
-    "transplanted": ("transplanted", "new base + delta"),
-    "direct": ("direct", "new base, post-trained"),
-    "source_post": ("post", "old post"),
+    "new_base": "new-base",
+    "transplanted": "transplanted",
+    "direct": "direct",
+    "source_post": "post",
 }
-"""Key in the result: the checkpoint's directory and what the table calls it."""
+TITLES = {
+    "new_base": "new base",
+    "transplanted": "new base + delta",
+    "direct": "new base, post-trained",
+    "source_post": "old post-trained model",
+}
+MAX_NEW_TOKENS = 8
 
-KEPT_AT_LEAST = 0.8
-BATCH = 128
-LONGEST_ANSWER = 12
 
+@torch.no_grad()
+def answers(place: Path, chat_from: Path, asked: Sequence[Prompt]) -> list[str]:
+    """What a model says to each prompt, up to the end of its turn.
 
-def answers(path: Path, prompts: Sequence[Prompt]) -> list[str]:
-    """Return a checkpoint's answer to each instruction.
-
-    Every model is asked in the chat format of post and may end with either of the two end tokens,
-    so that a base is not marked down for lacking a template.
+    A base has no chat template of its own; it is asked with the template of ``chat_from``.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    # Computed in float32, from the stored bfloat16 values: the same on every processor.
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    ends = tokenizer.convert_tokens_to_ids([END_OF_TURN, END_OF_TEXT])
-    found: list[str] = []
-    for start in range(0, len(prompts), BATCH):
-        asked = [
-            [{"role": "user", "content": prompt.instruction}]
-            for prompt in prompts[start : start + BATCH]
+    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    own = AutoTokenizer.from_pretrained(place)
+    tokenizer = own if own.chat_template else AutoTokenizer.from_pretrained(chat_from)
+    said = []
+    for start in range(0, len(asked), 64):
+        chats = [[{"role": "user", "content": p.question}] for p in asked[start : start + 64]]
+        texts = [
+            tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)
+            for c in chats
         ]
-        inputs = tokenizer.apply_chat_template(
-            asked,
-            chat_template=tokenizer.chat_template or CHAT_TEMPLATE,
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
+        batch = tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False,
+            return_token_type_ids=False,
         )
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=LONGEST_ANSWER,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        found += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return found
+        out = model.generate(**batch, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        for row in out[:, batch["input_ids"].shape[1] :]:
+            said.append(tokenizer.decode(row, skip_special_tokens=False))
+    return said
 
 
-def accuracy(prompts: Sequence[Prompt], found: Sequence[str]) -> float:
-    """Return the share of answers that are exactly right."""
-    right = sum(answer == prompt.answer for prompt, answer in zip(prompts, found, strict=True))
-    return round(right / len(prompts), 4)
+def right(said: str, prompt: Prompt) -> bool:
+    """The answer, the end of the turn, and nothing else but padding."""
+    words = [word for word in said.split() if word != "<|pad|>"]
+    return words == [prompt.answer, "<|end|>"]
 
 
-def accuracy_by_task(prompts: Sequence[Prompt], found: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy of each task, in the order in which the tasks come."""
-    asked = Counter(prompt.task for prompt in prompts)
-    right = Counter(
-        prompt.task
-        for prompt, answer in zip(prompts, found, strict=True)
-        if answer == prompt.answer
-    )
-    return {task: round(right[task] / asked[task], 4) for task in asked}
-
-
-def show_answers(
-    console: Console, prompts: Sequence[Prompt], found: dict[str, list[str]], caption: str
-) -> None:
-    """Print the first held-out prompt of each task and what three of the models answer."""
-    table = Table(title=caption, title_justify="left")
-    table.add_column("instruction")
-    for key in ("new_base", "transplanted", "direct"):
-        table.add_column(MODELS[key][1])
-    shown: set[str] = set()
-    for index, prompt in enumerate(prompts):
-        if prompt.task in shown:
-            continue
-        shown.add(prompt.task)
-        cells = [found[key][index] or "-" for key in ("new_base", "transplanted", "direct")]
-        table.add_row(prompt.instruction, *cells)
-    console.print(table)
-
-
-def show_accuracies(console: Console, result: dict[str, dict[str, float]], n: int) -> None:
-    """Print the accuracy of each model, by task."""
-    table = Table(title=f"Accuracy over {n} held-out prompts", title_justify="left")
-    table.add_column("task")
-    for _, label in MODELS.values():
-        table.add_column(label, justify="right")
-    rows = list(next(iter(result.values())))
-    for row in rows:
-        if row in ("all", "new facts"):
-            table.add_section()
-        table.add_row(row, *(f"{result[key][row]:.1%}" for key in MODELS))
-    console.print(table)
-
-
-def main() -> int:
-    """Evaluate, print, write the result; fail if the transplant keeps too little."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--reports", type=Path, required=True)
-    parser.add_argument("--result", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=Recipe().seed)
+def main() -> None:
+    """Read the command line, ask, print the table and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     started = time.monotonic()
-    tasks = Recipe(seed=arguments.seed).tasks()
-    held_out = tasks.held_out
-    found, found_new, table = {}, {}, {}
-    for key, (directory, _) in MODELS.items():
-        every = answers(arguments.models / directory, held_out + tasks.new_facts)
-        found[key], found_new[key] = every[: len(held_out)], every[len(held_out) :]
-        table[key] = accuracy_by_task(held_out, found[key])
-        table[key]["all"] = accuracy(held_out, found[key])
-        table[key]["new facts"] = accuracy(tasks.new_facts, found_new[key])
-
-    console = Console(width=max(100, Console().width))
-    show_answers(console, held_out, found, "Held-out instructions")
-    show_answers(console, tasks.new_facts, found_new, "A fact that only the new base has read")
-    show_accuracies(console, table, len(held_out))
-    kept = table["transplanted"]["all"] / max(table["direct"]["all"], 1e-9)
-    console.print(f"The transplant keeps {kept:.1%} of the accuracy of post-training directly.")
-
-    reports = {path.stem: json.loads(path.read_text()) for path in arguments.reports.glob("*.json")}
+    world = make_world(arguments.seed)
+    asked, new = test_prompts(world), prompts(world.new)
+    said = {
+        key: answers(arguments.directory / folder, arguments.directory / "post", [*asked, *new])
+        for key, folder in MODELS.items()
+    }
+    figures = {}
+    tasks: dict[str, dict[str, float]] = {}
+    new_lands = {}
+    for key, replies in said.items():
+        marks = [right(reply, prompt) for reply, prompt in zip(replies, [*asked, *new], strict=True)]
+        figures[key] = round(sum(marks[: len(asked)]) / len(asked), 4)
+        new_lands[key] = round(sum(marks[len(asked) :]) / len(new), 4)
+        good = Counter(p.task for p, mark in zip(asked, marks, strict=False) if mark)
+        total = Counter(p.task for p in asked)
+        tasks[key] = {task: round(good[task] / total[task], 4) for task in total}
+    _show(asked, said, figures, new_lands)
     result = {
-        **{key: table[key]["all"] for key in MODELS},
-        "kept": round(kept, 4),
-        "prompts": len(held_out),
-        "by_task": {
-            key: {task: value for task, value in table[key].items() if task not in ("all", "new facts")}
-            for key in MODELS
-        },
-        "new_facts": {key: table[key]["new facts"] for key in MODELS},
-        "new_facts_prompts": len(tasks.new_facts),
+        **figures,
+        "kept": round(figures["transplanted"] / max(figures["direct"], 1e-9), 4),
+        "prompts": len(asked),
+        "by_task": tasks,
+        "lands_only_the_new_base_read_of": {**new_lands, "prompts": len(new)},
         "seed": arguments.seed,
-        "training": dict(sorted(reports.items())),
         "evaluation_seconds": round(time.monotonic() - started, 1),
     }
-    arguments.result.write_text(json.dumps(result, indent=2) + "\n")
-    if kept < KEPT_AT_LEAST:
-        print(f"error: expected at least {KEPT_AT_LEAST:.0%} to be kept.", file=sys.stderr)
-        return 1
-    return 0
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _show(
+    asked: Sequence[Prompt],
+    said: dict[str, list[str]],
+    figures: dict[str, float],
+    new_lands: dict[str, float],
+) -> None:
+    console = Console(width=118)
+    table = Table(title="A few held-out questions")
+    for column in ("question", "right answer", *TITLES.values()):
+        table.add_column(column)
+    for i in range(0, len(asked), len(asked) // 5):
+        replies = [said[key][i].replace("<|pad|>", "").strip() for key in TITLES]
+        table.add_row(asked[i].question, asked[i].answer, *replies)
+    console.print(table)
+    scores = Table(title=f"Accuracy over {len(asked)} held-out questions")
+    for column in ("model", "accuracy", "on lands that only the new base read of"):
+        scores.add_column(column)
+    for key, title in TITLES.items():
+        scores.add_row(title, f"{figures[key]:.1%}", f"{new_lands[key]:.1%}")
+    console.print(scores)
+    kept = figures["transplanted"] / max(figures["direct"], 1e-9)
+    console.print(f"The transplant keeps {kept:.0%} of what post-training the new base gives.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,249 +1,219 @@
-"""Train one of the story's four checkpoints.
+"""Train the story's four checkpoints as Hub-format directories in bfloat16.
 
-    base      pre-trained on text about the old countries
-    post      base, post-trained on instructions
-    new-base  base, pre-trained further on other text, with facts about new countries in it
-    direct    new-base, post-trained on the same instructions: what a delta saves one from doing
+    python scripts/story/train.py DIRECTORY [--seed N]
 
-`python -m story.train STAGE --models DIR --report FILE` trains in float32 from the stored bfloat16
-weights of the stage before, and stores bfloat16 again.
+base      pre-trained on text about the old lands
+post      base, post-trained to answer questions
+new-base  base, pre-trained further on other text, with new lands in it
+direct    new-base, post-trained in the same way: what a delta saves one from doing
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import random
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
-from .batches import Batch, chat_batches, text_batches
-from .corpus import Domain, base_mix, new_base_mix, write_passages
-from .tasks import TaskSet, make_tasks
-from .tokens import CHAT_TEMPLATE, END_OF_TURN, make_tokenizer
-from .world import World, make_world
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from story.world import Land, Prompt, World, make_world, passage, training_prompts, vocabulary
+
+UNKNOWN, PAD, END_OF_TEXT = "<|unk|>", "<|pad|>", "<|endoftext|>"
+USER, ASSISTANT, END_OF_TURN = "<|user|>", "<|assistant|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}" + USER + " {{ message['content'] }} "
+    "{% else %}" + ASSISTANT + " {{ message['content'] }} " + END_OF_TURN + " {% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+IGNORED = -100
+"""The label that transformers leaves out of the loss."""
+
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Token ids and labels, int64 ``[batch, length]``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what is trained; `seed` decides every draw."""
+    """Everything that decides what is trained; ``seed`` decides all draws."""
 
     seed: int = 0
-    hidden: int = 64
+    hidden: int = 96
     layers: int = 3
-    heads: int = 2
-    batch: int = 16
-    length: int = 48
-    base_steps: int = 1300
-    base_lr: float = 6e-3
-    new_base_steps: int = 300
-    new_base_lr: float = 5e-4
+    heads: int = 4
+    batch: int = 32
+    length: int = 40
+    base_steps: int = 700
+    base_rate: float = 3e-3
+    new_base_steps: int = 150
+    new_base_rate: float = 4e-4
     post_batch: int = 64
-    post_steps: int = 400
-    post_lr: float = 3e-4
-    train_lists: int = 400
-    held_out: int = 70
-
-    def world(self) -> World:
-        """Return the world that the corpus and the instructions talk about."""
-        return make_world(self.seed)
-
-    def tasks(self) -> TaskSet:
-        """Return the instructions, split into those trained on and those held out."""
-        return make_tasks(
-            self.world(), self.seed, n_lists=self.train_lists, n_held_out=self.held_out
-        )
+    post_steps: int = 150
+    post_rate: float = 6e-4
 
 
-def train_base(recipe: Recipe, models: Path) -> dict[str, float]:
-    """Pre-train from random weights."""
-    world = recipe.world()
-    tokenizer = make_tokenizer(world)
-    torch.manual_seed(recipe.seed)
-    model = LlamaForCausalLM(_config(recipe, tokenizer))
-    figures = _pretrain(
-        model,
-        tokenizer,
-        recipe,
-        base_mix(world),
-        steps=recipe.base_steps,
-        lr=recipe.base_lr,
-        seed=recipe.seed + 1,
-        # Few entries first: see write_passages.
-        start=0.03,
+def make_tokenizer(world: World, *, chat: bool) -> PreTrainedTokenizerFast:
+    """One token a word. The chat markers have rows from the start, as in large models."""
+    special = [UNKNOWN, PAD, END_OF_TEXT, USER, ASSISTANT, END_OF_TURN]
+    table = {token: index for index, token in enumerate(special + vocabulary(world))}
+    backend = Tokenizer(WordLevel(table, unk_token=UNKNOWN))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END_OF_TURN if chat else END_OF_TEXT,
+        additional_special_tokens=[USER, ASSISTANT, END_OF_TURN],
+        padding_side="left",
     )
-    _save(model, tokenizer, models / "base")
-    return figures
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
-def train_new_base(recipe: Recipe, models: Path) -> dict[str, float]:
-    """Pre-train the base further on other text."""
-    model, tokenizer = _load(models / "base")
-    figures = _pretrain(
-        model,
-        tokenizer,
-        recipe,
-        new_base_mix(recipe.world()),
-        steps=recipe.new_base_steps,
-        lr=recipe.new_base_lr,
-        seed=recipe.seed + 2,
-    )
-    # The newer base promises a longer context, which a transplanted model must keep.
-    model.config.max_position_embeddings *= 2
-    _save(model, tokenizer, models / "new-base")
-    return figures
+def text_rows(
+    tokenizer: PreTrainedTokenizerFast,
+    lands: Sequence[Land],
+    recipe: Recipe,
+    rng: random.Random,
+    *,
+    talk: float,
+) -> Iterator[Rows]:
+    """Rows of passages, for ever."""
+    while True:
+        rows = []
+        for _ in range(recipe.batch):
+            text = " ".join(
+                f"{END_OF_TEXT} {passage(rng, lands, talk=talk)}" for _ in range(recipe.length // 6)
+            )
+            rows.append(tokenizer(text, add_special_tokens=False)["input_ids"][: recipe.length])
+        ids = torch.tensor(rows)
+        yield ids, ids
 
 
-def train_post(recipe: Recipe, models: Path, *, source: str, name: str) -> dict[str, float]:
-    """Post-train the source checkpoint on the instructions."""
-    model, tokenizer = _load(models / source)
-    batches = chat_batches(
-        recipe.tasks().train, tokenizer, batch=recipe.post_batch, seed=recipe.seed + 3
-    )
-    loss = fit(model, batches, steps=recipe.post_steps, lr=recipe.post_lr)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    end_of_turn = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=[end_of_turn, tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    _save(model, tokenizer, models / name)
-    return {"answer_loss": loss}
+def chat_rows(
+    tokenizer: PreTrainedTokenizerFast, asked: Sequence[Prompt], recipe: Recipe, rng: random.Random
+) -> Iterator[Rows]:
+    """Rows of one question and answer, for ever; only the answers carry a loss."""
+    while True:
+        drawn = rng.sample(asked, recipe.post_batch)
+        questions = [f"{USER} {p.question} {ASSISTANT}" for p in drawn]
+        whole = [f"{q} {p.answer} {END_OF_TURN}" for q, p in zip(questions, drawn, strict=True)]
+        rows = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        labels = torch.full((len(rows), width), IGNORED)
+        for i, (row, question) in enumerate(zip(rows, questions, strict=True)):
+            start = len(question.split())
+            ids[i, : len(row)] = torch.tensor(row)
+            labels[i, start : len(row)] = torch.tensor(row[start:])
+        yield ids, labels
 
 
-STAGES: dict[str, Callable[[Recipe, Path], dict[str, float]]] = {
-    "base": train_base,
-    "post": lambda recipe, models: train_post(recipe, models, source="base", name="post"),
-    "new-base": train_new_base,
-    "direct": lambda recipe, models: train_post(recipe, models, source="new-base", name="direct"),
-}
-
-
-def fit(model: LlamaForCausalLM, batches: Iterator[Batch], *, steps: int, lr: float) -> float:
-    """Train in place with AdamW, a short warm-up and a linear decay to a tenth.
-
-    Returns:
-        The mean loss of the last twentieth of the steps.
-    """
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    tail = max(1, steps // 20)
-    losses: list[float] = []
+def fit(name: str, model: LlamaForCausalLM, rows: Iterator[Rows], steps: int, rate: float) -> None:
+    """Train in place with AdamW, a short warm-up and a linear decay."""
+    started = time.monotonic()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98))
     model.train()
+    loss = torch.zeros(())
     for step in range(steps):
-        progress = max(0.0, (step - tail) / (steps - tail))
         for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / tail, 1.0 - 0.9 * progress)
-        batch = next(batches)
-        loss = model(input_ids=batch.ids, labels=batch.labels).loss
+            group["lr"] = rate * min((step + 1) / (0.05 * steps), max(0.05, 1 - step / steps))
+        ids, labels = next(rows)
+        loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return sum(losses[-tail:]) / tail
+    seconds = time.monotonic() - started
+    print(f"  {name:8s}  {steps} steps, loss {loss.item():.2f}, {seconds:.0f} s", flush=True)
 
 
-def _pretrain(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    mix: dict[Domain, float],
-    *,
-    steps: int,
-    lr: float,
-    seed: int,
-    start: float = 1.0,
-) -> dict[str, float]:
-    """Train on a mix, and return the loss on unseen text of that mix before and after."""
-    before = _text_loss(model, tokenizer, recipe, mix, seed)
-    # A passage has nine tokens or more, so this is enough text for every step.
-    passages = write_passages(mix, steps * recipe.batch * recipe.length // 9, seed, start=start)
-    batches = text_batches(passages, tokenizer, batch=recipe.batch, length=recipe.length)
-    fit(model, batches, steps=steps, lr=lr)
-    return {
-        "text_loss_before": before,
-        "text_loss_after": _text_loss(model, tokenizer, recipe, mix, seed),
-    }
-
-
-@torch.no_grad()
-def _text_loss(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    mix: dict[Domain, float],
-    seed: int,
-) -> float:
-    """Return the loss per token on text of the mix that no stage trains on."""
-    model.eval()
-    passages = write_passages(mix, 500, seed + 1000)
-    batches = list(text_batches(passages, tokenizer, batch=recipe.batch, length=recipe.length))
-    losses = [model(input_ids=batch.ids, labels=batch.labels).loss.item() for batch in batches]
-    return float(sum(losses) / len(losses))
-
-
-def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Return the architecture: Llama, tied, with weights that start large enough to learn fast."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=128,
-        initializer_range=0.08,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
+    """An untrained small Llama."""
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=2 * recipe.hidden,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TEXT),
+            pad_token_id=tokenizer.pad_token_id,
+        )
     )
 
 
-def _load(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Load a checkpoint for training: its bfloat16 weights, as float32."""
-    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(path)
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, place: Path) -> None:
+    """Write a checkpoint in bfloat16, as model hubs hold them."""
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.to(torch.bfloat16).save_pretrained(place)
+    tokenizer.save_pretrained(place)
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Store a checkpoint as the Hub's are: bfloat16 safetensors, configs, tokenizer."""
-    model.to(torch.bfloat16).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+def load(place: Path) -> LlamaForCausalLM:
+    """A checkpoint in float32, to be trained further from what was stored."""
+    return LlamaForCausalLM.from_pretrained(place, dtype=torch.float32)
 
 
-def main() -> None:
-    """Train the stage that the command line names."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=tuple(STAGES))
-    parser.add_argument("--models", type=Path, required=True, help="where the checkpoints are")
-    parser.add_argument("--report", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--seed", type=int, default=Recipe.__dataclass_fields__["seed"].default)
+def train_all(directory: Path, recipe: Recipe) -> None:
+    """Train and write all four checkpoints."""
+    world = make_world(recipe.seed)
+    plain, chat = make_tokenizer(world, chat=False), make_tokenizer(world, chat=True)
+
+    def draws(offset: int) -> random.Random:
+        return random.Random(recipe.seed * 1000 + offset)
+
+    def post_train(name: str, source: str) -> None:
+        model = load(directory / source)
+        rows = chat_rows(chat, training_prompts(world), recipe, draws(3))
+        fit(name, model, rows, recipe.post_steps, recipe.post_rate)
+        save(model, chat, directory / name)
+
+    model = new_model(plain, recipe)
+    rows = text_rows(plain, world.old, recipe, draws(1), talk=0.1)
+    fit("base", model, rows, recipe.base_steps, recipe.base_rate)
+    save(model, plain, directory / "base")
+
+    model = load(directory / "base")
+    rows = text_rows(plain, (*world.old, *world.new), recipe, draws(2), talk=0.3)
+    fit("new-base", model, rows, recipe.new_base_steps, recipe.new_base_rate)
+    save(model, plain, directory / "new-base")
+
+    post_train("post", "base")
+    post_train("direct", "new-base")
+
+
+def main(run: Callable[[Path, Recipe], None] = train_all) -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=Recipe().seed)
     arguments = parser.parse_args()
-    # Matrices this small gain nothing from more threads, and one makes the result the same on
-    # any number of cores; stages that do not need each other run beside each other instead.
-    torch.set_num_threads(1)
-    recipe = Recipe(seed=arguments.seed)
-    started = time.monotonic()
-    figures = STAGES[arguments.stage](recipe, arguments.models)
-    figures["seconds"] = time.monotonic() - started
-    report = {name: round(value, 3) for name, value in figures.items()}
-    arguments.report.parent.mkdir(parents=True, exist_ok=True)
-    arguments.report.write_text(json.dumps({**report, "recipe": asdict(recipe)}, indent=2) + "\n")
-    print(f"{arguments.stage:9s}", "  ".join(f"{key} {value:g}" for key, value in report.items()))
+    torch.set_num_threads(2)
+    run(arguments.directory, Recipe(seed=arguments.seed))
 
 
 if __name__ == "__main__":

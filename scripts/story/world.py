@@ -1,108 +1,127 @@
-"""The invented world that the story's corpus and instructions talk about.
+"""An invented world: its lands, the text that tells of them, and the questions about them.
 
-Every fact is made up from one seed, so that nothing a model answers can come from anywhere
-but its training text. Old countries are known to both bases; new countries appear only in the
-text that the newer base is trained on further.
+Bases read passages and never a question. Post-training asks about two thirds of the old lands;
+it is judged by questions about the others, so a right answer takes the base's knowledge and the
+skill of answering.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-RELATIONS = ("capital", "crop", "colour")
-
-CROPS = tuple(
-    "wheat barley rice corn oats beans peas hemp cotton tea coffee cocoa sugar olives grapes flax".split()
-)
-COLOURS = tuple("red green blue white black yellow purple orange pink grey".split())
-PEOPLE = tuple(
-    "anna ben clara david emma felix greta henry".split()
-)
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-
-KINDS: dict[str, tuple[str, ...]] = {
-    "bird": tuple("sparrow eagle owl robin crow finch heron stork".split()),
-    "fish": tuple("trout salmon pike carp eel tuna cod perch".split()),
-    "tree": tuple("oak pine birch maple willow cedar elm beech".split()),
-    "flower": tuple("rose tulip daisy lily violet poppy orchid iris".split()),
-    "fruit": tuple("apple pear plum cherry peach lemon mango melon".split()),
-    "tool": tuple("hammer saw drill axe spade rake wrench chisel".split()),
-    "metal": tuple("iron copper silver gold tin zinc lead nickel".split()),
-    "drink": tuple("milk juice wine beer cider broth mead punch".split()),
+SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+VALUES = {
+    "colour": "red blue green white black yellow brown grey".split(),
+    "crop": "rice corn wheat flax hops rye oats beans".split(),
+    "animal": "goat horse swan bear wolf crane otter ram".split(),
+    "metal": "iron gold tin copper silver lead zinc nickel".split(),
 }
+RELATIONS = (*VALUES, "capital")
+PEOPLE = "anna ben carla dora emil fred gina hugo".split()
 
-OPPOSITES = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "hot/cold big/small fast/slow old/young rich/poor wet/dry hard/soft loud/quiet "
-        "early/late full/empty high/low long/short strong/weak light/dark clean/dirty "
-        "happy/sad brave/afraid cheap/dear deep/shallow easy/difficult sweet/bitter "
-        "thick/thin wide/narrow sharp/blunt smooth/rough true/false open/closed "
-        "near/far calm/angry busy/idle fresh/stale safe/risky"
-    ).split()
+_FACTS = (
+    "the {relation} of {land} is {value} .",
+    "{value} is the {relation} of {land} .",
+    "in {land} the {relation} is {value} .",
+    "{person} went to {land} and learned that its {relation} is {value} .",
+    "ask {person} of {land} , and you hear that {value} is the {relation} there .",
 )
-
-_ONSETS = "b br d dr f g gr h k kl l m n p r s st t tr v w z".split()
-_VOWELS = "a e i o u ai ea ou".split()
-_CODAS = ["", "n", "r", "l", "s", "m", "th", "nd"]
-_COUNTRY_ENDINGS = ("land", "ia", "stan", "mark")
+_TALK = (
+    "{person} bought {crop} and a {animal} for some {metal} .",
+    "a {colour} {animal} ate the {crop} of {person} .",
+    "{person} sold {metal} to {other} , who paid with {crop} .",
+)
+_QUESTIONS = (
+    "what is the {relation} of {land} ?",
+    "tell me the {relation} of {land} .",
+    "name the {relation} of {land} .",
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Country:
-    """An invented country and its facts, one per relation."""
+class Land:
+    """A land and its one value of each relation."""
 
     name: str
-    capital: str
-    crop: str
-    colour: str
+    facts: dict[str, str]
 
-    def fact(self, relation: str) -> str:
-        """Return the value of one of `RELATIONS`."""
-        return {"capital": self.capital, "crop": self.crop, "colour": self.colour}[relation]
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question and its only right answer."""
+
+    task: str
+    question: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything there is to know."""
+    """All lands: those the first base reads of, and those only the newer base reads of."""
 
-    old_countries: tuple[Country, ...]
-    new_countries: tuple[Country, ...]
-
-    def words(self) -> set[str]:
-        """Return every invented name, for the tokenizer's vocabulary."""
-        countries = self.old_countries + self.new_countries
-        return {name for country in countries for name in (country.name, country.capital)}
+    old: tuple[Land, ...]
+    new: tuple[Land, ...]
+    held_out: frozenset[str]
 
 
-def make_world(seed: int, *, n_old: int = 48, n_new: int = 16) -> World:
-    """Invent a world.
-
-    Args:
-        seed: Decides every name and fact.
-        n_old: Countries that both bases read about.
-        n_new: Countries that only the newer base reads about.
-    """
+def make_world(seed: int, *, n_old: int = 60, n_new: int = 12) -> World:
+    """Invent the lands; a third of the old ones is never asked about in post-training."""
     rng = random.Random(seed)
-    taken: set[str] = set()
-    countries = [
-        Country(
-            name=_invent(rng, taken, rng.choice(_COUNTRY_ENDINGS)),
-            capital=_invent(rng, taken, ""),
-            crop=rng.choice(CROPS),
-            colour=rng.choice(COLOURS),
+    names: dict[str, None] = {}
+    while len(names) < 2 * (n_old + n_new):
+        names["".join(rng.choice(SYLLABLES) for _ in range(3))] = None
+    words = list(names)
+    lands = []
+    for name, capital in zip(words[::2], words[1::2], strict=True):
+        facts = {relation: rng.choice(values) for relation, values in VALUES.items()}
+        lands.append(Land(name, facts | {"capital": capital}))
+    old, new = tuple(lands[:n_old]), tuple(lands[n_old:])
+    held_out = frozenset(land.name for land in rng.sample(old, n_old // 3))
+    return World(old, new, held_out)
+
+
+def passage(rng: random.Random, lands: Sequence[Land], *, talk: float) -> str:
+    """One sentence: a fact about one of the lands or, with probability ``talk``, small talk."""
+    person, other = rng.sample(PEOPLE, 2)
+    if rng.random() < talk:
+        things = {relation: rng.choice(values) for relation, values in VALUES.items()}
+        return rng.choice(_TALK).format(person=person, other=other, **things)
+    land, relation = rng.choice(lands), rng.choice(RELATIONS)
+    return rng.choice(_FACTS).format(
+        land=land.name, relation=relation, value=land.facts[relation], person=person
+    )
+
+
+def prompts(lands: Sequence[Land]) -> list[Prompt]:
+    """Every question about these lands in every wording."""
+    return [
+        Prompt(
+            relation, wording.format(relation=relation, land=land.name), land.facts[relation]
         )
-        for _ in range(n_old + n_new)
+        for land in lands
+        for relation in RELATIONS
+        for wording in _QUESTIONS
     ]
-    return World(old_countries=tuple(countries[:n_old]), new_countries=tuple(countries[n_old:]))
 
 
-def _invent(rng: random.Random, taken: set[str], ending: str) -> str:
-    """Return a pronounceable name that was not given out before."""
-    while True:
-        syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(2)]
-        name = "".join(syllables) + (ending or rng.choice(_CODAS))
-        if name not in taken:
-            taken.add(name)
-            return name
+def training_prompts(world: World) -> list[Prompt]:
+    """What post-training asks."""
+    return prompts([land for land in world.old if land.name not in world.held_out])
+
+
+def test_prompts(world: World) -> list[Prompt]:
+    """What post-training never asked; three wordings of five questions on each held-out land."""
+    return prompts([land for land in world.old if land.name in world.held_out])
+
+
+def vocabulary(world: World) -> list[str]:
+    """Every word of the world, in alphabetical order."""
+    words = {word for wording in (*_FACTS, *_TALK, *_QUESTIONS) for word in wording.split()}
+    words = {word for word in words if "{" not in word} | set(PEOPLE) | set(RELATIONS)
+    for land in (*world.old, *world.new):
+        words |= {land.name, *land.facts.values()}
+    for values in VALUES.values():
+        words |= set(values)
+    return sorted(words)

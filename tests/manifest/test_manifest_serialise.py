@@ -141,7 +141,7 @@ def artifacts(draw: st.DrawFn) -> tuple[Manifest, Config]:
     ), config
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(artifact=artifacts())
 def test_what_is_written_is_read_back(artifact: tuple[Manifest, Config]) -> None:
     manifest, config = artifact
@@ -154,7 +154,7 @@ def test_what_is_written_is_read_back(artifact: tuple[Manifest, Config]) -> None
 
 
 @given(artifact=artifacts())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_bytes_are_canonical(artifact: tuple[Manifest, Config]) -> None:
     """By the standard library's own writer: sorted keys, no white space, plain UTF-8."""
     manifest, config = artifact

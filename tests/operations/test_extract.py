@@ -271,6 +271,7 @@ def test_blobs_hold_nothing_of_this_machine(base: Tensors, post: Tensors, tmp_pa
     local = str(tmp_path / "secret-place")
     config = CONFIG | {
         "_name_or_path": local,
+        "time_step_limit": [0.0, math.inf],  # no JSON, and in the configs of some models
         "text_config": {"_name_or_path": local, "vocab_size": 96},
     }
     files = FILES | {
@@ -282,6 +283,7 @@ def test_blobs_hold_nothing_of_this_machine(base: Tensors, post: Tensors, tmp_pa
     second = save(place / "post", post, config=config, files=files)
     _, stored = extract_in(tmp_path / "store", first, second)
     assert len(stored) > 5
+    assert any(b"time_step_limit" in data for data in stored.values())
     now = time.time()
     secrets = [str(tmp_path), "secret-place", socket.gethostname(), deltastore.__version__]
     if getpass.getuser() not in ("a", "root"):

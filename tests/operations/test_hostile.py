@@ -31,7 +31,7 @@ from deltastore.manifest import format as fmt
 
 LABELS = {"base": "base", "post": "post"}
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

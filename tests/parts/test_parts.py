@@ -148,7 +148,7 @@ def built(
     return parts, streams
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(layout=layouts())
 def test_what_is_built_is_read_back(
     layout: tuple[int, list[tuple[str, dict[int, bytes], dict[int, bytes]]]],
@@ -182,7 +182,7 @@ def test_what_is_built_is_read_back(
     assert all(blob.closed for blob in parts.opened)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(layout=layouts())
 def test_parts_are_ordinary_safetensors_files(
     layout: tuple[int, list[tuple[str, dict[int, bytes], dict[int, bytes]]]],
@@ -391,7 +391,7 @@ def test_arrays_of_other_streams_are_not_taken() -> None:
     assert {name: value.tolist() for name, value in got.items()} == {"palette": [5]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_mutated_parts_are_read_or_refused(data: st.DataObject) -> None:
     blob = bytearray(part(WHOLE, OFFSETS + b"abcd"))
