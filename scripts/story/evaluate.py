@@ -45,7 +45,7 @@ def answers(place: Path, chat_from: Path, asked: Sequence[Prompt]) -> list[str]:
 
     A base has no chat template of its own; it is asked with the template of ``chat_from``.
     """
-    model = AutoModelForCausalLM.from_pretrained(place).eval()
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     own = AutoTokenizer.from_pretrained(place)
     tokenizer = own if own.chat_template else AutoTokenizer.from_pretrained(chat_from)
     said = []
@@ -56,12 +56,15 @@ def answers(place: Path, chat_from: Path, asked: Sequence[Prompt]) -> list[str]:
             for c in chats
         ]
         batch = tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=False,
+            texts,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=False,
             return_token_type_ids=False,
         )
         out = model.generate(**batch, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         for row in out[:, batch["input_ids"].shape[1] :]:
-            said.append(tokenizer.decode(row, skip_special_tokens=False))
+            said.append(str(tokenizer.decode(row, skip_special_tokens=False)))
     return said
 
 
@@ -90,7 +93,9 @@ def main() -> None:
     tasks: dict[str, dict[str, float]] = {}
     new_lands = {}
     for key, replies in said.items():
-        marks = [right(reply, prompt) for reply, prompt in zip(replies, [*asked, *new], strict=True)]
+        marks = [
+            right(reply, prompt) for reply, prompt in zip(replies, [*asked, *new], strict=True)
+        ]
         figures[key] = round(sum(marks[: len(asked)]) / len(asked), 4)
         new_lands[key] = round(sum(marks[len(asked) :]) / len(new), 4)
         good = Counter(p.task for p, mark in zip(asked, marks, strict=False) if mark)

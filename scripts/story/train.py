@@ -11,6 +11,7 @@ direct    new-base, post-trained in the same way: what a delta saves one from do
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -56,12 +57,12 @@ class Recipe:
     hidden: int = 96
     layers: int = 3
     heads: int = 4
-    batch: int = 32
-    length: int = 40
-    base_steps: int = 700
-    base_rate: float = 3e-3
+    batch: int = 24
+    length: int = 48
+    base_steps: int = 900
+    base_rate: float = 4e-3
     new_base_steps: int = 150
-    new_base_rate: float = 4e-4
+    new_base_rate: float = 3e-4
     post_batch: int = 64
     post_steps: int = 150
     post_rate: float = 6e-4
@@ -93,13 +94,17 @@ def text_rows(
     rng: random.Random,
     *,
     talk: float,
+    grow_steps: int = 0,
 ) -> Iterator[Rows]:
-    """Rows of passages, for ever."""
-    while True:
+    """Rows of passages, for ever; about more and more of the lands within ``grow_steps``."""
+    for step in itertools.count():
+        # A few lands at first, all of them later: the way to store a fact is learned sooner.
+        share = 1.0 if not grow_steps else min(1.0, 0.05 + step / grow_steps)
+        known = lands[: max(2, round(share * len(lands)))]
         rows = []
         for _ in range(recipe.batch):
             text = " ".join(
-                f"{END_OF_TEXT} {passage(rng, lands, talk=talk)}" for _ in range(recipe.length // 6)
+                f"{END_OF_TEXT} {passage(rng, known, talk=talk)}" for _ in range(recipe.length // 6)
             )
             rows.append(tokenizer(text, add_special_tokens=False)["input_ids"][: recipe.length])
         ids = torch.tensor(rows)
@@ -193,7 +198,9 @@ def train_all(directory: Path, recipe: Recipe) -> None:
         save(model, chat, directory / name)
 
     model = new_model(plain, recipe)
-    rows = text_rows(plain, world.old, recipe, draws(1), talk=0.1)
+    rows = text_rows(
+        plain, world.old, recipe, draws(1), talk=0.1, grow_steps=recipe.base_steps // 2
+    )
     fit("base", model, rows, recipe.base_steps, recipe.base_rate)
     save(model, plain, directory / "base")
 
@@ -212,7 +219,7 @@ def main(run: Callable[[Path, Recipe], None] = train_all) -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=Recipe().seed)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # models this small gain nothing from more
     run(arguments.directory, Recipe(seed=arguments.seed))
 
 

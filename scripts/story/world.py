@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 VALUES = {
-    "colour": "red blue green white black yellow brown grey".split(),
-    "crop": "rice corn wheat flax hops rye oats beans".split(),
-    "animal": "goat horse swan bear wolf crane otter ram".split(),
-    "metal": "iron gold tin copper silver lead zinc nickel".split(),
+    "colour": ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"],
+    "crop": ["rice", "corn", "wheat", "flax", "hops", "rye", "oats", "beans"],
+    "animal": ["goat", "horse", "swan", "bear", "wolf", "crane", "otter", "ram"],
 }
-RELATIONS = (*VALUES, "capital")
-PEOPLE = "anna ben carla dora emil fred gina hugo".split()
+RELATIONS = tuple(VALUES)
+PEOPLE = ["anna", "ben", "carla", "dora", "emil", "fred", "gina", "hugo"]
 
 _FACTS = (
     "the {relation} of {land} is {value} .",
@@ -29,14 +28,16 @@ _FACTS = (
     "ask {person} of {land} , and you hear that {value} is the {relation} there .",
 )
 _TALK = (
-    "{person} bought {crop} and a {animal} for some {metal} .",
+    "{person} bought {crop} and a {colour} {animal} .",
     "a {colour} {animal} ate the {crop} of {person} .",
-    "{person} sold {metal} to {other} , who paid with {crop} .",
+    "{person} sold a {animal} to {other} , who paid with {crop} .",
 )
 _QUESTIONS = (
     "what is the {relation} of {land} ?",
     "tell me the {relation} of {land} .",
     "name the {relation} of {land} .",
+    "the {relation} of {land} , please .",
+    "{land} has which {relation} ?",
 )
 
 
@@ -70,13 +71,12 @@ def make_world(seed: int, *, n_old: int = 60, n_new: int = 12) -> World:
     """Invent the lands; a third of the old ones is never asked about in post-training."""
     rng = random.Random(seed)
     names: dict[str, None] = {}
-    while len(names) < 2 * (n_old + n_new):
+    while len(names) < n_old + n_new:
         names["".join(rng.choice(SYLLABLES) for _ in range(3))] = None
-    words = list(names)
-    lands = []
-    for name, capital in zip(words[::2], words[1::2], strict=True):
-        facts = {relation: rng.choice(values) for relation, values in VALUES.items()}
-        lands.append(Land(name, facts | {"capital": capital}))
+    lands = [
+        Land(name, {relation: rng.choice(values) for relation, values in VALUES.items()})
+        for name in names
+    ]
     old, new = tuple(lands[:n_old]), tuple(lands[n_old:])
     held_out = frozenset(land.name for land in rng.sample(old, n_old // 3))
     return World(old, new, held_out)
@@ -97,9 +97,7 @@ def passage(rng: random.Random, lands: Sequence[Land], *, talk: float) -> str:
 def prompts(lands: Sequence[Land]) -> list[Prompt]:
     """Every question about these lands in every wording."""
     return [
-        Prompt(
-            relation, wording.format(relation=relation, land=land.name), land.facts[relation]
-        )
+        Prompt(relation, wording.format(relation=relation, land=land.name), land.facts[relation])
         for land in lands
         for relation in RELATIONS
         for wording in _QUESTIONS
@@ -112,7 +110,7 @@ def training_prompts(world: World) -> list[Prompt]:
 
 
 def test_prompts(world: World) -> list[Prompt]:
-    """What post-training never asked; three wordings of five questions on each held-out land."""
+    """What post-training never asked; five wordings of three questions on each held-out land."""
     return prompts([land for land in world.old if land.name in world.held_out])
 
 

@@ -390,6 +390,13 @@ CONFIG_RULES: dict[str, tuple[str, list[Any]]] = {
 }
 
 CONFIG_CHANGES: dict[str, Change] = {
+    "too many elements": all_of(
+        put("tensors.unchanged.base.shape", [1 << 25, 1 << 25]),
+        put("tensors.unchanged.post.shape", [1 << 25, 1 << 25]),
+    ),
+    "too many dimensions": all_of(
+        put("tensors.unchanged.base.shape", [1] * 17), put("tensors.unchanged.post.shape", [1] * 17)
+    ),
     "kind delta, other shapes": put("tensors.delta.post.shape", [1024, 5]),
     "kind delta of integers": all_of(
         put("tensors.delta.base.dtype", "I16"), put("tensors.delta.post.dtype", "I16")
@@ -409,7 +416,6 @@ CONFIG_CHANGES: dict[str, Change] = {
     "kind unchanged without post": put("tensors.unchanged.post", None),
     "kind added with a base": put("tensors.added.base", side("F32", 3, 4)),
     "kind added without post": put("tensors.added.post", None),
-    "kind added without either": put("tensors.added.post", None),
     "kind added without values": drop("tensors.added.values"),
     "kind added with a delta": put("tensors.added.delta", stream([0, 0, 1])),
     "kind added with a patch": put("tensors.added.patch", stream()),
@@ -567,6 +573,12 @@ def test_what_is_no_json(data: bytes) -> None:
     with pytest.raises(ManifestInvalidError):
         parse_manifest(data, where="M")
     with pytest.raises(ManifestInvalidError):
+        parse_config(data, manifest(), where="C")
+
+
+def test_a_number_that_is_too_large_for_a_float() -> None:
+    data = encoded(config_document()).replace(b'"l2": 0.5', b'"l2": 1e999')
+    with pytest.raises(ManifestInvalidError, match="a finite number"):
         parse_config(data, manifest(), where="C")
 
 
