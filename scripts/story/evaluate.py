@@ -124,7 +124,7 @@ def _show(
     table = Table(title="A few held-out questions")
     for column in ("question", "right answer", *TITLES.values()):
         table.add_column(column)
-    for i in range(0, len(asked), len(asked) // 5):
+    for i in range(0, len(asked), len(asked) // 5 + 5):  # another task each time
         replies = [said[key][i].replace("<|pad|>", "").strip() for key in TITLES]
         table.add_row(asked[i].question, asked[i].answer, *replies)
     console.print(table)

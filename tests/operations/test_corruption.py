@@ -234,6 +234,18 @@ def test_extracting_again_repairs(
     assert_same_bits(load(tmp_path / "out"), filled.post)
 
 
+def test_a_damaged_artifact_of_another_encoder_is_not_taken_for_whole(
+    filled: Filled, store: deltastore.DeltaStore, place: Path, tmp_path: Path
+) -> None:
+    """Here parts of another size stand for an encoder of another version."""
+    damage(path_of(place, filled.blob("last part")), "last byte")
+    pair = filled.directory / "base", filled.directory / "post"
+    result = store.extract(*pair, name="delta", rehash=True)
+    assert (result.version, result.digest != filled.digest) == (2, True)
+    assert store.verify("delta:v2").problems == ()
+    assert store.apply("delta", base=pair[0], out=tmp_path / "out").restored
+
+
 def test_a_blob_that_is_a_link_or_a_directory(
     filled: Filled, store: deltastore.DeltaStore, place: Path, tmp_path: Path
 ) -> None:
