@@ -107,7 +107,7 @@ def read_at(descriptor: int, position: int, view: memoryview, path: Path) -> Non
         done += got
 
 
-def strict_json(data: bytes, where: str) -> dict[str, Any]:
+def strict_json(data: bytes, where: str, *, infinities: bool = False) -> dict[str, Any]:
     """Decode a JSON object, refusing what JSON readers disagree about.
 
     Raises:
@@ -115,7 +115,9 @@ def strict_json(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=float if infinities else _no_constant,
         )
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -131,7 +133,7 @@ def strict_json(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
+def read_json(path: Path, *, max_bytes: int, infinities: bool = False) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
@@ -151,7 +153,7 @@ def read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
         read_at(descriptor, 0, memoryview(data), path)
     finally:
         os.close(descriptor)
-    return strict_json(bytes(data), str(path))
+    return strict_json(bytes(data), str(path), infinities=infinities)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -70,4 +70,7 @@ def read_config(files: dict[str, Path]) -> dict[str, Any] | None:
         CheckpointError: It cannot be read.
     """
     path = files.get("config.json")
-    return None if path is None else read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES)
+    if path is None:
+        return None
+    # Python writes infinities, and the configs of some state space models hold them.
+    return read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES, infinities=True)

@@ -57,7 +57,13 @@ def measure(
         theirs = data[position : position + size]
         position += size
         info = base.tensors.get(entry.name)
-        if info is None or info.shape != entry.base.shape or info.dtype not in DELTA_DTYPES:
+        comparable = entry.base.dtype in DELTA_DTYPES
+        if (
+            not comparable
+            or info is None
+            or info.shape != entry.base.shape
+            or info.dtype not in DELTA_DTYPES
+        ):
             same = False
             continue
         item = DTYPE_BYTES[info.dtype]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint
-from deltastore.digest import canonical_json, sha256_digest
+from deltastore.digest import sha256_digest
 from deltastore.errors import CheckpointError
 from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
 from deltastore.manifest.format import FILE_MEDIA_TYPE, MAX_SMALL_FILE_BYTES
@@ -107,7 +107,11 @@ def read_portable(name: str, path: Path) -> bytes:
         return data
     try:
         cleaned = _without_paths(document)
-        return data if cleaned == document else canonical_json(cleaned)
+        if cleaned == document:
+            return data
+        # Not canonical_json: some configurations hold the infinities that Python writes.
+        text = json.dumps(cleaned, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode()
     except (ValueError, RecursionError):
         return data
 
