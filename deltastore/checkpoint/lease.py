@@ -86,7 +86,11 @@ def create_partial(out: Path) -> Path:
         # The lease first, beside it: a directory without one could not be told from a living one.
         _beside(partial).write_text(text)
         partial.mkdir()
-        _beside(partial).rename(partial / LEASE)
+        try:
+            _beside(partial).rename(partial / LEASE)
+        except FileNotFoundError:
+            # Another writer met it while it was still empty, and took it for a dead one's.
+            (partial / LEASE).write_text(text)
     except OSError:
         remove_partial(partial)
         raise
@@ -131,12 +135,22 @@ def remove_dead_partials(out: Path) -> list[Path]:
         return []
     removed = []
     for partial in sorted({out.with_name(name.removesuffix(".lease")) for name in names}):
+        if not partial.exists() and _is_empty(_beside(partial)):
+            _beside(partial).unlink(missing_ok=True)  # killed before it said a word
+            continue
         lease = _read(partial / LEASE) or _read(_beside(partial))
         if lease is None or partial.is_symlink() or not is_dead(lease):
             continue
         remove_partial(partial)
         removed.append(partial)
     return removed
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.lstat().st_size == 0
+    except OSError:
+        return False
 
 
 def _beside(partial: Path) -> Path:

@@ -236,7 +236,18 @@ def failing_then(arrange: Action) -> Action:
     return both
 
 
+def empty_lease() -> None:
+    """The file is there, and what it says is not."""
+
+    def write_text(self: Path, *_arguments: Any, **_options: Any) -> None:
+        self.touch()
+        die()
+
+    Path.write_text = write_text
+
+
 APPLY_POINTS: dict[str, Action] = {
+    "the empty lease": empty_lease,
     "the bare directory": lambda: wrapped(lease, "own_lease", 1),
     "the partial directory": lambda: wrapped(writer, "create_partial", 1, after=True),
     "the first file": lambda: wrapped(writer, "reserve", 1),
@@ -393,8 +404,9 @@ def test_the_command_line_killed_and_run_again(world: World, place: Path, tmp_pa
         while process.poll() is None and not list(out.parent.iterdir()):
             time.sleep(0.0005)
         process.kill()
-    if not out.exists():
-        subprocess.run([*command, *arguments], check=True)
+    if out.exists():  # too late for this time
+        out.rename(tmp_path / "kept")
+    subprocess.run([*command, *arguments], check=True)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert load(out).keys() == world.after.keys()
     with deltastore.open(place) as store:
