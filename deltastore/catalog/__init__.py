@@ -1,4 +1,4 @@
-"""The SQL index over the artifacts. The only package that knows SQLAlchemy."""
+"""The SQL index over the artifacts. The only package that knows SQL."""
 
 from deltastore.catalog.catalog import Catalog
 from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing, Summary, VersionRow

@@ -1,12 +1,10 @@
-"""The one place where what SQLAlchemy raises becomes an error that a caller can act on."""
+"""The one place where what the database raises becomes an error that a caller can act on."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 from collections.abc import Iterator
-
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from deltastore.errors import CatalogError, DeltastoreError, NoSpaceError, StoreReadOnlyError
 
@@ -27,10 +25,8 @@ def translated(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
+    except sqlite3.Error as error:
         raise _from_driver(error, where) from error
-    except SQLAlchemyError as error:
-        raise CatalogError(f"The catalog {where} failed: {error}.", hint=_REBUILD) from error
 
 
 def damaged(where: str, why: str) -> CatalogError:
@@ -38,8 +34,7 @@ def damaged(where: str, why: str) -> CatalogError:
     return CatalogError(f"The catalog {where} is damaged: {why}.", hint=_REBUILD, damaged=True)
 
 
-def _from_driver(error: DBAPIError, where: str) -> DeltastoreError:
-    cause = error.orig
+def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
     # Extended result codes have the primary code in their lower eight bits.
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

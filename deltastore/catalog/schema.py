@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
-from sqlalchemy import Connection, inspect, select
-
-from deltastore.catalog.failures import damaged
-from deltastore.catalog.tables import METADATA, REVISION_METADATA, REVISIONS
+from deltastore.catalog.failures import damaged, translated
+from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
 
 REVISIONS_KNOWN = ("0001",)
@@ -16,22 +15,21 @@ REVISIONS_KNOWN = ("0001",)
 HEAD = REVISIONS_KNOWN[-1]
 
 
-def revision(connection: Connection, where: str) -> str | None:
+def revision(session: Session, where: str) -> str | None:
     """The schema's revision; None where the database is empty.
 
     Args:
-        connection: To the database.
+        session: Reads the database.
         where: Its place, for messages.
 
     Raises:
         CatalogError: The database holds something else.
-        SQLAlchemyError: The database failed.
     """
-    tables = inspect(connection).get_table_names()
-    if REVISIONS.name in tables:
-        found = connection.execute(select(REVISIONS.c.version_num)).scalars().all()
+    tables = {name for (name,) in session.rows("SELECT name FROM sqlite_master")}
+    if "alembic_version" in tables:
+        found = session.rows("SELECT version_num FROM alembic_version")
         if len(found) == 1:
-            return str(found[0])
+            return str(found[0][0])
     elif not tables:
         return None
     raise damaged(where, "it holds tables that are not deltastore's")
@@ -61,11 +59,13 @@ def check_revision(found: str, where: str) -> None:
     )
 
 
-def create_schema(connection: Connection) -> None:
-    """Make all tables, at head, within the connection's transaction."""
-    METADATA.create_all(connection, checkfirst=False)
-    REVISION_METADATA.create_all(connection, checkfirst=False)
-    connection.execute(REVISIONS.insert().values(version_num=HEAD))
+def create_schema(session: Session) -> None:
+    """Make all tables, at head, within the session's transaction."""
+    script = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    for statement in "\n".join(lines).split(";"):
+        session.run(statement)
+    session.run("INSERT INTO alembic_version (version_num) VALUES (:head)", {"head": HEAD})
 
 
 def migrations_directory() -> Path:
@@ -84,19 +84,30 @@ def migrations_directory() -> Path:
     )
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema to head with Alembic, within the connection's transaction.
+def upgrade(database: SqliteDatabase) -> None:
+    """Bring the schema to head with Alembic. All or nothing.
 
     Raises:
-        CatalogError: The migrations are missing.
-        SQLAlchemyError: A migration failed.
+        StoreTooNewError: The schema is newer than this program.
+        StoreReadOnlyError: The database cannot be written.
+        CatalogError: The migrations are missing, or one of them failed.
     """
     # Half a second of imports that only this needs.
     from alembic import command
     from alembic.config import Config
+    from sqlalchemy.exc import DBAPIError
 
+    with database.reading() as session:
+        found = revision(session, database.where)
+    if found is not None and found not in REVISIONS_KNOWN:
+        check_revision(found, database.where)
     config = Config()
     # Config reads "%" as an interpolation.
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        with translated(database.where), database.engine().begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        with translated(database.where):
+            raise error.orig or error from error

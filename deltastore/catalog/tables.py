@@ -1,4 +1,7 @@
-"""The catalog's tables. ``migrations/`` has the same schema as steps; a test compares them."""
+"""The catalog's tables, as SQLAlchemy and Alembic see them.
+
+``schema.sql`` has the same for a new catalog and ``migrations/`` as steps; tests compare them.
+"""
 
 from __future__ import annotations
 

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
-
-from sqlalchemy import Connection, Table, delete, exists, insert, select, update
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from deltastore.catalog.rows import FileIdentity, Summary, VersionRow
-from deltastore.catalog.tables import ARTIFACTS, FILES, TAGS, VERSIONS
+from deltastore.catalog.sqlite import Session
 
 FILES_KEPT = 4096
 """How many files' digests are remembered; the oldest are forgotten."""
 
-_INSERT_ROWS = 500
+
+def _insert(table: str, kind: type[Any]) -> str:
+    """A statement that inserts a row of ``kind``, whose fields are the table's columns."""
+    fields = [field.name for field in dataclasses.fields(kind)]
+    columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
+    return f"INSERT INTO {table} ({columns}) VALUES ({values})"  # noqa: S608 - no foreign text
+
+
+def _update(table: str, kind: type[Any], key: Sequence[str]) -> str:
+    """A statement that brings the row of ``kind`` with the same key up to date."""
+    fields = [field.name for field in dataclasses.fields(kind)]
+    changes = ", ".join(f"{name} = :{name}" for name in fields if name not in key)
+    where = " AND ".join(f"{name} = :{name}" for name in key)
+    return f"UPDATE {table} SET {changes} WHERE {where}"  # noqa: S608 - no foreign text
+
+
+_INSERT_ARTIFACT = _insert("artifacts", Summary)
+_INSERT_VERSION = _insert("versions", VersionRow)
+_INSERT_TAG = "INSERT INTO tags (name, tag, version) VALUES (:name, :tag, :version)"
 
 
 class CatalogWriter:
@@ -23,54 +40,52 @@ class CatalogWriter:
     Nothing is visible to others before the transaction ends, and nothing of it after a crash.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def versions(self, name: str) -> dict[int, str]:
         """The digests of a name's versions."""
-        rows = self._connection.execute(
-            select(VERSIONS.c.version, VERSIONS.c.digest).where(VERSIONS.c.name == name)
-        )
-        return {row.version: row.digest for row in rows}
+        query = "SELECT version, digest FROM versions WHERE name = :name"
+        return dict(self._session.rows(query, {"name": name}))
 
     def put_version(self, version: VersionRow, summary: Summary) -> None:
         """Add a version, or bring it up to date. Idempotent."""
-        values = dataclasses.asdict(summary)
-        digest = values.pop("digest")
-        known = self._connection.execute(
-            update(ARTIFACTS).where(ARTIFACTS.c.digest == digest).values(values)
-        )
-        if not known.rowcount:
-            self._connection.execute(insert(ARTIFACTS).values(digest=digest, **values))
         # Not deleted and inserted anew: that would take the tags away.
+        artifact = dataclasses.asdict(summary)
+        if not self._session.run(_update("artifacts", Summary, ["digest"]), artifact):
+            self._session.run(_INSERT_ARTIFACT, artifact)
         fields = dataclasses.asdict(version)
-        key = (VERSIONS.c.name == version.name, VERSIONS.c.version == version.version)
-        if not self._connection.execute(update(VERSIONS).where(*key).values(fields)).rowcount:
-            self._connection.execute(insert(VERSIONS).values(fields))
+        if not self._session.run(_update("versions", VersionRow, ["name", "version"]), fields):
+            self._session.run(_INSERT_VERSION, fields)
 
     def remove_version(self, name: str, version: int) -> None:
         """Remove a version, its tags, and its artifact where no other version has it."""
         digest = self.versions(name).get(version)
-        self._connection.execute(
-            delete(VERSIONS).where(VERSIONS.c.name == name, VERSIONS.c.version == version)
+        self._session.run(
+            "DELETE FROM versions WHERE name = :name AND version = :version",
+            {"name": name, "version": version},
         )
         if digest is not None:
-            used = exists().where(VERSIONS.c.digest == digest)
-            self._connection.execute(delete(ARTIFACTS).where(ARTIFACTS.c.digest == digest, ~used))
+            self._session.run(
+                "DELETE FROM artifacts WHERE digest = :digest "
+                "AND NOT EXISTS (SELECT 1 FROM versions WHERE digest = :digest)",
+                {"digest": digest},
+            )
 
     def put_tag(self, name: str, tag: str, version: int) -> None:
         """Set a tag."""
         self.remove_tag(name, tag)
-        self._connection.execute(insert(TAGS).values(name=name, tag=tag, version=version))
+        self._session.run(_INSERT_TAG, {"name": name, "tag": tag, "version": version})
 
     def remove_tag(self, name: str, tag: str) -> None:
         """Remove a tag, if it is there."""
-        self._connection.execute(delete(TAGS).where(TAGS.c.name == name, TAGS.c.tag == tag))
+        query = "DELETE FROM tags WHERE name = :name AND tag = :tag"
+        self._session.run(query, {"name": name, "tag": tag})
 
     def replace_tags(self, name: str, tags: Mapping[str, int]) -> None:
         """Give a name just these tags."""
-        self._connection.execute(delete(TAGS).where(TAGS.c.name == name))
-        self._insert(TAGS, [{"name": name, "tag": t, "version": v} for t, v in tags.items()])
+        self._session.run("DELETE FROM tags WHERE name = :name", {"name": name})
+        self._insert_tags((name, tag, version) for tag, version in tags.items())
 
     def replace_all(
         self,
@@ -79,27 +94,34 @@ class CatalogWriter:
         tags: Iterable[tuple[str, str, int]],
     ) -> None:
         """Replace everything that can be rebuilt; what is remembered of files stays."""
-        for table in (TAGS, VERSIONS, ARTIFACTS):
-            self._connection.execute(delete(table))
-        self._insert(ARTIFACTS, [dataclasses.asdict(row) for row in summaries])
-        self._insert(VERSIONS, [dataclasses.asdict(row) for row in versions])
-        self._insert(TAGS, [{"name": n, "tag": t, "version": v} for n, t, v in tags])
+        for table in ("tags", "versions", "artifacts"):
+            self._session.run(f"DELETE FROM {table}")  # noqa: S608 - one of these three
+        self._session.run_each(_INSERT_ARTIFACT, map(dataclasses.asdict, summaries))
+        self._session.run_each(_INSERT_VERSION, map(dataclasses.asdict, versions))
+        self._insert_tags(tags)
 
     def remember(self, file: FileIdentity, tensors: Mapping[str, str]) -> None:
         """Remember the BLAKE3 of a file's tensors in place of what was known of its path."""
-        self._connection.execute(delete(FILES).where(FILES.c.path == file.path))
-        self._connection.execute(
-            insert(FILES).values(
+        self._session.run("DELETE FROM files WHERE path = :path", {"path": file.path})
+        self._session.run(
+            "INSERT INTO files "
+            "(path, size, mtime_ns, ctime_ns, inode, device, seen_ns, tensors) VALUES "
+            "(:path, :size, :mtime_ns, :ctime_ns, :inode, :device, :seen_ns, :tensors)",
+            {
                 **dataclasses.asdict(file),
-                tensors=json.dumps(dict(tensors), separators=(",", ":")),
-            )
+                "tensors": json.dumps(dict(tensors), separators=(",", ":")),
+            },
         )
 
     def forget_old_files(self) -> None:
         """Forget the files seen longest ago, beyond ``FILES_KEPT``."""
-        kept = select(FILES.c.path).order_by(FILES.c.seen_ns.desc()).limit(FILES_KEPT)
-        self._connection.execute(delete(FILES).where(FILES.c.path.not_in(kept)))
+        self._session.run(
+            "DELETE FROM files WHERE path NOT IN "
+            "(SELECT path FROM files ORDER BY seen_ns DESC LIMIT :kept)",
+            {"kept": FILES_KEPT},
+        )
 
-    def _insert(self, table: Table, rows: list[dict[str, object]]) -> None:
-        for start in range(0, len(rows), _INSERT_ROWS):
-            self._connection.execute(insert(table), rows[start : start + _INSERT_ROWS])
+    def _insert_tags(self, tags: Iterable[tuple[str, str, int]]) -> None:
+        self._session.run_each(
+            _INSERT_TAG, ({"name": n, "tag": t, "version": v} for n, t, v in tags)
+        )

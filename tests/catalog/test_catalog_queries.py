@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.catalog import Catalog, FileIdentity, Summary, VersionRow, engine, writer
+from deltastore.catalog import Catalog, FileIdentity, Summary, VersionRow, sqlite, writer
 from deltastore.errors import CatalogError, StoreReadOnlyError
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -252,7 +252,7 @@ def test_a_path_may_hold_anything(tmp_path: Path) -> None:
 def test_a_lock_that_does_not_go_away_is_said(
     filled: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
     blocker = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(CatalogError, match="locked by another process"), filled.writing():

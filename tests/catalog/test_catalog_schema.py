@@ -14,7 +14,7 @@ from sqlalchemy import Engine, inspect
 from store.children import together
 
 from deltastore.catalog import HEAD, Catalog, schema, tables
-from deltastore.catalog.engine import sqlite_engine
+from deltastore.catalog.sqlite import SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
 
@@ -26,13 +26,12 @@ def nothing(_: CatalogWriter) -> None:
 
 
 def engine_of(path: Path) -> Engine:
-    return sqlite_engine(path, read_only=False)
+    return SqliteDatabase(path).engine()
 
 
 def migrated(path: Path) -> Path:
     """A database that only the migrations have made."""
-    with engine_of(path).begin() as connection:
-        schema.upgrade(connection)
+    schema.upgrade(SqliteDatabase(path))
     return path
 
 

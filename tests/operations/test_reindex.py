@@ -90,7 +90,7 @@ def test_what_reindexing_cannot_help_is_left_alone(path: Path) -> None:
 
 
 def test_a_locked_catalog_is_not_thrown_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltastore.catalog.engine.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("deltastore.catalog.sqlite.BUSY_TIMEOUT_S", 0.05)
     inode = (path / "catalog.db").stat().st_ino
     blocker = sqlite3.connect(path / "catalog.db", isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.catalog import engine
+from deltastore.catalog import sqlite
 from deltastore.store import Store, open_store
 
 
@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are killed here, machines are not: syncing would only take time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(engine, "SYNCHRONOUS", "OFF")
+    monkeypatch.setattr(sqlite, "SYNCHRONOUS", "OFF")
 
 
 @pytest.fixture
