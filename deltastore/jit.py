@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba.extending import intrinsic
+
+SOURCES = ("jit.py", "tokens.py", "manifest/format.py", "delta/*.py", "codecs/*.py")
+"""Where kernels, what they call and their constants are written, inside the package."""
 
 _warned = False
 
@@ -23,6 +29,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     No fast-math: products and sums round separately and are not reordered, which is what makes
     results equal to the documented expression bit for bit on every machine.
     """
+    # A cached kernel has what it calls, and constants, compiled into it, and Numba looks only at
+    # the one file that it is written in. The name, under which it is cached, is that of them all.
+    function.__qualname__ = f"{function.__qualname__}-{_digest()}"
     try:
         return _compile(function, cache=True)
     except RuntimeError:  # numba found no directory in which it may write
@@ -34,6 +43,17 @@ def _compile(function: Callable[..., Any], *, cache: bool) -> Callable[..., Any]
     return numba.njit(  # type: ignore[no-any-return]
         function, cache=cache, nogil=True, error_model="numpy"
     )
+
+
+@cache
+def _digest() -> str:
+    """Of the text of all sources."""
+    package = Path(__file__).parent
+    hasher = sha256()
+    for pattern in SOURCES:
+        for path in sorted(package.glob(pattern)):
+            hasher.update(path.read_bytes())
+    return hasher.hexdigest()[:16]
 
 
 def _warn_once() -> None:

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from deltastore.tokens import Tokens
+
 Exactness = Literal["exact", "bounded", "lossy"]
 Bytes = npt.NDArray[np.uint8]
 DeltaChunk = npt.NDArray[Any]
@@ -35,6 +37,23 @@ class Encoder(Protocol):
         Deterministic: the same chunk gives the same frame in every process.
         """
 
+    @property
+    def token_table(self) -> Bytes | None:
+        """The token of each upper half, if a narrow chunk is encoded as palette tokens.
+
+        Then subtraction can write the tokens in the same pass: see ``deltastore.tokens``.
+
+        Shapes:
+            ``[65536]``.
+        """
+
+    def encode_tokens(self, tokens: Bytes, escapes: npt.NDArray[np.uint32]) -> bytes:
+        """The frame that ``encode`` makes of the chunk with these tokens.
+
+        Shapes:
+            tokens: ``[n]``, made with ``token_table``; escapes: ``[k]``, float32 bits.
+        """
+
 
 class Decoder(Protocol):
     """Decodes the frames of one tensor. Thread-safe."""
@@ -45,6 +64,15 @@ class Decoder(Protocol):
         Raises:
             PartInvalidError: The frame is damaged or does not hold just this many elements. No
                 more memory is taken than a frame of that many elements can need.
+        """
+
+    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
+        """The same as palette tokens, in buffers that the thread's next call overwrites.
+
+        None if this stream is not encoded as tokens.
+
+        Raises:
+            PartInvalidError: As from ``decode``.
         """
 
 

@@ -28,8 +28,12 @@ from deltastore.codecs.contract import Bytes, DeltaChunk, Exactness
 from deltastore.errors import CodecUnknownError, PartInvalidError
 from deltastore.manifest import format as fmt
 from deltastore.scratch import scratch
+from deltastore.tokens import TOKEN_ESCAPE, Tokens, escapes_in
 
-FORMS = ("palette", "half", "single")
+_WIDTH = {"palette": 1, "half": 2, "single": 4}
+"""Bytes of a symbol."""
+
+FORMS = tuple(_WIDTH)
 _SPARSE_FROM = 0.25
 """Below this share of kept elements a mask cannot pay for itself."""
 
@@ -111,10 +115,15 @@ class ExactEncoder:
     palette: npt.NDArray[np.uint16] | None
     bytes_per_element: float = 0.0
 
+    @property
+    def token_table(self) -> Bytes | None:
+        """See ``Encoder.token_table``."""
+        return self._table if self.form == "palette" and not self.sparse else None
+
     @cached_property
     def _table(self) -> Bytes:
         """The token of each upper half."""
-        table = np.full(1 << 16, symbols.TOKEN_ESCAPE, np.uint8)
+        table = np.full(1 << 16, TOKEN_ESCAPE, np.uint8)
         if self.palette is not None:
             table[self.palette] = np.arange(self.palette.size)
         return table
@@ -156,6 +165,10 @@ class ExactEncoder:
             content += _planes(singles, "singles.planes")
         return entropy.compress(content + _planes(escapes[:count], "escapes.planes"))
 
+    def encode_tokens(self, tokens: Bytes, escapes: npt.NDArray[np.uint32]) -> bytes:
+        """See ``Encoder.encode_tokens``."""
+        return entropy.compress([tokens, *_planes(escapes, "escapes.planes")])
+
 
 @dataclass(frozen=True)
 class ExactDecoder:
@@ -164,14 +177,13 @@ class ExactDecoder:
     form: str
     sparse: bool
     table: npt.NDArray[np.uint32] | None
-    tokens: int
+    palette: int
     where: str
 
     def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
         """See ``Decoder.decode``."""
-        width = {"palette": 1, "half": 2, "single": 4}[self.form]
         mask_bytes = (out.size + 7) // 8 if self.sparse else 0
-        limit = mask_bytes + out.size * (width + out.itemsize)
+        limit = mask_bytes + out.size * (_WIDTH[self.form] + out.itemsize)
         content = entropy.decompress(frame, max_bytes=limit, where=self.where)
         if not self.sparse:
             self._decode_dense(content, out)
@@ -187,40 +199,60 @@ class ExactDecoder:
         out[:] = fmt.KEEP_WIDE if out.dtype == np.uint64 else fmt.KEEP
         out[changed] = some
 
+    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
+        """See ``Decoder.tokens``."""
+        if self.table is None or self.sparse:
+            return None
+        content = entropy.decompress(frame, max_bytes=5 * elements, where=self.where)
+        head, tail = self._split(content, elements, 4)
+        self._check_tokens(head, tail.size // 4)
+        return Tokens(head, self.table, tail)
+
     def _decode_dense(self, content: Bytes, out: DeltaChunk) -> None:
         n = out.size
-        width = {"palette": 1, "half": 2, "single": 4}[self.form]
-        count, rest = divmod(content.size - width * n, out.itemsize)
-        if count < 0 or rest:
-            raise PartInvalidError(
-                f"{self.where}: a frame of {content.size} bytes does not hold {n} elements."
-            )
-        head, tail = content[: width * n], content[width * n :]
-        if self.table is not None and symbols.has_token_between(
-            head, self.tokens, symbols.TOKEN_ESCAPE
-        ):
-            raise PartInvalidError(
-                f"{self.where}: a frame uses a token beyond its palette of {self.tokens}."
-            )
-        if self.table is not None and out.dtype == np.uint32:
-            met = symbols.deltas_from_tokens(head, self.table, tail, out)
+        head, tail = self._split(content, n, out.itemsize)
+        count = tail.size // out.itemsize
+        if self.table is not None:
+            self._check_tokens(head, count)
+            if out.dtype == np.uint32:
+                symbols.deltas_from_tokens(head, self.table, tail, out)
+                return
+        singles = scratch("singles", n, np.uint32)
+        if self.table is not None:
+            np.take(self.table, head, out=singles)
+        elif self.form == "half":
+            halves = scratch("halves", n, np.uint16)
+            planes.join(head, halves)
+            np.left_shift(halves, np.uint32(16), out=singles, dtype=np.uint32)
         else:
-            singles = scratch("singles", n, np.uint32)
-            if self.table is not None:
-                np.take(self.table, head, out=singles)
-            elif self.form == "half":
-                halves = scratch("halves", n, np.uint16)
-                planes.join(head, halves)
-                np.left_shift(halves, np.uint32(16), out=singles, dtype=np.uint32)
-            else:
-                planes.join(head, singles)
-            escapes = scratch(f"escapes{out.itemsize}", count, out.dtype)
-            planes.join(tail, escapes)
-            if out.dtype == np.uint64:
-                met = symbols.widen_with_escapes(singles, escapes, out)
-            else:
-                met = symbols.fill_escapes(singles, escapes)
-                out[:] = singles
+            planes.join(head, singles)
+        escapes = scratch(f"escapes{out.itemsize}", count, out.dtype)
+        planes.join(tail, escapes)
+        if out.dtype == np.uint64:
+            met = symbols.widen_with_escapes(singles, escapes, out)
+        else:
+            met = symbols.fill_escapes(singles, escapes)
+            out[:] = singles
+        self._check_escapes(count, met)
+
+    def _split(self, content: Bytes, elements: int, escape_bytes: int) -> tuple[Bytes, Bytes]:
+        """The symbols' planes and the escapes' planes of a dense frame."""
+        size = _WIDTH[self.form] * elements
+        if content.size < size or (content.size - size) % escape_bytes:
+            raise PartInvalidError(
+                f"{self.where}: a frame of {content.size} bytes does not hold {elements} elements."
+            )
+        return content[:size], content[size:]
+
+    def _check_tokens(self, tokens: Bytes, count: int) -> None:
+        met = escapes_in(tokens, self.palette)
+        if met < 0:
+            raise PartInvalidError(
+                f"{self.where}: a frame uses a token beyond its palette of {self.palette}."
+            )
+        self._check_escapes(count, met)
+
+    def _check_escapes(self, count: int, met: int) -> None:
         if met != count:
             raise PartInvalidError(
                 f"{self.where}: a frame holds {count} escapes where its symbols ask for {met}."

@@ -19,11 +19,10 @@ from deltastore.jit import (
     kernel,
 )
 from deltastore.manifest import format as fmt
+from deltastore.tokens import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 
 Bytes = npt.NDArray[np.uint8]
 Singles = npt.NDArray[np.uint32]
-
-TOKEN_ESCAPE = 255
 
 _KEEP = np.uint32(fmt.KEEP)
 _KEEP_WIDE = np.uint64(fmt.KEEP_WIDE)
@@ -31,11 +30,6 @@ _ESCAPE = np.uint32(fmt.ESCAPE)
 _ESCAPE_HIGH = np.uint16(fmt.ESCAPE_HIGH)
 _LOW_HALF = np.uint32(0xFFFF)
 _SIXTEEN = np.uint32(16)
-_BLOCK = 2048
-
-# Whether one of eight bytes is 255, by one subtraction: Warren, "Hacker's Delight", 6-1.
-_ONES = np.uint64(0x0101010101010101)
-_TOPS = np.uint64(0x8080808080808080)
 
 
 @kernel
@@ -79,31 +73,14 @@ def tokens_from_singles(
     Returns:
         The number of escapes.
     """
-    n = singles.size
     count = 0
-    high = np.empty(_BLOCK, np.uint32)
-    for start in range(0, n, _BLOCK):
-        size = min(_BLOCK, n - start)
-        piece = singles[start : start + size]
-        out = tokens[start : start + size]
-        for i in range(size):
-            bits = piece[i]
-            high[i] = (
-                bits >> _SIXTEEN if (bits & _LOW_HALF) == np.uint32(0) else np.uint32(_ESCAPE_HIGH)
-            )
-        for i in range(size):
-            out[i] = table[high[i]]
-        whole = size // 8 * 8
-        words = out[:whole].view(np.uint64)
-        for w in range(words.size):
-            inverted = ~words[w]
-            if ((inverted - _ONES) & ~inverted & _TOPS) != np.uint64(0):
-                for i in range(8 * w, 8 * w + 8):
-                    escapes[count] = full[start + i]
-                    count += out[i] == TOKEN_ESCAPE
-        for i in range(whole, size):
-            escapes[count] = full[start + i]
-            count += out[i] == TOKEN_ESCAPE
+    high = np.empty(BLOCK, np.uint32)
+    for start in range(0, singles.size, BLOCK):
+        piece = singles[start : start + BLOCK]
+        upper_halves(piece, high)
+        count = tokens_from_block(
+            high, full[start : start + BLOCK], table, tokens[start : start + BLOCK], escapes, count
+        )
     return count
 
 
@@ -135,58 +112,18 @@ def escapes_of_singles(singles: Singles, full: npt.NDArray[Any], escapes: npt.ND
 
 
 @kernel
-def has_token_between(tokens: Bytes, low: int, high: int) -> bool:
-    """Whether a token ``t`` with ``low <= t < high`` occurs."""
-    found = False
-    if low < high:
-        for i in range(tokens.size):
-            found |= low <= tokens[i] < high
-    return found
-
-
-@kernel
 def deltas_from_tokens(
     tokens: Bytes, table: npt.NDArray[np.uint32], escapes: Bytes, out: npt.NDArray[np.uint32]
-) -> int:
-    """Narrow deltas from palette tokens: the decoding that most bytes pass through.
+) -> None:
+    """Narrow deltas from palette tokens.
 
     Shapes:
-        tokens, out: ``[n]``; table: ``[256]``, float32 bits; escapes: ``[4 * k]``, byte planes.
-
-    Returns:
-        The number of escape tokens met; valid only if it is ``k``.
+        tokens, table, escapes: see ``Tokens``; out: ``[n]``, overwritten.
     """
-    k = escapes.size // 4
     count = 0
-    for start in range(0, tokens.size, _BLOCK):
-        # Slices, so that indices are known not to be negative and the loops stay tight.
-        piece = tokens[start : start + _BLOCK]
-        target = out[start : start + _BLOCK]
-        for i in range(piece.size):
-            target[i] = table[piece[i]]
-        whole = piece.size // 8 * 8
-        words = piece[:whole].view(np.uint64)
-        for w in range(words.size):
-            inverted = ~words[w]
-            if ((inverted - _ONES) & ~inverted & _TOPS) != np.uint64(0):
-                for i in range(8 * w, 8 * w + 8):
-                    if piece[i] == TOKEN_ESCAPE:
-                        if count < k:
-                            target[i] = _joined32(escapes, count, k)
-                        count += 1
-        for i in range(whole, piece.size):
-            if piece[i] == TOKEN_ESCAPE:
-                if count < k:
-                    target[i] = _joined32(escapes, count, k)
-                count += 1
-    return count
-
-
-@kernel
-def _joined32(planes: Bytes, i: int, k: int) -> Any:
-    low = np.uint32(planes[i]) | np.uint32(planes[k + i]) << np.uint32(8)
-    high = np.uint32(planes[2 * k + i]) | np.uint32(planes[3 * k + i]) << np.uint32(8)
-    return low | high << _SIXTEEN
+    for start in range(0, tokens.size, BLOCK):
+        piece = tokens[start : start + BLOCK]
+        count = deltas_from_block(piece, table, escapes, count, out[start : start + BLOCK])
 
 
 @kernel

@@ -6,7 +6,22 @@ A *delta chunk* is an array of float bits: uint32 holding float32 where both sou
 and post; applying leaves such an element of the new base as it is.
 """
 
-from deltastore.delta.add import Term, add
-from deltastore.delta.subtract import Difference, subtract
+from deltastore.delta.add import Term, add, add_tokens
+from deltastore.delta.subtract import (
+    Difference,
+    are_differences,
+    is_wide,
+    subtract,
+    subtract_to_tokens,
+)
 
-__all__ = ["Difference", "Term", "add", "subtract"]
+__all__ = [
+    "Difference",
+    "Term",
+    "add",
+    "add_tokens",
+    "are_differences",
+    "is_wide",
+    "subtract",
+    "subtract_to_tokens",
+]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.delta.bfloat16 import add_bfloat16
+from deltastore.delta import bfloat16
 from deltastore.delta.float32 import add_float32
 from deltastore.delta.floats import E4M3_OVERFLOWS, Bytes, from_floats, to_floats
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE, WIDE_DTYPES
+from deltastore.tokens import Tokens
 
 BLOCK_ELEMENTS = 8192
 """The general route works on blocks that stay in the cache together with their temporaries."""
@@ -61,7 +62,7 @@ def add(base: Bytes, base_dtype: str, terms: Sequence[Term], out_dtype: str, out
     """
     if len(terms) == 1 and base_dtype == out_dtype == "BF16" and not terms[0].wide:
         return int(
-            add_bfloat16(
+            bfloat16.add_bfloat16(
                 base.view(np.uint16),
                 terms[0].delta,
                 np.float32(terms[0].scale),
@@ -84,6 +85,27 @@ def add(base: Bytes, base_dtype: str, terms: Sequence[Term], out_dtype: str, out
             base[i * b : j * b], base_dtype, pieces, out_dtype, out[i * o : j * o]
         )
     return overflowed
+
+
+def add_tokens(base: Bytes, tokens: Tokens, scale: float, out: Bytes) -> int:
+    """``add`` of one delta in palette tokens to a bfloat16 chunk, in one pass.
+
+    Shapes:
+        base, out: ``[2 * n]``, uint8; tokens: of ``n`` elements.
+
+    Returns:
+        What ``add`` returns.
+    """
+    return int(
+        bfloat16.add_tokens(
+            base.view(np.uint16),
+            tokens.tokens,
+            tokens.table,
+            tokens.escapes,
+            np.float32(scale),
+            out.view(np.uint16),
+        )
+    )
 
 
 def _add_any(

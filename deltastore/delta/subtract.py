@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deltastore.delta import bfloat16
 from deltastore.delta.add import BLOCK_ELEMENTS, Term, add
-from deltastore.delta.bfloat16 import subtract_bfloat16
 from deltastore.delta.float32 import subtract_float32
 from deltastore.delta.floats import Bytes, sum_of_squares, to_floats
 from deltastore.manifest.format import (
@@ -20,6 +20,7 @@ from deltastore.manifest.format import (
     KEEP_WIDE,
     WIDE_DTYPES,
 )
+from deltastore.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ def subtract(
         ParamΔ, arXiv 2504.21023, equation 1 (Δ = Θ_post - Θ_base).
     """
     if base_dtype == post_dtype == "BF16":
-        suspects, changed, squares, base_squares = subtract_bfloat16(
+        suspect, changed, squares, base_squares = bfloat16.subtract_bfloat16(
             base.view(np.uint16), post.view(np.uint16), delta
         )
-        if not suspects:
+        if not suspect:
             return Difference(int(changed), squares, base_squares, _NONE)
     elif base_dtype == post_dtype == "F32":
         before = base.view(np.float32)
@@ -85,6 +86,47 @@ def subtract(
             )
     lost = _lost(base, base_dtype, post, post_dtype, delta) if changed else _NONE
     return Difference(int(changed), float(squares), float(base_squares), lost)
+
+
+def subtract_to_tokens(
+    base: Bytes, post: Bytes, table: Bytes, tokens: Bytes, escapes: npt.NDArray[np.uint32]
+) -> tuple[int, Difference]:
+    """``subtract`` of two bfloat16 chunks into palette tokens, in one pass.
+
+    Shapes:
+        base, post: ``[2 * n]``, uint8; table: ``[65536]``, the token of each upper half; tokens:
+        ``[n]``, overwritten; escapes: ``[n + 1]``, overwritten as far as there are any.
+
+    Returns:
+        The number of escapes, and what ``subtract`` returns.
+    """
+    before, after = base.view(np.uint16), post.view(np.uint16)
+    count, suspect, changed, squares, base_squares = bfloat16.subtract_to_tokens(
+        before, after, table, tokens, escapes
+    )
+    lost = _NONE
+    if suspect:
+        delta = np.empty(tokens.size, np.uint32)
+        bfloat16.subtract_bfloat16(before, after, delta)
+        lost = _lost(base, "BF16", post, "BF16", delta)
+    return int(count), Difference(int(changed), squares, base_squares, lost)
+
+
+def are_differences(base: Bytes, post: Bytes, tokens: Tokens) -> bool:
+    """Whether tokens say bit for bit what ``subtract`` says of two bfloat16 chunks.
+
+    Shapes:
+        base, post: ``[2 * n]``, uint8; tokens: of ``n`` elements.
+    """
+    return bool(
+        bfloat16.are_differences(
+            base.view(np.uint16),
+            post.view(np.uint16),
+            tokens.tokens,
+            tokens.table,
+            tokens.escapes,
+        )
+    )
 
 
 def _blocks(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
-from deltastore.delta import Term, add
+from deltastore.delta import Term, add, add_tokens
 from deltastore.digest import TensorHasher
 from deltastore.manifest import Descriptor
 from deltastore.manifest.format import CHUNK_ELEMENTS, DELTA_DTYPES, DTYPE_BYTES
@@ -165,14 +165,8 @@ class Applier:
         self._base.read_into(info.name, task.start * size, raw)
         if not recipe.terms:
             return self._converted(raw, info.dtype, recipe.output.dtype)
-        terms = []
-        for index, entry in recipe.terms:
-            kind = np.uint64 if entry.wide else np.uint32
-            chunk = scratch(f"delta{index}.{kind().itemsize}", task.count, kind)
-            self._readers[index].delta(entry, task.start, chunk)
-            terms.append(Term(chunk, self._scales[index]))
         out = scratch("out", task.count * DTYPE_BYTES[recipe.output.dtype], np.uint8)
-        overflowed = add(raw, info.dtype, terms, recipe.output.dtype, out)
+        overflowed = self._add(task, raw, out)
         patched = 0
         if recipe.output.name in self._patches:
             patched = self._readers[0].patch(recipe.terms[0][1], task.start, out)
@@ -181,6 +175,24 @@ class Applier:
                 self._tally.overflowed += overflowed
                 self._tally.patched += patched
         return out
+
+    def _add(self, task: _Chunk, raw: Bytes, out: Bytes) -> int:
+        """The chunk's sum, from ``raw`` into ``out``; how many elements overflowed."""
+        recipe = task.recipe
+        assert recipe.base is not None
+        dtype, output_dtype = recipe.base.dtype, recipe.output.dtype
+        if len(recipe.terms) == 1 and dtype == output_dtype == "BF16":
+            index, entry = recipe.terms[0]
+            tokens = self._readers[index].tokens(entry, task.start, task.count)
+            if tokens is not None:
+                return add_tokens(raw, tokens, self._scales[index], out)
+        terms = []
+        for index, entry in recipe.terms:
+            kind = np.uint64 if entry.wide else np.uint32
+            chunk = scratch(f"delta{index}.{kind().itemsize}", task.count, kind)
+            self._readers[index].delta(entry, task.start, chunk)
+            terms.append(Term(chunk, self._scales[index]))
+        return add(raw, dtype, terms, output_dtype, out)
 
     def _converted(self, raw: Bytes, dtype: str, output_dtype: str) -> Bytes:
         """Values in the output's dtype, rounded once if it is another."""

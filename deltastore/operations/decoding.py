@@ -19,6 +19,7 @@ from deltastore.manifest import Config, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
 from deltastore.parts import PartsReader, StreamReader
 from deltastore.scratch import scratch
+from deltastore.tokens import Tokens
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -71,6 +72,24 @@ class ArtifactReader:
 
         with self._blamed(entry.delta):
             self._read(frames, start, entry.common_elements, out, decode)
+
+    def tokens(self, entry: TensorEntry, start: int, count: int) -> Tokens | None:
+        """The same deltas as palette tokens, valid until the thread's next chunk.
+
+        None where they are not one frame of tokens; ``delta`` takes any.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        assert entry.delta is not None
+        index, rest = divmod(start, self.config.chunk)
+        if entry.wide or rest or count != min(self.config.chunk, entry.common_elements - start):
+            return None
+        with self._blamed(entry.delta):
+            frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
+            assert decoder is not None
+            frame = frames.frame(index)
+            return decoder.tokens(frame, count) if frame else None
 
     def values(self, entry: TensorEntry, start: int, out: Bytes) -> None:
         """Overwrite ``out`` with the bytes of values from element ``start`` of the stream on.

@@ -23,8 +23,7 @@ from deltastore.codecs import Codec, Decoder, Encoder, get_codec
 from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import encode_patch, encode_values
-from deltastore.delta import Difference, subtract
-from deltastore.delta.subtract import is_wide
+from deltastore.delta import Difference, are_differences, is_wide, subtract, subtract_to_tokens
 from deltastore.digest import TensorHasher
 from deltastore.errors import RestoreFailedError
 from deltastore.manifest import Stream, TensorEntry, TensorSide
@@ -230,17 +229,12 @@ def _encode_delta(
     assert pair.post is not None
     assert item.encoder is not None
     assert item.decoder is not None
-    wide = is_wide(pair.base.dtype, pair.post.dtype)
-    kind = np.uint64 if wide else np.uint32
-    delta = scratch(f"delta{kind().itemsize}", chunk.count, kind)
-    difference = subtract(before, pair.base.dtype, after, pair.post.dtype, delta)
-    if pair.base.dtype == pair.post.dtype and difference.changed == 0:
-        return _Result(item, chunk, b"", b"", difference)
-    frame = item.encoder.encode(delta)
+    if item.encoder.token_table is not None and pair.base.dtype == pair.post.dtype == "BF16":
+        frame, difference, proven = _encode_as_tokens(item.encoder, item.decoder, before, after)
+    else:
+        frame, difference, proven = _encode_any(item, before, after, chunk.count)
     # The proof of restoration, second half: what an apply will read is what was subtracted.
-    again = scratch(f"again{kind().itemsize}", chunk.count, kind)
-    item.decoder.decode(frame, again)
-    if not same_bits(again, delta):
+    if not proven:
         raise RestoreFailedError(
             f"{pair.name}: elements from {chunk.start} on do not decode to what was encoded.",
             hint="This is a defect of deltastore; please report it with the tensor's dtype.",
@@ -251,6 +245,46 @@ def _encode_delta(
         values = after.view(f"u{size}")[difference.lost].view(np.uint8)
         patch = encode_patch(difference.lost, values)
     return _Result(item, chunk, frame, patch, difference)
+
+
+def _encode_as_tokens(
+    encoder: Encoder,
+    decoder: Decoder,
+    before: npt.NDArray[np.uint8],
+    after: npt.NDArray[np.uint8],
+) -> tuple[bytes, Difference, bool]:
+    """Frame, difference and proof of a bfloat16 chunk that is encoded as palette tokens."""
+    assert encoder.token_table is not None
+    n = before.size // 2
+    tokens = scratch("tokens", n, np.uint8)
+    escapes = scratch("escapes4", n + 1, np.uint32)
+    count, difference = subtract_to_tokens(before, after, encoder.token_table, tokens, escapes)
+    if difference.changed == 0:
+        return b"", difference, True
+    frame = encoder.encode_tokens(tokens, escapes[:count])
+    again = decoder.tokens(frame, n)
+    return frame, difference, again is not None and are_differences(before, after, again)
+
+
+def _encode_any(
+    item: Plan, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], count: int
+) -> tuple[bytes, Difference, bool]:
+    """Frame, difference and proof of any chunk."""
+    pair = item.pair
+    assert pair.base is not None
+    assert pair.post is not None
+    assert item.encoder is not None
+    assert item.decoder is not None
+    wide = is_wide(pair.base.dtype, pair.post.dtype)
+    kind = np.uint64 if wide else np.uint32
+    delta = scratch(f"delta{kind().itemsize}", count, kind)
+    difference = subtract(before, pair.base.dtype, after, pair.post.dtype, delta)
+    if pair.base.dtype == pair.post.dtype and difference.changed == 0:
+        return b"", difference, True
+    frame = item.encoder.encode(delta)
+    again = scratch(f"again{kind().itemsize}", count, kind)
+    item.decoder.decode(frame, again)
+    return frame, difference, same_bits(again, delta)
 
 
 def _read(

@@ -15,15 +15,22 @@ from deltastore.codecs import get_codec
 from deltastore.codecs.exact import FORMS, ExactEncoder
 from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import decode_values, encode_values
-from deltastore.delta import Term, add, subtract
-from deltastore.delta.subtract import is_wide
+from deltastore.delta import (
+    Term,
+    add,
+    add_tokens,
+    are_differences,
+    is_wide,
+    subtract,
+    subtract_to_tokens,
+)
 from deltastore.manifest.format import DTYPE_BYTES, KEEP
 
 
 def warm() -> float:
     """Call each kernel with every type it is compiled for; the seconds that took."""
     started = time.monotonic()
-    for step in (_arithmetic, _codec, _values):
+    for step in (_arithmetic, _codec, _tokens, _values):
         step()
     return time.monotonic() - started
 
@@ -53,6 +60,24 @@ def _codec() -> None:
                 decoder = codec.decoder(encoder.params, encoder.arrays, where="warm")
                 decoder.decode(encoder.encode(delta), np.empty_like(delta))
         same_bits(delta, delta)
+
+
+def _tokens() -> None:
+    base = np.zeros(32, np.uint8)
+    post = base.copy()
+    post[0] = 1
+    delta = np.empty(16, np.uint32)
+    subtract(base, "BF16", post, "BF16", delta)
+    palette = (delta[:1] >> 16).astype(np.uint16)
+    encoder = ExactEncoder("palette", False, palette)
+    decoder = get_codec("exact").decoder(encoder.params, encoder.arrays, where="warm")
+    assert encoder.token_table is not None
+    tokens, escapes = np.empty(16, np.uint8), np.empty(17, np.uint32)
+    count, _ = subtract_to_tokens(base, post, encoder.token_table, tokens, escapes)
+    decoded = decoder.tokens(encoder.encode_tokens(tokens, escapes[:count]), 16)
+    assert decoded is not None
+    are_differences(base, post, decoded)
+    add_tokens(base, decoded, 1.0, np.empty_like(base))
 
 
 def _values() -> None:
