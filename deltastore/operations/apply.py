@@ -26,16 +26,15 @@ from deltastore.errors import (
     FormatError,
     IntegrityError,
     QuantisedCheckpointError,
-    RestoreOnlyError,
     UsageError,
 )
 from deltastore.manifest import Config, Descriptor
 from deltastore.manifest.format import DELTA_DTYPES, MAX_SMALL_FILE_BYTES
-from deltastore.operations import hashing, output_files
+from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, measure
-from deltastore.operations.pipeline import Crew, job_count
+from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
 from deltastore.store import Store
@@ -166,7 +165,11 @@ def apply(
             for d in deltas
         ]
         _warn_of_lineage(deltas, lineages, force=force, progress=progress)
-        patches = _patches(store, checkpoint, deltas, lineages, output_dtype, jobs, progress)
+        patches = None
+        if _may_restore(checkpoint, deltas, lineages, output_dtype):
+            patches = restoration.patched_tensors(
+                store, checkpoint, deltas[0].config, deltas[0].ref, job_count(jobs), progress
+            )
         plan = plan_shards(
             checkpoint,
             {name: recipe.output for name, recipe in made.items()},
@@ -288,7 +291,9 @@ def _write(
         progress.start("applying", total)
         tally = applier.write(writer, plan, made, store.blobs, checked, job_count(jobs), progress)
         checkpoint.check_unchanged()
-        restored = patches is not None and _is_post(deltas[0].config, made, tally.digests)
+        restored = patches is not None and restoration.is_post(
+            deltas[0].config, made, tally.digests
+        )
         tool = f"deltastore {deltastore.__version__}"
         details = summary.details()
         files["deltastore.json"] = output_files.provenance(
@@ -357,67 +362,24 @@ def _warn_of_lineage(
             )
 
 
-def _patches(
-    store: Store,
+def _may_restore(
     checkpoint: Checkpoint,
     deltas: Sequence[_Delta],
     lineages: Sequence[Lineage],
     output_dtype: str | None,
-    jobs: int | None,
-    progress: Progress,
-) -> frozenset[str] | None:
-    """The tensors whose restore patch is to be used; None if this is no restoration.
-
-    A patch belongs to the source base's tensor alone, so that tensor's digest decides; it is
-    taken only where there is a patch and all samples are equal.
+) -> bool:
+    """Whether the new base may be the one delta's source base, so that the output may be post.
 
     Raises:
-        RestoreOnlyError: The artifact is for its source base alone, and this is another.
+        RestoreOnlyError: It cannot be, and an artifact is for its source base alone.
     """
-    only = [delta.ref for delta in deltas if delta.config.restore_only]
-    candidate = (
-        len(deltas) == 1 and deltas[0].scale == 1 and lineages[0].same and output_dtype is None
-    )
-    if not candidate and not only:
-        return None
-    config = deltas[0].config
-    known: dict[str, str] | None = None
-    if candidate:
-        known = hashing.remembered(store, checkpoint)
-        if only and known is None:
-            known = hashing.hash_checkpoint(store, checkpoint, job_count(jobs), progress)
-    if only and (known is None or hashing.content_of(checkpoint, known) != config.base.content):
-        raise RestoreOnlyError(
-            f"{only[0]} was stored for restoration only, and {checkpoint.path} is not the base "
-            "it was extracted from, or it is scaled or combined.",
-            hint="Apply it alone, with scale 1, to its own base.",
-            refs=only,
-        )
-    patched = [entry for entry in config.tensors if entry.patch is not None]
-    names = [entry.name for entry in patched if entry.name in checkpoint.tensors]
-    if known is None:
-        known = {}
-        if names:
-            progress.start("recognising the base", 0)
-
-            def work(_number: int, name: str) -> None:
-                known[name] = hashing.hash_tensor(checkpoint, name)
-
-            Crew(job_count(jobs)).run(names, work)
-    digests = {entry.name: entry.base.blake3 for entry in patched if entry.base is not None}
-    return frozenset(name for name in names if known[name] == digests[name])
-
-
-def _is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:
-    """Whether the output's tensors are post's, by name, dtype, shape and digest."""
-    posts = {entry.name: entry.post for entry in config.tensors if entry.post is not None}
-    if posts.keys() != made.keys():
-        return False
-    for name, side in posts.items():
-        output = made[name].output
-        if (output.dtype, output.shape, digests[name]) != (side.dtype, side.shape, side.blake3):
-            return False
-    return True
+    alone = len(deltas) == 1 and deltas[0].scale == 1 and output_dtype is None
+    if alone and lineages[0].same:
+        return True
+    for delta in deltas:
+        if delta.config.restore_only:
+            raise restoration.not_the_source(delta.ref, checkpoint)
+    return False
 
 
 def _small_files(

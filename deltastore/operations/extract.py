@@ -29,7 +29,7 @@ from deltastore.manifest.format import (
     SAMPLES_MEDIA_TYPE,
     TENSORS_MEDIA_TYPE,
 )
-from deltastore.operations import encoding, hashing, samples, small_files
+from deltastore.operations import encoding, hashing, planning, samples, small_files
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent
@@ -251,7 +251,7 @@ def _extract(
 ) -> tuple[Manifest, Config]:
     pairs = pair_up(before, after)
     progress.start("planning", 0)
-    plans, estimate = encoding.plan(before, after, pairs, codec, jobs)
+    plans, estimate = planning.plan(before, after, pairs, codec, jobs)
     _require_space(store, estimate)
     progress.start("extracting", before.nbytes + after.nbytes)
     encoded = encoding.encode(store.blobs, before, after, plans, codec, jobs, progress)

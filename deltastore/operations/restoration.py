@@ -1,0 +1,79 @@
+"""Restoring post from its own base: which patches to use, and whether the output is post."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deltastore.checkpoint import Checkpoint
+from deltastore.errors import RestoreOnlyError
+from deltastore.manifest import Config
+from deltastore.operations import hashing
+from deltastore.operations.pipeline import Crew
+from deltastore.operations.progress import Progress
+from deltastore.operations.structure import Recipe
+from deltastore.store import Store
+
+
+def patched_tensors(
+    store: Store,
+    checkpoint: Checkpoint,
+    config: Config,
+    ref: str,
+    jobs: int,
+    progress: Progress,
+) -> frozenset[str]:
+    """The tensors whose restore patch is to be used on a base whose samples are all the source's.
+
+    A patch belongs to the source base's tensor alone, so that tensor's digest decides; only
+    tensors that have a patch are read.
+
+    Raises:
+        RestoreOnlyError: The artifact is for its source base alone, and this is another.
+    """
+    known = hashing.remembered(store, checkpoint)
+    if config.restore_only:
+        if known is None:
+            known = hashing.hash_checkpoint(store, checkpoint, jobs, progress)
+        if hashing.content_of(checkpoint, known) != config.base.content:
+            raise not_the_source(ref, checkpoint)
+    patched = [entry for entry in config.tensors if entry.patch is not None]
+    names = [entry.name for entry in patched if entry.name in checkpoint.tensors]
+    digests = known if known is not None else _digests(checkpoint, names, jobs, progress)
+    wanted = {entry.name: entry.base.blake3 for entry in patched if entry.base is not None}
+    return frozenset(name for name in names if digests[name] == wanted[name])
+
+
+def is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:
+    """Whether the output's tensors are post's, by name, dtype, shape and digest."""
+    posts = {entry.name: entry.post for entry in config.tensors if entry.post is not None}
+    if posts.keys() != made.keys():
+        return False
+    for name, side in posts.items():
+        output = made[name].output
+        if (output.dtype, output.shape, digests[name]) != (side.dtype, side.shape, side.blake3):
+            return False
+    return True
+
+
+def not_the_source(ref: str, checkpoint: Checkpoint) -> RestoreOnlyError:
+    """The error for an artifact that would be applied to anything but its source base."""
+    return RestoreOnlyError(
+        f"{ref} was stored for restoration only, and {checkpoint.path} is not the base it was "
+        "extracted from, or it is scaled or combined.",
+        hint="Apply it alone, with scale 1, to its own base.",
+        refs=[ref],
+    )
+
+
+def _digests(
+    checkpoint: Checkpoint, names: list[str], jobs: int, progress: Progress
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if names:
+        progress.start("recognising the base", 0)
+
+        def work(_number: int, name: str) -> None:
+            found[name] = hashing.hash_tensor(checkpoint, name)
+
+        Crew(jobs).run(names, work)
+    return found
