@@ -26,6 +26,7 @@ E4M3_MAX = np.float32(448)
 E4M3_OVERFLOWS = 464
 """Beyond this a number would round to the next one after ``E4M3_MAX``, if there were one."""
 
+_U32 = np.uint32  # Numba widens integer operations to 64 bits; each is cast back for wide vectors
 _TWO_TO_112 = np.float32(2.0**112)
 _HALF_BITS = np.uint32(0x3F000000)
 _U16_7FFF = np.uint32(0x7FFF)
@@ -103,8 +104,9 @@ def _small_float(dtype: str) -> Any:
 def bfloat16_bits(value: np.float32) -> np.uint32:
     """A float32 rounded to nearest even bfloat16, as the low 16 bits of a uint32."""
     bits = bits_from_float32(value)
-    rounded = (bits + (_U16_7FFF + ((bits >> _SIXTEEN) & _ONE))) >> _SIXTEEN
-    return _QUIET_NAN if (bits & _ABS) > _INF else rounded
+    carry = _U32(_U16_7FFF + _U32(_U32(bits >> _SIXTEEN) & _ONE))
+    rounded = _U32(_U32(bits + carry) >> _SIXTEEN)
+    return _QUIET_NAN if _U32(bits & _ABS) > _INF else rounded
 
 
 @kernel
@@ -117,26 +119,26 @@ def _round_to_bfloat16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]
 def _widen_float16(halves: npt.NDArray[np.uint16], out: npt.NDArray[np.uint32]) -> None:
     """Float16 to float32 bits: exponents move by a multiplication, which subnormals survive."""
     for i in range(halves.size):
-        half = np.uint32(halves[i])
-        shifted = (half & np.uint32(0x7FFF)) << np.uint32(13)
+        half = _U32(halves[i])
+        shifted = _U32(_U32(half & _U32(0x7FFF)) << _U32(13))
         scaled = bits_from_float32(float32_from_bits(shifted) * _TWO_TO_112)
-        special = (half & np.uint32(0x7C00)) == np.uint32(0x7C00)
-        magnitude = (shifted | _INF) if special else scaled
-        out[i] = magnitude | (half & np.uint32(0x8000)) << _SIXTEEN
+        special = _U32(half & _U32(0x7C00)) == _U32(0x7C00)
+        magnitude = _U32(shifted | _INF) if special else scaled
+        out[i] = _U32(magnitude | _U32(_U32(half & _U32(0x8000)) << _SIXTEEN))
 
 
 @kernel
 def _round_to_float16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
     """Float32 to float16 bits; adding 0.5, whose last bit is theirs, rounds subnormals."""
     for i in range(bits.size):
-        magnitude = bits[i] & _ABS
-        carry = np.uint32(0xFFF) + ((magnitude >> np.uint32(13)) & _ONE)
-        normal = np.uint32(magnitude + carry - np.uint32(112 << 23)) >> np.uint32(13)
-        tiny = bits_from_float32(float32_from_bits(magnitude) + np.float32(0.5)) - _HALF_BITS
-        result = normal if magnitude >= np.uint32(0x38800000) else np.uint32(tiny)
-        result = np.uint32(0x7C00) if magnitude >= np.uint32(0x47800000) else result
-        result = np.uint32(0x7E00) if magnitude > _INF else result
-        out[i] = np.uint16(result | (bits[i] & np.uint32(0x80000000)) >> _SIXTEEN)
+        magnitude = _U32(bits[i] & _ABS)
+        carry = _U32(_U32(0xFFF) + _U32(_U32(magnitude >> _U32(13)) & _ONE))
+        normal = _U32(_U32(_U32(magnitude + carry) - _U32(112 << 23)) >> _U32(13))
+        tiny = _U32(bits_from_float32(float32_from_bits(magnitude) + np.float32(0.5)) - _HALF_BITS)
+        result = normal if magnitude >= _U32(0x38800000) else tiny
+        result = _U32(0x7C00) if magnitude >= _U32(0x47800000) else result
+        result = _U32(0x7E00) if magnitude > _INF else result
+        out[i] = np.uint16(result | _U32(_U32(bits[i] & _U32(0x80000000)) >> _SIXTEEN))
 
 
 @kernel
