@@ -10,7 +10,21 @@ Exit codes: 0 done; 1 unexpected; 2 usage; 10-19 store; 20-29 ref; 30-39 incompa
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, ClassVar
+
+_SHOWN_CHARS = 80
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 2 * _SHOWN_CHARS
+
+
+def shown(value: object) -> str:
+    """``value`` as it may stand in a message: one line, 80 characters, whatever it is."""
+    try:
+        text = _repr.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
 
 
 class DeltastoreError(Exception):

@@ -123,7 +123,7 @@ def default_name(source: str) -> str:
     Args:
         source: A local path or a Hub id, with or without ``@revision``.
     """
-    path = Path(source)
+    path = Path(source.replace("\0", ""))
     if path.name in ("", "..") and source:
         path = path.resolve()
     last = path.name

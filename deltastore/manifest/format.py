@@ -18,6 +18,13 @@ TITLE_ANNOTATION = "org.opencontainers.image.title"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_CONFIG_BYTES = 256 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20
+MAX_SMALL_FILES_BYTES = 256 << 20
+"""All small files together, each counted as often as it is named: they are read into memory."""
+
+MAX_TOTAL_BYTES = 1 << 62
+"""All layers together; what is beyond fits no database's integer."""
+
+MAX_JSON_DEPTH = 64
 MAX_LAYERS = 100_000
 MAX_TENSORS = 1_000_000
 MAX_NAME_CHARS = 1024

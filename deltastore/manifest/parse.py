@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn, cast
 
 from deltastore.digest import is_content_digest, is_digest
-from deltastore.errors import ManifestInvalidError
+from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest import format as fmt
 from deltastore.manifest.model import (
     Config,
@@ -30,9 +30,11 @@ from deltastore.manifest.model import (
     TensorKind,
     TensorSide,
 )
+from deltastore.manifest.nesting import is_nested_too_deeply
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
+_TOO_DEEP = f"it is nested more than {fmt.MAX_JSON_DEPTH} deep"
 _HINT = "Run `deltastore verify` to see what else is damaged, then fetch the artifact again."
 
 
@@ -54,11 +56,12 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     read.expect(fields.get("artifactType"), fmt.ARTIFACT_TYPE, "artifactType")
     config = read.descriptor(fields.get("config"), "config", limit=fmt.MAX_CONFIG_BYTES)
     read.expect(config.media_type, fmt.CONFIG_MEDIA_TYPE, "config.mediaType")
-    layers = read.array(fields.get("layers"), "layers", limit=fmt.MAX_LAYERS)
-    return Manifest(
-        config=config,
-        layers=tuple(read.descriptor(item, f"layers[{i}]") for i, item in enumerate(layers)),
-    )
+    rows = read.array(fields.get("layers"), "layers", limit=fmt.MAX_LAYERS)
+    layers = tuple(read.descriptor(item, f"layers[{i}]") for i, item in enumerate(rows))
+    total = sum(layer.size for layer in layers)
+    if total > fmt.MAX_TOTAL_BYTES:
+        read.fail("layers", f"at most {fmt.MAX_TOTAL_BYTES} bytes together", total)
+    return Manifest(config=config, layers=layers)
 
 
 def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
@@ -133,13 +136,15 @@ def load_json(data: bytes, *, limit: int, where: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        return json.loads(
+        document = json.loads(
             data.decode("utf-8"), object_pairs_hook=no_repeats, parse_constant=no_constants
         )
     except (ValueError, RecursionError) as error:
-        raise ManifestInvalidError(
-            f"{where} is not valid JSON: {error or 'nested too deeply'}.", hint=_HINT
-        ) from error
+        reason = _TOO_DEEP if isinstance(error, RecursionError) else error
+        raise ManifestInvalidError(f"{where} is not valid JSON: {reason}.", hint=_HINT) from error
+    if is_nested_too_deeply(document):
+        raise ManifestInvalidError(f"{where} is not valid JSON: {_TOO_DEEP}.", hint=_HINT)
+    return document
 
 
 class _Reader:
@@ -149,10 +154,8 @@ class _Reader:
         self.where = where
 
     def fail(self, field: str, expected: str, got: object) -> NoReturn:
-        shown = repr(got)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise ManifestInvalidError(
-            f"{self.where}: field {field} should be {expected}, got {shown}.",
+            f"{self.where}: field {field} should be {expected}, got {shown(got)}.",
             hint=_HINT,
             field=field,
         )
@@ -179,9 +182,13 @@ class _Reader:
     def number(self, value: object, field: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(field, "a number", value)
-        if not math.isfinite(value) or value < 0:
+        try:
+            number = float(value)
+        except OverflowError:  # an integer that no float can hold
+            number = math.inf
+        if not math.isfinite(number) or number < 0:
             self.fail(field, "a finite number >= 0", value)
-        return float(value)
+        return number
 
     def boolean(self, value: object, field: str) -> bool:
         if not isinstance(value, bool):
@@ -431,6 +438,9 @@ def _files(
         if descriptor.size > fmt.MAX_SMALL_FILE_BYTES:
             read.fail(f"layers[{layer}].size", f"<= {fmt.MAX_SMALL_FILE_BYTES}", descriptor.size)
         entries.append(FileEntry(side=cast("Any", side), path=path, layer=layer))
+    total = sum(manifest.layers[entry.layer].size for entry in entries)
+    if total > fmt.MAX_SMALL_FILES_BYTES:
+        read.fail("files", f"at most {fmt.MAX_SMALL_FILES_BYTES} bytes together", total)
     if len({(entry.side, entry.path) for entry in entries}) != len(entries):
         read.fail("files", "distinct paths", "a repeated path")
     return tuple(entries)

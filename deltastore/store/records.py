@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltastore.digest import canonical_json, is_digest
-from deltastore.errors import ManifestInvalidError
+from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
 
 RECORD_FORMAT = 1
@@ -168,7 +168,7 @@ def _document(data: bytes, where: str) -> dict[str, Any]:
     found = fields.get("format")
     if isinstance(found, int) and found > RECORD_FORMAT:
         raise ManifestInvalidError(
-            f"{where} is of format {found}; this deltastore reads format {RECORD_FORMAT}.",
+            f"{where} is of format {shown(found)}; this deltastore reads format {RECORD_FORMAT}.",
             hint="Upgrade deltastore: `pip install -U deltastore`.",
         )
     _expect(fields, "format", RECORD_FORMAT, where)
@@ -196,8 +196,8 @@ def _time(fields: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _invalid(where: str, field: str, expected: str, got: object) -> ManifestInvalidError:
-    shown = repr(got)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return ManifestInvalidError(
-        f"{where}: field {field} should be {expected}, got {shown}.", hint=_DAMAGED, field=field
+        f"{where}: field {field} should be {expected}, got {shown(got)}.",
+        hint=_DAMAGED,
+        field=field,
     )
