@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -52,7 +53,14 @@ class Catalog:
 
     @classmethod
     def at(cls, path: Path, *, read_only: bool) -> Catalog:
-        """The catalog in a SQLite file."""
+        """The catalog in a SQLite file.
+
+        Raises:
+            CatalogError: A link, a pipe or the like is in its place. SQLite would follow it, and
+                make its tables in whatever database it leads to.
+        """
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise damaged(str(path), "it is no regular file")
         return cls(SqliteDatabase(path, read_only=read_only))
 
     @classmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 from typing import NoReturn
 
 from deltastore.catalog import Artifact
-from deltastore.errors import FormatError, IntegrityError, RefAmbiguousError, RefNotFoundError
+from deltastore.errors import RefAmbiguousError, RefNotFoundError
 from deltastore.refs import Ref, parse_ref
 from deltastore.store.indexing import reconcile
 from deltastore.store.parts import Parts
@@ -118,11 +118,16 @@ def _listed(what: str, items: list[str]) -> str:
 
 
 def _removed(parts: Parts, ref: Ref) -> str | None:
-    """The day on which a version was removed."""
+    """The day on which a version was removed.
+
+    Raises:
+        IntegrityError: There is a record, which cannot be read.
+        FormatError: It breaks the format.
+    """
     assert ref.name is not None
     assert ref.version is not None
-    with contextlib.suppress(FormatError, IntegrityError):
-        record = parts.names.read(ref.name, ref.version)
-        if isinstance(record, Tombstone):
-            return record.removed[:10]
-    return None
+    if not os.path.lexists(parts.names.path(ref.name, ref.version)):
+        return None
+    # A record that cannot be read is not the same as none: its error says what is wrong.
+    record = parts.names.read(ref.name, ref.version)
+    return record.removed[:10] if isinstance(record, Tombstone) else None

@@ -12,13 +12,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeGuard
 
 from deltastore.blobs import durable
+from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
 from deltastore.errors import (
     ManifestInvalidError,
@@ -26,6 +29,7 @@ from deltastore.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
     StoreTooNewError,
+    shown,
 )
 from deltastore.manifest.parse import load_json
 
@@ -103,10 +107,12 @@ def read_marker(layout: Layout) -> StoreInfo | None:
     """
     path = layout.marker
     try:
-        data = path.read_bytes()
+        data = read_regular(path, limit=_MAX_STORE_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
+            raise _damaged(path, error.strerror or str(error)) from error
         raise StoreReadOnlyError(
             f"The store at {layout.root} cannot be read: {error.strerror}.",
             hint="Ask its owner for read permission.",
@@ -119,17 +125,23 @@ def read_marker(layout: Layout) -> StoreInfo | None:
         raise _damaged(path, "it is no JSON object")
     found, store_id, created = fields.get("format"), fields.get("id"), fields.get("created")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise _damaged(path, f"its format is {found!r}")
+        raise _damaged(path, f"its format is {shown(found)}")
     if found > STORE_FORMAT:
         raise StoreTooNewError(
-            f"The store at {layout.root} has format {found}; this deltastore knows {STORE_FORMAT}.",
+            f"The store at {layout.root} has format {shown(found)}; this deltastore knows "
+            f"{STORE_FORMAT}.",
             hint="Upgrade deltastore: `pip install -U deltastore`.",
             found=found,
             expected=STORE_FORMAT,
         )
-    if not isinstance(store_id, str) or not isinstance(created, str):
+    if not _is_word(store_id) or not _is_word(created):
         raise _damaged(path, "it lacks its id or its date")
     return StoreInfo(format=found, id=store_id, created=created)
+
+
+def _is_word(value: object) -> TypeGuard[str]:
+    """Whether a value may be shown as it is."""
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= 64
 
 
 def create(layout: Layout) -> None:

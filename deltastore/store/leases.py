@@ -16,11 +16,13 @@ from pathlib import Path
 
 from deltastore.blobs import durable
 from deltastore.blobs.owner import is_dead
+from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
 from deltastore.errors import ManifestInvalidError, RefSyntaxError
 from deltastore.manifest.parse import load_json
 from deltastore.refs import validate_name
 from deltastore.store.layout import now
+from deltastore.store.records import printable
 
 _MAX_LEASE_BYTES = 64 << 10
 
@@ -107,10 +109,8 @@ def _read(path: Path) -> Lease | None:
     """A lease; with nothing but its path where it cannot be read; None where it has just ended."""
     dead = is_dead(path.name)
     try:
-        with open(path, "rb") as file:
-            fields = load_json(
-                file.read(_MAX_LEASE_BYTES + 1), limit=_MAX_LEASE_BYTES, where=str(path)
-            )
+        data = read_regular(path, limit=_MAX_LEASE_BYTES)
+        fields = load_json(data, limit=_MAX_LEASE_BYTES, where=str(path))
     except FileNotFoundError:
         return None
     except (OSError, ManifestInvalidError):
@@ -125,10 +125,14 @@ def _read(path: Path) -> Lease | None:
     pid = fields.get("pid")
     return Lease(
         path=path,
-        purpose=str(fields.get("purpose", "unknown")),
+        purpose=_text(fields.get("purpose")),
         name=name,
-        host=str(fields.get("host", "unknown")),
-        pid=pid if isinstance(pid, int) else 0,
-        created=str(fields.get("created", "unknown")),
+        host=_text(fields.get("host")),
+        pid=pid if isinstance(pid, int) and 0 < pid < 1 << 31 else 0,
+        created=_text(fields.get("created")),
         dead=dead,
     )
+
+
+def _text(value: object) -> str:
+    return printable(value) if isinstance(value, str) else "unknown"

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deltastore.blobs import durable
-from deltastore.errors import BlobMissingError, ManifestInvalidError, RefSyntaxError
+from deltastore.blobs.regular import read_regular
+from deltastore.errors import BlobMissingError, ManifestInvalidError, RefSyntaxError, StoreError
 from deltastore.refs import parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
@@ -36,7 +37,7 @@ class Names:
     def all(self) -> list[str]:
         """All names that have a directory, sorted. What cannot be a name is passed over."""
         found = []
-        for entry in _entries(self._directory):
+        for entry in _entries(self._directory.resolve()):
             if entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(RefSyntaxError):
                     found.append(validate_name(entry.name))
@@ -45,11 +46,11 @@ class Names:
     def same_but_for_case(self, name: str) -> str | None:
         """Another name that a file system which ignores case could not tell from ``name``."""
         if (self._directory / name).is_dir():
-            names = {entry.name for entry in _entries(self._directory)}
+            names = {entry.name for entry in _entries(self._directory.resolve())}
             if name in names:
                 return None
         folded = name.casefold()
-        for entry in _entries(self._directory):
+        for entry in _entries(self._directory.resolve()):
             if entry.name != name and entry.name.casefold() == folded:
                 return entry.name
         return None
@@ -79,6 +80,7 @@ class Names:
             ManifestInvalidError: It is neither.
         """
         path = self.path(name, version)
+        _refuse_links(path.parent)
         data = _read(path)
         return records.parse_record(data, name=name, version=version, where=str(path))
 
@@ -89,6 +91,7 @@ class Names:
             FileExistsError: Someone else has it.
         """
         path = self.path(record.name, record.version)
+        _refuse_links(path.parent)
         with durable.translated(path):
             durable.make_directory(path.parent)
             temp = durable.write_temp(self._temp, [records.record_bytes(record)])
@@ -104,6 +107,7 @@ class Names:
     def bury(self, tombstone: Tombstone) -> None:
         """Replace a version's record by a tombstone."""
         path = self.path(tombstone.name, tombstone.version)
+        _refuse_links(path.parent)
         with durable.translated(path):
             temp = durable.write_temp(self._temp, [records.tombstone_bytes(tombstone)])
             durable.replace(temp, path)
@@ -125,11 +129,13 @@ class Names:
             ManifestInvalidError: It is no tag.
         """
         path = self.tag_path(name, tag)
+        _refuse_links(path.parent.parent, path.parent)
         return records.parse_tag(_read(path), name=name, tag=tag, where=str(path))
 
     def set_tag(self, tag: Tag) -> None:
         """Set a tag, in place of what it meant before."""
         path = self.tag_path(tag.name, tag.tag)
+        _refuse_links(path.parent.parent, path.parent)
         with durable.translated(path):
             durable.make_directory(path.parent)
             durable.replace(durable.write_temp(self._temp, [records.tag_bytes(tag)]), path)
@@ -137,13 +143,31 @@ class Names:
     def remove_tag(self, name: str, tag: str) -> None:
         """Remove a tag, if it is there."""
         path = self.tag_path(name, tag)
+        _refuse_links(path.parent.parent, path.parent)
         with durable.translated(path):
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 durable.sync_directory(path.parent)
 
 
+def _refuse_links(*directories: Path) -> None:
+    """Nothing is written to, removed from or read in a directory outside the store.
+
+    Raises:
+        StoreError: One of ``directories`` is a symbolic link.
+    """
+    for directory in directories:
+        if directory.is_symlink():
+            raise StoreError(
+                f"{directory} is a symbolic link, which a store does not follow.",
+                hint="Put the directory that it names in its place, or remove it.",
+                path=str(directory),
+            )
+
+
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+    if directory.is_symlink():
+        return
     try:
         entries = os.scandir(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -154,8 +178,7 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read(records.MAX_RECORD_BYTES + 1)
+        data = read_regular(path, limit=records.MAX_RECORD_BYTES)
     except OSError as error:
         raise BlobMissingError(
             f"{path} cannot be read: {error.strerror}.",
