@@ -137,16 +137,14 @@ class LocalBlobs:
         reader = self._open(digest)
         if reader.size != size:
             reader.close()
-            raise BlobCorruptError(
-                f"Blob {digest} has {reader.size} bytes; its manifest says {size}.",
-                hint=_FETCH_AGAIN,
-                digest=digest,
-            )
+            raise _other_size(digest, reader.size, size)
         return reader
 
-    def read(self, digest: str, *, limit: int, what: str) -> bytes:
+    def read(self, digest: str, *, limit: int, what: str, size: int | None = None) -> bytes:
         """A small blob's bytes; see ``BlobStore.read``."""
         with self._open(digest) as reader:
+            if size is not None and reader.size != size:
+                raise _other_size(digest, reader.size, size)
             if reader.size > limit:
                 raise ManifestInvalidError(
                     f"{what} ({digest}) has {reader.size} bytes; the format allows {limit}.",
@@ -248,6 +246,14 @@ class LocalBlobs:
         except (BlobCorruptError, BlobMissingError):
             return False
         return True
+
+
+def _other_size(digest: str, found: int, stated: int) -> BlobCorruptError:
+    return BlobCorruptError(
+        f"Blob {digest} has {found} bytes; its manifest says {stated}.",
+        hint=_FETCH_AGAIN,
+        digest=digest,
+    )
 
 
 def _other_bytes(digest: str, *, what: str) -> BlobCorruptError:

@@ -86,17 +86,18 @@ class BlobStore(Protocol):
             BlobCorruptError: It has another size, or is no ordinary file.
         """
 
-    def read(self, digest: str, *, limit: int, what: str) -> bytes:
+    def read(self, digest: str, *, limit: int, what: str, size: int | None = None) -> bytes:
         """A small blob's bytes, checked against the digest.
 
         Args:
             digest: The blob's digest.
             limit: How many bytes it may have at most; it is not read where it has more.
             what: What to call it in an error.
+            size: The size it should have, in bytes; any where None.
 
         Raises:
             BlobMissingError: There is none.
-            BlobCorruptError: Its bytes do not have the digest, or cannot be read.
+            BlobCorruptError: Its size or digest differs, or it cannot be read.
             ManifestInvalidError: It has more than ``limit`` bytes.
         """
 

@@ -395,7 +395,9 @@ def _small_files(
         for entry in delta.config.files:
             layer = delta.reader.manifest.layers[entry.layer]
             what = f"{entry.side}/{entry.path}"
-            data = store.blobs.read(layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what)
+            data = store.blobs.read(
+                layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what, size=layer.size
+            )
             sides[entry.side][entry.path] = data
         pairs.append((sides["base"], sides["post"]))
     return output_files.compose(checkpoint, pairs, made)

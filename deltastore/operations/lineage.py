@@ -43,9 +43,10 @@ def measure(
         BlobCorruptError: The samples are damaged.
     """
     layer = manifest.layers[config.samples_layer]
-    data = np.frombuffer(
-        blobs.read(layer.digest, limit=MAX_SAMPLE_BYTES, what=f"the samples of {where}"), np.uint8
+    samples = blobs.read(
+        layer.digest, limit=MAX_SAMPLE_BYTES, what=f"the samples of {where}", size=layer.size
     )
+    data = np.frombuffer(samples, np.uint8)
     position = 0
     same = bool(config.samples)
     sums: dict[str, list[float]] = {}

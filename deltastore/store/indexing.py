@@ -33,8 +33,10 @@ def load(blobs: BlobStore, digest: str) -> tuple[Manifest, Config, int]:
     """
     data = blobs.read(digest, limit=fmt.MAX_MANIFEST_BYTES, what="Manifest")
     manifest = parse_manifest(data, where=f"Manifest {digest}")
-    config_digest = manifest.config.digest
-    config_data = blobs.read(config_digest, limit=fmt.MAX_CONFIG_BYTES, what="Config")
+    config_digest, config_size = manifest.config.digest, manifest.config.size
+    config_data = blobs.read(
+        config_digest, limit=fmt.MAX_CONFIG_BYTES, what="Config", size=config_size
+    )
     config = parse_config(config_data, manifest, where=f"Config {config_digest}")
     return manifest, config, len(data)
 
