@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from deltastore.codecs import frames
 from deltastore.errors import PartInvalidError
 from deltastore.scratch import scratch
 
@@ -74,10 +75,7 @@ def decompress(frame: bytes | memoryview, *, max_bytes: int, where: str) -> Byte
     Raises:
         PartInvalidError: The frame is damaged, states no size or too large a one.
     """
-    try:
-        size = zstandard.frame_content_size(frame)
-    except zstandard.ZstdError as error:
-        raise PartInvalidError(f"{where}: a frame is no zstd frame: {error}.") from error
+    size = frames.check_single(frame, max_window_bytes=_MAX_WINDOW_BYTES, where=where)
     if not 0 <= size <= max_bytes:
         raise PartInvalidError(
             f"{where}: a frame states a content of {size} bytes; at most {max_bytes} are allowed."
