@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deltastore.checkpoint.model import FileIdentity
-from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError
+from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError, shown
+from deltastore.manifest.nesting import is_nested_too_deeply
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -125,6 +126,11 @@ def strict_json(data: bytes, where: str, *, infinities: bool = False) -> dict[st
             f"{where} is no valid JSON: {reason}.",
             hint="Fetch the file again, or restore it from its source.",
         ) from error
+    if is_nested_too_deeply(value):
+        raise CheckpointCorruptError(
+            f"{where} is no valid JSON: it is nested too deeply.",
+            hint="Fetch the file again, or restore it from its source.",
+        )
     if not isinstance(value, dict):
         raise CheckpointCorruptError(
             f"{where} holds a JSON {type(value).__name__}; expected an object.",
@@ -160,7 +166,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"the key {counts.most_common(1)[0][0]!a} appears twice")
+        raise ValueError(f"the key {shown(counts.most_common(1)[0][0])} appears twice")
     return result
 
 

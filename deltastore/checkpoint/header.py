@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from deltastore.checkpoint.files import read_at, strict_json
-from deltastore.errors import CheckpointCorruptError, UnsupportedDtypeError
+from deltastore.errors import CheckpointCorruptError, UnsupportedDtypeError, shown
 from deltastore.manifest import format as fmt
 
 MAX_HEADER_BYTES = 100_000_000
@@ -98,7 +98,7 @@ def check_name(name: str, path: Path) -> None:
             f"holds a tensor name of {len(name)} characters; expected 1 to {fmt.MAX_NAME_CHARS}",
         )
     if not name.isprintable():
-        _corrupt(path, f"holds the tensor name {name!a}; expected printable characters only")
+        _corrupt(path, f"holds the tensor name {shown(name)}; expected printable characters only")
 
 
 def check_shape(shape: tuple[int, ...], name: str, path: Path) -> None:
@@ -192,7 +192,7 @@ def _entry(name: str, value: Any, start: int, path: Path) -> Entry:
         _corrupt(path, f"describes {name!r} by a {type(value).__name__}; expected an object")
     dtype = value.get("dtype")
     if not isinstance(dtype, str):
-        _corrupt(path, f"gives {name!r} the dtype {dtype!a}; expected a string")
+        _corrupt(path, f"gives {name!r} the dtype {shown(dtype)}; expected a string")
     if dtype not in fmt.DTYPE_BYTES:
         raise unsupported_dtype(dtype, name, path)
     shape = _naturals(value.get("shape"), "shape", name, path)

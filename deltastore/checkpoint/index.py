@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from deltastore.checkpoint.files import read_json
+from deltastore.checkpoint.header import check_name
 from deltastore.checkpoint.model import Shard
-from deltastore.errors import CheckpointCorruptError
+from deltastore.errors import CheckpointCorruptError, shown
 
 MAX_INDEX_BYTES = 256 << 20
 _LISTED = 5
+_MAX_FILENAME_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,15 @@ def read_index(path: Path) -> Index:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad(path, "has no weight_map; expected an object of tensor names and file names")
     for name, filename in weight_map.items():
+        check_name(name, path)
         if not isinstance(filename, str):
-            raise _bad(path, f"maps {name!a} to {filename!a}; expected a file name")
-        if not filename.isprintable() or filename in ("", ".", "..") or set(filename) & {"/", "\\"}:
+            raise _bad(path, f"maps {shown(name)} to {shown(filename)}; expected a file name")
+        usable = filename.isprintable() and len(filename) <= _MAX_FILENAME_CHARS
+        if not usable or filename in ("", ".", "..") or set(filename) & {"/", "\\"}:
             raise _bad(
-                path, f"maps {name!a} to {filename!a}; expected a file name in the same directory"
+                path,
+                f"maps {shown(name)} to {shown(filename)}; "
+                "expected a file name in the same directory",
             )
     metadata = fields.get("metadata")
     if metadata is None:

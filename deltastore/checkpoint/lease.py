@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -159,10 +160,15 @@ def _beside(partial: Path) -> Path:
 
 def _read(path: Path) -> Lease | None:
     try:
-        with path.open("rb") as file:
+        # No link and no pipe: anybody who may write beside an output may have put it there.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return None
+        with open(descriptor, "rb") as file:
             fields = json.loads(file.read(_MAX_LEASE_BYTES))
         lease = Lease(**fields)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     texts = (lease.host, lease.machine, lease.boot, lease.namespace, lease.started)
     if not all(isinstance(text, str) for text in texts):

@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,7 @@ class PickleFile:
                 for name, value in _named(_load(self.descriptor, path), path)
             }
             self.tensors = [_info(name, value, shard, path) for name, value in self._values.items()]
+            _check_sizes(self.tensors, self.identity.size, path)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -102,6 +104,8 @@ def _load(descriptor: int, path: Path) -> Any:
             hint="If it is a Git LFS pointer, run `git lfs pull`; else fetch the file again.",
             path=str(path),
         )
+    if magic == _ZIP:
+        _refuse_compressed(path)
     import torch
 
     try:
@@ -124,6 +128,37 @@ def _load(descriptor: int, path: Path) -> Any:
             hint="The file is damaged or was not fetched whole; fetch the checkpoint again.",
             path=str(path),
         ) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse a zip file that could grow: torch.save stores, and torch.load would inflate."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise CheckpointCorruptError(
+            f"{path} is no zip file that can be read: {_reason(str(error)) or 'it is damaged'}.",
+            hint="The file is damaged or was not fetched whole; fetch the checkpoint again.",
+            path=str(path),
+        ) from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise CheckpointCorruptError(
+            f"{path} is a zip file with compressed members; torch.save stores them as they are.",
+            hint=_CONVERT,
+            path=str(path),
+        )
+
+
+def _check_sizes(tensors: list[TensorInfo], size: int, path: Path) -> None:
+    """Refuse tensors that repeat a few stored elements to more than the file could hold."""
+    for tensor in tensors:
+        if tensor.nbytes > size:
+            raise CheckpointCorruptError(
+                f"{path} gives {tensor.name!r} {tensor.nbytes} bytes; the whole file has {size}.",
+                hint="If it was saved as an expanded view, save it again after .contiguous().",
+                path=str(path),
+                tensor=tensor.name,
+            )
 
 
 def _ends_within_pickle(path: Path) -> bool:

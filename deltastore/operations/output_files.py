@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint
+from deltastore.manifest.nesting import is_nested_too_deeply
 from deltastore.operations.small_files import is_tokenizer_file, read_portable
 from deltastore.operations.structure import Recipe
 
@@ -197,7 +198,7 @@ def _with_special_tokens(own: bytes, post: bytes) -> bytes:
     for key in (*_SPECIAL_KEYS, "chat_template"):
         if key in other:
             document[key] = other[key]
-    return _json(document)
+    return _rewritten(document, own)
 
 
 def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
@@ -213,7 +214,7 @@ def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
     own = _object(files.get("tokenizer_config.json", b""))
     if not embedded and own is not None and "chat_template" in own:
         del own["chat_template"]
-        files["tokenizer_config.json"] = _json(own)
+        files["tokenizer_config.json"] = _rewritten(own, files["tokenizer_config.json"])
 
 
 def _is_template(name: str) -> bool:
@@ -259,7 +260,7 @@ def _model_config(
             if key in document:
                 document[key] = _TORCH_NAMES[dtype]
                 changed = True
-    return _json(document) if changed else data
+    return _rewritten(document, data) if changed else data
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
@@ -270,5 +271,13 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def _rewritten(document: Mapping[str, Any], original: bytes) -> bytes:
+    """``document`` as bytes, or ``original`` where it is nested deeper than any tool's own."""
+    return original if is_nested_too_deeply(document) else _json(document)
+
+
 def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+        return (json.dumps(document, indent=2) + "\n").encode()

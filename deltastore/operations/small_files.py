@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,11 @@ from deltastore.checkpoint import Checkpoint
 from deltastore.digest import sha256_digest
 from deltastore.errors import CheckpointError
 from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
-from deltastore.manifest.format import FILE_MEDIA_TYPE, MAX_SMALL_FILE_BYTES
+from deltastore.manifest.format import (
+    FILE_MEDIA_TYPE,
+    MAX_SMALL_FILE_BYTES,
+    MAX_SMALL_FILES_BYTES,
+)
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
 """Keys in which transformers leaves the path a model was loaded from."""
@@ -44,6 +49,7 @@ def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
     Raises:
         CheckpointError: One of them cannot be read or is too large to be what it is called.
     """
+    _check_total([*base.files.values(), *post.files.values()])
     posts = {name: read_portable(name, path) for name, path in sorted(post.files.items())}
     bases = {
         name: read_portable(name, path)
@@ -61,6 +67,19 @@ def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
         if name == "config.json" or tokenizers[0] != tokenizers[1]
     }
     return files | {("post", name): data for name, data in posts.items()}
+
+
+def _check_total(paths: list[Path]) -> None:
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):  # reading it says so
+            total += min(path.stat().st_size, MAX_SMALL_FILE_BYTES)
+    if total > MAX_SMALL_FILES_BYTES:
+        raise CheckpointError(
+            f"The small files beside the weights of base and post have {total} bytes together; "
+            f"an artifact holds at most {MAX_SMALL_FILES_BYTES}.",
+            hint="Move those that are no tokenizer, template, card or licence away.",
+        )
 
 
 def store_files(

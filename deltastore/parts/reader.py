@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.errors import ManifestInvalidError, PartInvalidError
+from deltastore.errors import ManifestInvalidError, PartInvalidError, shown
 from deltastore.manifest import Descriptor, Stream
 from deltastore.manifest.parse import load_json
 
@@ -66,14 +66,14 @@ class _Part:
             whole = all(type(number) is int for number in (items, begin, end))
         except (KeyError, TypeError, ValueError) as error:
             raise PartInvalidError(
-                f"{self.where}: array {key!r} should have one dimension, a dtype of "
+                f"{self.where}: array {shown(key)} should have one dimension, a dtype of "
                 f"{', '.join(_DTYPES)} and two offsets."
             ) from error
         size = items * np.dtype(dtype).itemsize if whole else -1
         if not whole or not 0 <= begin <= end <= space or end - begin != size:
             raise PartInvalidError(
-                f"{self.where}: array {key!r} lies at {begin}..{end} of {space} bytes and should "
-                f"hold {items} items."
+                f"{self.where}: array {shown(key)} lies at {shown(begin)}..{shown(end)} of {space} "
+                f"bytes and should hold {shown(items)} items."
             )
         return dtype, begin, end
 
@@ -81,14 +81,14 @@ class _Part:
         """Absolute begin and end of a uint8 array."""
         dtype, begin, end = self._find(key)
         if dtype is not np.uint8:
-            raise PartInvalidError(f"{self.where}: array {key!r} should be U8.")
+            raise PartInvalidError(f"{self.where}: array {shown(key)} should be U8.")
         return self._start + begin, self._start + end
 
     def array(self, key: str) -> npt.NDArray[Any]:
         """A whole small array."""
         dtype, begin, end = self._find(key)
         if end - begin > MAX_STATIC_BYTES:
-            raise PartInvalidError(f"{self.where}: array {key!r} has {end - begin} bytes.")
+            raise PartInvalidError(f"{self.where}: array {shown(key)} has {end - begin} bytes.")
         return np.frombuffer(self.reader.read(self._start + begin, end - begin), dtype)
 
     def keys(self, prefix: str) -> list[str]:
@@ -97,7 +97,9 @@ class _Part:
 
     def _find(self, key: str) -> tuple[Any, int, int]:
         if key not in self._arrays:
-            raise PartInvalidError(f"{self.where} lacks the array {key!r} that the config names.")
+            raise PartInvalidError(
+                f"{self.where} lacks the array {shown(key)} that the config names."
+            )
         return self._arrays[key]
 
 
