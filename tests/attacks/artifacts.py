@@ -1,0 +1,540 @@
+"""Hostile artifacts: every digest is right, and what documents, parts and frames say is not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from attack import Action, attack, checkpoint, safetensors
+
+import deltastore
+
+Document = dict[str, Any]
+RECORD = {
+    "format": 1,
+    "name": "evil",
+    "version": 1,
+    "created": "2025-01-31T12:00:00.000000Z",
+    "created_by": "eve",
+    "tool": "evil 1",
+    "labels": {"base": "b", "post": "p"},
+}
+
+
+def _bf16(values: np.ndarray[Any, Any]) -> bytes:
+    return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+
+
+@functools.cache
+def honest() -> Path:
+    """A directory with an honest base, and a store with one artifact of it."""
+    directory = Path(tempfile.mkdtemp(prefix="attacks"))
+    rng = np.random.default_rng(5)
+    base = rng.normal(0, 0.02, 3000)
+    post = base + np.where(rng.random(3000) < 0.5, rng.laplace(0, 1e-3, 3000), 0)
+    ids = np.arange(6, dtype="<i8")
+    checkpoint(
+        directory / "base",
+        {"w": ("BF16", [30, 100], _bf16(base)), "ids": ("I64", [6], ids.tobytes())},
+    )
+    checkpoint(
+        directory / "post",
+        {
+            "w": ("BF16", [30, 100], _bf16(post)),
+            "ids": ("I64", [6], (ids + 1).tobytes()),
+            "z": ("I64", [6], ids.tobytes()),
+        },
+    )
+    small = {"tokenizer_config.json": "{}", "chat_template.jinja": "{{x}}", "LICENSE": "MIT"}
+    for name, text in small.items():
+        (directory / "post" / name).write_text(text)
+    (directory / "base" / "tokenizer_config.json").write_text('{"a": 1}')
+    (directory / "base" / "config.json").write_text('{"model_type": "llama"}')
+    with deltastore.open(directory / "store") as store:
+        store.extract(directory / "base", directory / "post", name="honest")
+    return directory
+
+
+class Forger:
+    """The honest artifact's documents and layers, to be changed and signed anew."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        shutil.copytree(honest() / "store", place / "store")
+        shutil.copytree(honest() / "base", place / "base")
+        self.blobs = place / "store" / "blobs" / "sha256"
+        record = json.loads((place / "store/names/honest/v1.json").read_text())
+        self.manifest: Document = json.loads(self.blob(record["digest"]))
+        self.config: Document = json.loads(self.blob(self.manifest["config"]["digest"]))
+        self.tensors = {entry["name"]: entry for entry in self.config["tensors"]}
+
+    def blob(self, digest: str) -> bytes:
+        return (self.blobs / digest.removeprefix("sha256:")).read_bytes()
+
+    def put(self, data: bytes) -> Document:
+        """Store a blob as an attacker would; its digest and size."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self.blobs / digest
+        if not path.exists():
+            path.write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def layer(self, index: int, data: bytes) -> None:
+        self.manifest["layers"][index] |= self.put(data)
+
+    def part(self) -> tuple[Document, bytes]:
+        """Header and data of the first part."""
+        data = self.blob(self.manifest["layers"][0]["digest"])
+        length = int.from_bytes(data[:8], "little")
+        return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+    def stream(self, key: str, frame: bytes) -> None:
+        """Replace a stream of one frame by another frame."""
+        header, data = self.part()
+        arrays = {k: (v["dtype"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+        arrays[key] = ("U8", frame)
+        arrays[f"{key}.offsets"] = ("I64", struct.pack("<2q", 0, len(frame)))
+        self.layer(0, part_of(arrays))
+
+    def publish(self, *, config: bytes | None = None, manifest: bytes | None = None) -> None:
+        """Sign config and manifest and give them a record."""
+        data = json.dumps(self.config).encode() if config is None else config
+        self.manifest["config"] |= self.put(data) | self.manifest["config"].pop("lie", {})
+        text = json.dumps(self.manifest).encode() if manifest is None else manifest
+        record = json.dumps(RECORD | {"digest": self.put(text)["digest"]})
+        directory = self.place / "store" / "names" / "evil"
+        directory.mkdir()
+        (directory / "v1.json").write_text(record)
+
+    def applied(self) -> Action:
+        """What a user does with an artifact: look at it, and apply it."""
+
+        def action() -> None:
+            with deltastore.open(self.place / "store") as store:
+                store.verify()
+                store.apply("evil:v1", base=self.place / "base", out=self.place / "out")
+
+        return action
+
+
+def part_of(arrays: dict[str, tuple[str, bytes]]) -> bytes:
+    sizes = {"U8": 1, "U16": 2, "F32": 4, "I64": 8}
+    header, data = {}, b""
+    for key, (dtype, content) in arrays.items():
+        shape = [len(content) // sizes[dtype]]
+        offsets = [len(data), len(data) + len(content)]
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += content
+    return safetensors(header, data)
+
+
+def forged(name: str, change: Callable[[Forger], object]) -> None:
+    """Register an attack: change something, sign it, apply it."""
+
+    @attack(name)
+    def make(place: Path) -> Action:
+        forger = Forger(place)
+        change(forger)
+        if not (place / "store/names/evil").exists():
+            forger.publish()
+        return forger.applied()
+
+
+def put(path: str, value: Any) -> Callable[[Forger], None]:
+    """Set ``manifest.…``, ``config.…`` or ``<tensor>.…``."""
+
+    def change(forger: Forger) -> None:
+        first, *rest = path.split(".")
+        holder: Any = {"manifest": forger.manifest, "config": forger.config}.get(first)
+        holder = forger.tensors[first] if holder is None else holder
+        *way, last = [int(key) if key.isdigit() else key for key in rest]
+        for key in way:
+            holder = holder[key]
+        holder[last] = value
+
+    return change
+
+
+# --- manifest and config --------------------------------------------------------------------------
+
+DIGEST = "sha256:" + "0" * 64
+LAYER = {"mediaType": "application/vnd.deltastore.file.v1", "digest": DIGEST}
+
+
+def many_layers(forger: Forger, count: int, size: int) -> None:
+    for number in range(count):
+        forger.manifest["layers"].append(LAYER | {"digest": f"sha256:{number:064x}", "size": size})
+
+
+def many_files(forger: Forger) -> None:
+    """One blob of 32 MiB under many names: 100 MB of documents would take terabytes."""
+    blob = forger.put(bytes(32 << 20))
+    forger.manifest["layers"].append(LAYER | blob)
+    layer = len(forger.manifest["layers"]) - 1
+    for number in range(1000):
+        item = {"side": "post", "path": f"LICENSE{number}", "layer": layer}
+        forger.config["files"].append(item)
+
+
+MANIFESTS: dict[str, Callable[[Forger], object]] = {
+    "manifest-schema": put("manifest.schemaVersion", 3),
+    "manifest-schema-bool": put("manifest.schemaVersion", True),
+    "manifest-media-type": put("manifest.mediaType", "text/html"),
+    "manifest-artifact-type": put("manifest.artifactType", "application/x-other"),
+    "manifest-layers-object": put("manifest.layers", {}),
+    "manifest-layers-none": put("manifest.layers", []),
+    "manifest-layers-many": lambda f: many_layers(f, 100_001, 1),
+    "manifest-sizes-overflow": lambda f: many_layers(f, 40_000, 1 << 48),
+    "manifest-size-lies-part": put("manifest.layers.0.size", 1 << 40),
+    "manifest-size-lies-samples": lambda f: (
+        f.layer(1, bytes(16)),
+        put("manifest.layers.1.size", 512)(f),
+        put("config.samples", [[f.config["tensors"].index(f.tensors["w"]), 0, 256]])(f),
+    ),
+    "manifest-size-lies-file": put("manifest.layers.2.size", 1),
+    "manifest-size-lies-config": put("manifest.config.lie", {"size": 5}),
+    "manifest-size-negative": put("manifest.layers.0.size", -1),
+    "manifest-size-huge": put("manifest.layers.0.size", 10**400),
+    "manifest-digest-algorithm": put("manifest.layers.0.digest", "md5:" + "0" * 32),
+    "manifest-digest-path": put("manifest.layers.0.digest", "sha256:../../../etc/passwd"),
+    "manifest-digest-missing": put("manifest.layers.0.digest", DIGEST),
+    "manifest-digest-upper": put("manifest.layers.0.digest", "sha256:" + "A" * 64),
+    "manifest-layer-twice": lambda f: put("manifest.layers.1", f.manifest["layers"][0])(f),
+    "manifest-layer-is-config": lambda f: put(
+        "manifest.layers.0", f.manifest["config"] | {"mediaType": LAYER["mediaType"]}
+    )(f),
+    "manifest-json-bom": lambda f: f.publish(
+        manifest=b"\xef\xbb\xbf" + json.dumps(f.manifest).encode()
+    ),
+    "manifest-json-deep": lambda f: f.publish(manifest=b'{"a":' * 70 + b"1" + b"}" * 70),
+    "manifest-json-twice": lambda f: f.publish(manifest=b'{"schemaVersion":2,"schemaVersion":2}'),
+    "manifest-not-json": lambda f: f.publish(manifest=b"\x00\xff"),
+    "manifest-too-long": lambda f: f.publish(manifest=b" " * ((16 << 20) + 1)),
+    "config-format-new": put("config.format", 2),
+    "config-format-bool": put("config.format", True),
+    "config-chunk-huge": put("config.chunk", 1 << 40),
+    "config-chunk-odd": put("config.chunk", 5000),
+    "config-parts-beyond": put("config.parts", 100),
+    "config-parts-all": lambda f: put("config.parts", len(f.manifest["layers"]))(f),
+    "config-parts-negative": put("config.parts", -1),
+    "config-content-other": put("config.base.content", DIGEST),
+    "config-number-huge": put("w.l2", 10**400),
+    "config-number-infinite": lambda f: f.publish(
+        config=json.dumps(f.config).replace('"l2": ', '"l2": 1e999, "x": ').encode()
+    ),
+    "config-json-deep": lambda f: f.publish(config=b'{"a":' * 900 + b"1" + b"}" * 900),
+    "config-json-nan": lambda f: f.publish(config=b'{"format":NaN}'),
+    "config-params-deep": put("w.delta.params", {"form": [[[[[]]]]]}),
+    "config-params-surrogate": put("w.delta.params", {"form": "\ud800", "sparse": False}),
+    "config-codec-unknown": put("w.delta.codec", "../../evil"),
+    "config-name-path": put("w.name", "../../../w"),
+    "config-name-control": put("w.name", "w\x1b[2J"),
+    "config-shape-huge": lambda f: (
+        put("w.base.shape", [1 << 48, 1 << 48])(f),
+        put("w.post.shape", [1 << 48, 1 << 48])(f),
+    ),
+    "config-shape-other": lambda f: (
+        put("w.base.shape", [100, 30])(f),
+        put("w.post.shape", [100, 30])(f),
+    ),
+    "config-added-huge": put("z.post.shape", [1 << 40]),
+    "config-segments-beyond-parts": put("w.delta.segments", [[1, 0, 1]]),
+    "config-segments-overlap": put("w.delta.segments", [[0, 0, 1], [0, 0, 1]]),
+    "config-segments-gap": put("w.delta.segments", [[0, 1, 1]]),
+    "config-segments-many": put("w.delta.segments", [[0, 0, 1 << 40]]),
+    "config-repeated-name": lambda f: f.config["tensors"].append(
+        copy.deepcopy(f.config["tensors"][-1])
+    ),
+    "config-samples-beyond": put("config.samples", [[1, 1 << 40, 1]]),
+    "config-samples-of-nothing": put("config.samples", [[10**6, 0, 1]]),
+    "config-samples-missing": put("config.samples", []),
+    "config-file-layer-part": put("config.files.0.layer", 0),
+    "config-file-layer-beyond": put("config.files.0.layer", 10**9),
+    "config-files-together": many_files,
+}
+for _name, _change in MANIFESTS.items():
+    forged(_name, _change)
+
+PATHS = {
+    "parent": "../../.bashrc",
+    "absolute": "/etc/cron.d/evil",
+    "backslash": "..\\..\\evil",
+    "drive": "C:evil",
+    "nul": "LICENSE\0",
+    "dot": "./LICENSE",
+    "empty-component": "chat_template//x",
+    "long": "LICENSE" + "x" * 300,
+    "long-in-bytes": "LICENSE" + "é" * 200,
+    "control": "LICENSE\x1b[2J",
+    "direction": "LICENSE\u202egpj",
+    "surrogate": "LICENSE\ud800",
+    "shadows-weights": "model.safetensors",
+    "shadows-config": "config.json",
+    "shadows-lease": ".lease",
+    "code": "modeling_evil.py",
+    "code-in-templates": "chat_templates/../evil.py",
+}
+
+
+def renamed(path: str) -> Callable[[Forger], None]:
+    """Call post's licence something else."""
+
+    def change(forger: Forger) -> None:
+        for item in forger.config["files"]:
+            if (item["side"], item["path"]) == ("post", "LICENSE"):
+                item["path"] = path
+
+    return change
+
+
+for _name, _path in PATHS.items():
+    forged(f"path-{_name}", renamed(_path))
+
+
+def _twins(forger: Forger) -> None:
+    """Two names that some file systems take for one: both are kept, or neither."""
+    layer = forger.config["files"][-1]["layer"]
+    for path in ("LICENSE-\u00e9", "LICENSE-e\u0301"):
+        forger.config["files"].append({"side": "post", "path": path, "layer": layer})
+
+
+forged("path-unicode-twins", _twins)
+
+
+def _below(forger: Forger) -> None:
+    layer = forger.config["files"][-1]["layer"]
+    forger.config["files"].append({"side": "post", "path": "LICENSE/x", "layer": layer})
+
+
+forged("path-below-a-file", _below)
+
+
+def small_file(name: str, content: bytes) -> Callable[[Forger], None]:
+    def change(forger: Forger) -> None:
+        for item in forger.config["files"]:
+            if (item["side"], item["path"]) == ("post", name):
+                forger.layer(item["layer"], content)
+                return
+        layer = LAYER | forger.put(content)
+        forger.manifest["layers"].append(layer)
+        index = len(forger.manifest["layers"]) - 1
+        forger.config["files"].append({"side": "post", "path": name, "layer": index})
+
+    return change
+
+
+SMALL: dict[str, Callable[[Forger], object]] = {
+    "tokenizer-surrogate": small_file("tokenizer_config.json", b'{"bos_token": "\\ud800"}'),
+    "tokenizer-deep": small_file(
+        "tokenizer_config.json", b'{"chat_template":' + b"[" * 900 + b"]" * 900 + b"}"
+    ),
+    "tokenizer-digits": small_file("tokenizer_config.json", b'{"bos_token":' + b"9" * 10**5 + b"}"),
+    "tokenizer-vocabulary": small_file(
+        "tokenizer.json", b'{"model":{"vocab":[[[[[[]]]]],5,[null]]},"added_tokens":[5,{}]}'
+    ),
+    "tokenizer-no-json": small_file("tokenizer.json", b"\xff" * 1000),
+    "template-huge": small_file("chat_template.jinja", b"{" * (8 << 20)),
+    "template-too-huge": small_file("chat_template.jinja", b"{" * ((64 << 20) + 1)),
+}
+for _name, _change in SMALL.items():
+    forged(f"small-{_name}", _change)
+
+
+def samples(content: bytes) -> Callable[[Forger], None]:
+    return lambda forger: forger.layer(forger.config["parts"], content)
+
+
+forged("samples-longer", samples(bytes(1 << 17)))
+forged("samples-empty", samples(b""))
+
+
+def _samples_nan(forger: Forger) -> None:
+    layer = forger.config["parts"]
+    forger.layer(layer, b"\xff\x7f" * (forger.manifest["layers"][layer]["size"] // 2))
+
+
+forged("samples-nan", _samples_nan)
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def part_header(change: Callable[[Document], object]) -> Callable[[Forger], None]:
+    def apply(forger: Forger) -> None:
+        header, data = forger.part()
+        changed = change(header)
+        forger.layer(0, safetensors(changed if isinstance(changed, bytes) else header, data))
+
+    return apply
+
+
+def _array(key: str, **fields: Any) -> Callable[[Forger], None]:
+    return part_header(lambda header: header[key].update(fields))
+
+
+PARTS: dict[str, Callable[[Forger], object]] = {
+    "empty": lambda f: f.layer(0, b""),
+    "length-huge": lambda f: f.layer(0, safetensors({}, length=(1 << 64) - 1)),
+    "header-deep": part_header(lambda _: b'{"a":' * 900 + b"1" + b"}" * 900),
+    "header-list": part_header(lambda _: b"[]"),
+    "header-keys-long": part_header(lambda h: h.update({"x" * (1 << 20): 5})),
+    "array-missing": part_header(lambda h: h.pop("w/delta")),
+    "array-beyond": _array("w/delta", data_offsets=[0, 1 << 60], shape=[1 << 60]),
+    "array-negative": _array("w/delta", data_offsets=[-8, 0], shape=[8]),
+    "array-bool": _array("w/delta", data_offsets=[False, True], shape=[True]),
+    "array-float": _array("w/delta", data_offsets=[0.0, 8.0], shape=[8.0]),
+    "array-text": _array("w/delta", data_offsets=["\x1b[2J" * 9999, 8], shape=[8]),
+    "array-dtype": _array("w/delta", dtype=["U8"]),
+    "array-dimensions": _array("w/delta", shape=[1, 1]),
+    "array-digits": _array("w/delta", data_offsets=[0, 10**4000], shape=[10**4000]),
+}
+for _name, _change in PARTS.items():
+    forged(f"part-{_name}", _change)
+
+
+def offsets(*numbers: int) -> Callable[[Forger], None]:
+    def change(forger: Forger) -> None:
+        header, data = forger.part()
+        arrays = {k: (v["dtype"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+        arrays["w/delta.offsets"] = ("I64", struct.pack(f"<{len(numbers)}q", *numbers))
+        forger.layer(0, part_of(arrays))
+
+    return change
+
+
+forged("offsets-not-ascending", offsets(8, 0))
+forged("offsets-negative", offsets(-(1 << 62), 1 << 62))
+forged("offsets-beyond", offsets(0, 1 << 60))
+forged("offsets-few", offsets(0))
+forged("offsets-many", offsets(*range(100_000)))
+
+
+def _palette(items: int) -> Callable[[Forger], None]:
+    def change(forger: Forger) -> None:
+        header, data = forger.part()
+        arrays = {k: (v["dtype"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+        arrays["w/delta.palette"] = ("U16", bytes(2 * items))
+        forger.layer(0, part_of(arrays))
+        put("w.delta.params", {"form": "palette", "sparse": False})(forger)
+
+    return change
+
+
+forged("palette-too-large", _palette(1 << 20))
+
+# --- frames ---------------------------------------------------------------------------------------
+
+ELEMENTS = 3000
+CONTENT = bytes(2 * ELEMENTS)
+"""3000 elements of form `half`, all of them zero."""
+
+
+def compressed(content: bytes, **options: Any) -> bytes:
+    return zstandard.ZstdCompressor(**options).compress(content)
+
+
+def _unsized() -> bytes:
+    stream = zstandard.ZstdCompressor(write_content_size=False).compressobj()
+    return stream.compress(CONTENT) + stream.flush()
+
+
+def _stating(size: int) -> bytes:
+    """A frame whose header states another content size than it has."""
+    frame = compressed(CONTENT)
+    # Descriptor 0x60: single segment, two bytes of content size, less 256.
+    assert frame[4] == 0x60
+    return frame[:5] + struct.pack("<H", size - 256) + frame[7:]
+
+
+def _huge_window() -> bytes:
+    # No single segment; window descriptor 0xF8 is 2 to the 41; one byte of content size follows
+    # only with a flag, so that four bytes are stated.
+    block = (1 | 1 << 1 | len(CONTENT) << 3).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd\x80\xf8" + struct.pack("<I", len(CONTENT)) + block
+
+
+def _bomb() -> bytes:
+    return compressed(bytes(256 << 20))
+
+
+def _dictionary() -> bytes:
+    samples = [f"{i} {i * i} {i % 7} some text".encode() * 3 for i in range(500)]
+    dictionary = zstandard.train_dictionary(2048, samples)
+    return compressed(CONTENT, dict_data=dictionary)
+
+
+FRAMES: dict[str, Callable[[], bytes]] = {
+    "bomb": _bomb,
+    "no-content-size": _unsized,
+    "size-too-small": lambda: _stating(300),
+    "size-too-large": lambda: _stating(9000),
+    "two-frames": lambda: compressed(CONTENT[:3000]) + compressed(CONTENT[3000:]),
+    "empty-frame-behind": lambda: compressed(CONTENT) + compressed(b""),
+    "skippable-behind": lambda: compressed(CONTENT) + b"\x50\x2a\x4d\x18\x04\0\0\0abcd",
+    "skippable-before": lambda: b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + compressed(CONTENT),
+    "skippable-alone": lambda: b"\x50\x2a\x4d\x18\xff\xff\xff\xff",
+    "trailing-bytes": lambda: compressed(CONTENT) + b"x",
+    "cut": lambda: compressed(CONTENT)[:-1],
+    "dictionary": _dictionary,
+    "huge-window": _huge_window,
+    "no-frame": lambda: b"not a frame at all",
+    "gzip": lambda: b"\x1f\x8b\x08" + bytes(20),
+    "too-few-elements": lambda: compressed(bytes(100)),
+    "too-many-escapes": lambda: compressed(CONTENT + bytes(4)),
+}
+
+
+def frame(make: Callable[[], bytes], key: str) -> Callable[[Forger], None]:
+    def change(forger: Forger) -> None:
+        if key == "w/delta":
+            put("w.delta.params", {"form": "half", "sparse": False})(forger)
+        forger.stream(key, make())
+
+    return change
+
+
+for _name, _frame in FRAMES.items():
+    forged(f"frame-{_name}", frame(_frame, "w/delta"))
+forged("frame-values-bomb", frame(_bomb, "z/values"))
+forged("frame-values-short", frame(lambda: compressed(bytes(40)), "z/values"))
+forged("frame-values-empty", frame(lambda: b"", "z/values"))
+
+
+def _mask_beyond(forger: Forger) -> None:
+    put("w.delta.params", {"form": "half", "sparse": True})(forger)
+    bits = 2 * -(-ELEMENTS // 16) * 8
+    forger.stream("w/delta", compressed(b"\xff" * (ELEMENTS // 8 + 1) + bytes(bits * 2)))
+
+
+forged("frame-mask", _mask_beyond)
+
+
+def patch(positions: list[int], *, values: int | None = None) -> Callable[[Forger], None]:
+    def change(forger: Forger) -> None:
+        header, data = forger.part()
+        arrays = {k: (v["dtype"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+        count = len(positions) if values is None else values
+        content = struct.pack(f"<{len(positions)}I", *positions) + bytes(2 * count)
+        arrays["w/patch"] = ("U8", compressed(content))
+        size = len(arrays["w/patch"][1])
+        arrays["w/patch.offsets"] = ("I64", struct.pack("<2q", 0, size))
+        forger.layer(0, part_of(arrays))
+        stream = {"codec": "values", "params": {}, "segments": [[0, 0, 1]], "bytes": size}
+        put("w.patch", stream)(forger)
+
+    return change
+
+
+forged("patch-beyond", patch([0, 1 << 31]))
+forged("patch-not-ascending", patch([5, 4]))
+forged("patch-repeated", patch([5, 5]))
+forged("patch-half", patch([5, 6], values=1))

@@ -1,0 +1,232 @@
+"""Hostile stores: records, tags, leases and ``store.json``, and links and pipes in their place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from artifacts import RECORD, honest
+from attack import Action, attack
+
+import deltastore
+from deltastore.operations.doctor import doctor
+from deltastore.store.maintenance import rebuild_catalog
+
+Change = Callable[[Path], object]
+
+
+def opened(name: str, change: Change, *, do: str = "apply") -> None:
+    """Register an attack: change a store, and use it in one way."""
+
+    @attack(name)
+    def make(place: Path) -> Action:
+        shutil.copytree(honest() / "store", place / "store")
+        shutil.copytree(honest() / "base", place / "base")
+        outside = place / "outside"
+        outside.mkdir()
+        (outside / "v1.json").write_bytes((place / "store/names/honest/v1.json").read_bytes())
+        change(place / "store")
+
+        def action() -> None:
+            if do == "doctor":
+                assert doctor(place / "store").checks
+                return
+            if do == "reindex":
+                rebuild_catalog(place / "store")
+                return
+            with deltastore.open(place / "store", create=False) as store:
+                if do == "apply":
+                    store.apply("honest", base=place / "base", out=place / "out")
+                elif do == "evil":
+                    store.apply("evil:v1", base=place / "base", out=place / "out")
+                elif do == "tag":
+                    store.tag("honest", "good")
+                elif do == "untag":
+                    store.untag("honest", "good")
+                elif do == "rm":
+                    store.rm("honest:v1")
+                elif do == "extract":
+                    store.extract(place / "base", honest() / "post", name="other")
+                else:
+                    store.extract(place / "base", place / "base", name="evil")
+
+        return action
+
+
+def record(content: dict[str, Any] | bytes) -> Change:
+    """Give ``evil`` a record."""
+
+    def change(store: Path) -> None:
+        (store / "names/evil").mkdir()
+        good = json.loads((store / "names/honest/v1.json").read_text())
+        if isinstance(content, dict):
+            document = {k: v for k, v in (good | RECORD | content).items() if v is not ...}
+            data = json.dumps(document).encode()
+        else:
+            data = content
+        (store / "names/evil/v1.json").write_bytes(data)
+
+    return change
+
+
+RECORDS: dict[str, dict[str, Any] | bytes] = {
+    "format-new": {"format": 2},
+    "format-bool": {"format": True},
+    "format-huge": {"format": 10**4000},
+    "name-other": {"name": "honest"},
+    "version-other": {"version": 2},
+    "version-float": {"version": 1.0},
+    "digest-algorithm": {"digest": "md5:0"},
+    "digest-path": {"digest": "sha256:../../store.json"},
+    "digest-missing": {"digest": "sha256:" + "0" * 64},
+    "digest-none": {"digest": ...},
+    "created-control": {"created": "\x1b[2J"},
+    "created-long": {"created": "2" * 10_000},
+    "author-control": {"created_by": "eve\x1b]0;x\x07"},
+    "author-direction": {"created_by": "eve\u202e"},
+    "tool-long": {"tool": "x" * 2000},
+    "labels-list": {"labels": []},
+    "labels-surrogate": {"labels": {"base": "\ud800", "post": "p"}},
+    "labels-deep": {"labels": json.loads("[" * 100 + "]" * 100)},
+    "tombstone-without-time": {"removed": None},
+    "deep": b'{"a":' * 900 + b"1" + b"}" * 900,
+    "large": b'{"a":"' + b"x" * (64 << 10) + b'"}',
+    "not-utf8": b"\xff\xfe",
+    "bom": b"\xef\xbb\xbf{}",
+    "twice": b'{"format":1,"format":1}',
+    "list": b"[]",
+    "empty": b"",
+    "config-as-manifest": {},
+}
+
+
+def _config_as_manifest(store: Path) -> None:
+    good = json.loads((store / "names/honest/v1.json").read_text())
+    blobs = store / "blobs/sha256"
+    manifest = json.loads((blobs / good["digest"].removeprefix("sha256:")).read_text())
+    record({"digest": manifest["config"]["digest"]})(store)
+
+
+for _name, _content in RECORDS.items():
+    _change = _config_as_manifest if _name == "config-as-manifest" else record(_content)
+    opened(f"record-{_name}", _change, do="evil")
+
+
+def linked(path: str, target: str) -> Change:
+    """Put a symbolic link at ``path``; ``target`` is relative to the store's parent."""
+
+    def change(store: Path) -> None:
+        where = store / path
+        if where.is_dir() and not where.is_symlink():
+            shutil.rmtree(where)
+        where.unlink(missing_ok=True)
+        where.parent.mkdir(exist_ok=True)
+        where.symlink_to(store.parent / target)
+
+    return change
+
+
+def pipe(path: str) -> Change:
+    def change(store: Path) -> None:
+        where = store / path
+        where.unlink(missing_ok=True)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(where)
+
+    return change
+
+
+def part(store: Path) -> Path:
+    """The artifact's first layer, relative to the store."""
+    good = json.loads((store / "names/honest/v1.json").read_text())
+    blobs = Path("blobs/sha256")
+    manifest = json.loads((store / blobs / good["digest"].removeprefix("sha256:")).read_text())
+    return blobs / manifest["layers"][0]["digest"].removeprefix("sha256:")
+
+
+def blob_is_link(store: Path) -> None:
+    where = store / part(store)
+    shutil.copy(where, store.parent / "outside" / "blob")
+    linked(str(part(store)), "outside/blob")(store)
+
+
+LINKS: list[tuple[str, Change, str]] = [
+    ("link-blob", blob_is_link, "apply"),
+    ("link-name", linked("names/evil", "outside"), "evil"),
+    ("link-name-write", linked("names/evil", "outside"), "new"),
+    ("link-record", linked("names/evil/v1.json", "outside/v1.json"), "evil"),
+    ("link-tags-write", linked("names/honest/tags", "outside"), "tag"),
+    ("link-tags-remove", linked("names/honest/tags", "outside"), "untag"),
+    ("link-store-json", linked("store.json", "outside/v1.json"), "apply"),
+    ("link-store-json-device", linked("store.json", "/dev/zero"), "apply"),
+    ("link-catalog", linked("catalog.db", "outside/other.db"), "apply"),
+    ("link-catalog-reindex", linked("catalog.db", "outside/other.db"), "reindex"),
+    ("link-lease", linked("leases/x.json", "outside/v1.json"), "apply"),
+    ("link-temp", linked("tmp/x", "outside"), "extract"),
+    ("pipe-blob", lambda store: pipe(str(part(store)))(store), "apply"),
+    ("pipe-record", pipe("names/evil/v1.json"), "evil"),
+    ("pipe-tag", pipe("names/honest/tags/good.json"), "reindex"),
+    ("pipe-store-json", pipe("store.json"), "apply"),
+    ("pipe-catalog", pipe("catalog.db"), "apply"),
+    ("pipe-lease", pipe("leases/x.json"), "doctor"),
+    ("pipe-temp", pipe("tmp/x"), "extract"),
+]
+for _name, _linked, _do in LINKS:
+    opened(_name, _linked, do=_do)
+
+
+def written(path: str, data: bytes) -> Change:
+    def change(store: Path) -> None:
+        (store / path).parent.mkdir(exist_ok=True)
+        (store / path).unlink(missing_ok=True)
+        (store / path).write_bytes(data)
+
+    return change
+
+
+STORE = {"format": 1, "id": "x", "created": "2025-01-31T12:00:00.000000Z"}
+MARKERS: dict[str, bytes] = {
+    "new": json.dumps(STORE | {"format": 2}).encode(),
+    "format-bool": json.dumps(STORE | {"format": True}).encode(),
+    "format-huge": json.dumps(STORE | {"format": 10**4000}).encode(),
+    "id-control": json.dumps(STORE | {"id": "\x1b[2J"}).encode(),
+    "id-long": json.dumps(STORE | {"id": "x" * 9999}).encode(),
+    "large": b" " * (65 << 10),
+    "deep": b"[" * 900 + b"]" * 900,
+    "empty": b"",
+}
+for _name, _data in MARKERS.items():
+    opened(f"store-json-{_name}", written("store.json", _data))
+
+LEASE = {"purpose": "\x1b[2J" * 99, "name": "../..", "host": ["\ud800"], "pid": 10**30}
+opened("lease-fields", written("leases/x.json", json.dumps(LEASE).encode()), do="doctor")
+opened("lease-deep", written("leases/x.json", b"[" * 60_000), do="doctor")
+opened("lease-large", written("leases/x.json", b" " * (1 << 20)), do="doctor")
+TAG = {"format": 1, "name": "honest", "tag": "good", "version": 10**400}
+opened("tag-version", written("names/honest/tags/good.json", json.dumps(TAG).encode()), do="tag")
+opened("catalog-is-no-database", written("catalog.db", b"x" * 9999))
+
+
+# --- outputs --------------------------------------------------------------------------------------
+
+
+def partial(change: Callable[[Path], object]) -> Change:
+    """Something that looks like an earlier output that was not finished."""
+
+    def make(store: Path) -> None:
+        directory = store.parent / ".out.partial-000000000000"
+        directory.mkdir()
+        change(directory / ".lease")
+
+    return make
+
+
+opened("output-is-link", lambda store: (store.parent / "out").symlink_to(store.parent / "outside"))
+opened("output-lease-pipe", partial(os.mkfifo))
+opened("output-lease-deep", partial(lambda lease: lease.write_bytes(b"[" * 4000)))
+opened("output-lease-link", partial(lambda lease: lease.symlink_to("/dev/zero")))
+opened("output-lease-fields", partial(lambda lease: lease.write_bytes(b'{"pid": -1}')))

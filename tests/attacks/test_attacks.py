@@ -1,0 +1,124 @@
+"""Every attack ends as README.md says: at once, in little memory, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import artifacts
+import checkpoints
+import pytest
+import stores
+from attack import ATTACKS, Outcome, table
+
+from deltastore.errors import DeltastoreError
+
+MAX_SECONDS = 20
+MAX_GROWTH_BYTES = 256 << 20
+MAX_MESSAGE_CHARS = 2000
+MODULES = (artifacts, checkpoints, stores)
+PROMISED = table()
+
+
+def test_the_table_is_complete() -> None:
+    assert all(module.__doc__ for module in MODULES)
+    assert PROMISED.keys() == ATTACKS.keys()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Kernels are compiled, and imports done, before memory is measured."""
+    for name in ("samples-nan", "link-temp"):
+        place = tmp_path_factory.mktemp("first")
+        ATTACKS[name](place)()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    action = ATTACKS[name](place)
+    before, store_before = snapshot(place), entries(place / "store")
+    outcome, refusal = Outcome("accepted", 0), None
+    with at_most(MAX_SECONDS):
+        base = reset_peak()
+        try:
+            action()
+        except DeltastoreError as error:
+            outcome, refusal = Outcome(type(error).__name__, error.exit_code), error
+        growth = peak() - base
+    assert outcome == PROMISED[name]
+    assert growth < MAX_GROWTH_BYTES
+    after = snapshot(place)
+    if outcome.error == "accepted":
+        assert before == {path: what for path, what in after.items() if path.parts[0] != "out"}
+    else:
+        assert refusal is not None
+        assert len(refusal.message) < MAX_MESSAGE_CHARS
+        assert before == after
+        assert entries(place / "store") <= store_before
+
+
+def snapshot(place: Path) -> dict[Path, str]:
+    """Everything but the store, with a digest of what each file holds."""
+    found = {}
+    for folder, folders, names in os.walk(place):
+        if Path(folder) == place and "store" in folders:
+            folders.remove("store")
+        for name in folders + names:
+            path = Path(folder) / name
+            what = "other"
+            if path.is_symlink():
+                what = f"-> {path.readlink()}"
+            elif path.is_file():
+                size = path.stat().st_size
+                what = (
+                    str(size) if size > 1 << 24 else hashlib.sha256(path.read_bytes()).hexdigest()
+                )
+            found[path.relative_to(place)] = what
+    return found
+
+
+def entries(store: Path) -> set[str]:
+    """What a refused command must not add to: records, tags, leases, temporary files."""
+    found = set()
+    for part in ("names", "leases", "tmp"):
+        for folder, _, names in os.walk(store / part):
+            found |= {str(Path(folder, name).relative_to(store)) for name in names}
+    return found
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Fail rather than hang: a pipe that is waited for, say."""
+
+    def expired(*_: object) -> None:
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def reset_peak() -> int:
+    """Forget the peak of this process's resident memory; what it has now, in bytes."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not let a process reset its memory's peak")
+    return peak()
+
+
+def peak() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no VmHWM")
