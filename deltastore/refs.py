@@ -6,6 +6,7 @@ A ref is ``name`` (its newest version), ``name:v2``, ``name:tag``, ``name@sha256
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +124,12 @@ def default_name(source: str) -> str:
     Args:
         source: A local path or a Hub id, with or without ``@revision``.
     """
+    # Not Path.resolve and Path.exists: a text that no file can have as its name makes those fail.
     path = Path(source.replace("\0", ""))
     if path.name in ("", "..") and source:
-        path = path.resolve()
+        path = Path(os.path.realpath(path))
     last = path.name
-    if "@" in last and not path.exists():
+    if "@" in last and not os.path.exists(path):  # noqa: PTH110
         last = last.partition("@")[0]
     for suffix in (".safetensors", ".bin", ".pt", ".pth"):
         last = last.removesuffix(suffix)

@@ -43,7 +43,8 @@ def locate(
         MissingExtraError: huggingface_hub is not installed.
     """
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    # Not Path.expanduser, which fails where there is no such user.
+    path = Path(os.path.expanduser(text))  # noqa: PTH111
     if os.path.lexists(path):
         if path.exists():
             return Location(path)
@@ -60,7 +61,7 @@ def locate(
 
 def _not_found(path: Path) -> CheckpointNotFoundError:
     parent = path.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):  # noqa: PTH112 - Path.is_dir fails for names that are too long
         hint = f"There is no directory {parent} either; check the path."
     else:
         near = _near(path)

@@ -1,0 +1,33 @@
+"""Runs one target under atheris; ``scripts/fuzz`` calls it.
+
+    python tests/fuzz/fuzz.py TARGET CORPUS [LIBFUZZER OPTION]...
+
+Seeds are written into the directory CORPUS first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["deltastore", "targets"]):
+    import targets
+
+
+def main() -> None:
+    """Never returns: libFuzzer ends the process."""
+    name, corpus = sys.argv[1], Path(sys.argv[2])
+    corpus.mkdir(parents=True, exist_ok=True)
+    for seed in targets.seeds(name):
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+        # Kernels are compiled before the clock of a single input runs.
+        targets.run(name, seed)
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: targets.run(name, data))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
