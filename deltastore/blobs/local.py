@@ -184,7 +184,7 @@ class LocalBlobs:
         """All blobs; see ``BlobStore.digests``."""
         try:
             entries = os.scandir(self._directory)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         with entries:
             for entry in entries:

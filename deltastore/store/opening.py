@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from deltastore.blobs import LocalBlobs
+from deltastore.blobs import LocalBlobs, durable
 from deltastore.catalog import Catalog, CatalogWriter
 from deltastore.errors import NotAStoreError
 from deltastore.store import indexing, layout
@@ -40,7 +40,8 @@ def open_parts(path: Path, *, create: bool) -> Parts:
 
     if writable:
         # A store that was copied without its empty directories.
-        place.names.mkdir(exist_ok=True)
+        with durable.translated(place.names):
+            place.names.mkdir(exist_ok=True)
         catalog = Catalog.at(place.catalog, read_only=False)
     elif place.catalog.exists() and place.catalog.stat().st_size:
         catalog = Catalog.at(place.catalog, read_only=True)

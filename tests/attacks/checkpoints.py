@@ -249,3 +249,13 @@ def _storage(place: Path) -> Action:
             data = old.read(member)
             new.writestr(member.filename, data[:16] if "/data/" in member.filename else data)
     return _pickle(place, target.getvalue())
+
+
+@attack("pickle-storage-huge")
+def _storage_huge(place: Path) -> Action:
+    """The old format, whose pickle says how large a storage is to be made."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(1000)}, buffer, _use_new_zipfile_serialization=False)
+    data, small = buffer.getvalue(), b"M\xe8\x03Nt"
+    assert small in data
+    return _pickle(place, data.replace(small, b"\x8a\x06\0\0\0\0\0\x01Nt"))

@@ -47,6 +47,8 @@ def opened(name: str, change: Change, *, do: str = "apply") -> None:
                     store.tag("honest", "good")
                 elif do == "untag":
                     store.untag("honest", "good")
+                elif do == "verify":
+                    assert store.verify().problems
                 elif do == "rm":
                     store.rm("honest:v1")
                 elif do == "extract":
@@ -140,6 +142,16 @@ def pipe(path: str) -> Change:
     return change
 
 
+def plain_file(path: str) -> Change:
+    """Put a file in place of a directory."""
+
+    def change(store: Path) -> None:
+        shutil.rmtree(store / path)
+        (store / path).write_bytes(b"x")
+
+    return change
+
+
 def part(store: Path) -> Path:
     """The artifact's first layer, relative to the store."""
     good = json.loads((store / "names/honest/v1.json").read_text())
@@ -174,6 +186,16 @@ LINKS: list[tuple[str, Change, str]] = [
     ("pipe-catalog", pipe("catalog.db"), "apply"),
     ("pipe-lease", pipe("leases/x.json"), "doctor"),
     ("pipe-temp", pipe("tmp/x"), "extract"),
+]
+LINKS += [
+    ("file-names", plain_file("names"), "apply"),
+    ("file-names-write", plain_file("names"), "extract"),
+    ("file-blobs", plain_file("blobs/sha256"), "verify"),
+    ("file-blobs-write", plain_file("blobs/sha256"), "extract"),
+    ("file-temp", plain_file("tmp"), "extract"),
+    ("file-leases", plain_file("leases"), "extract"),
+    ("link-names-dangling", linked("names", "nowhere"), "apply"),
+    ("link-blobs-dangling", linked("blobs/sha256", "nowhere"), "verify"),
 ]
 for _name, _linked, _do in LINKS:
     opened(_name, _linked, do=_do)

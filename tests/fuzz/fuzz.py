@@ -8,10 +8,12 @@ Seeds are written into the directory CORPUS first.
 from __future__ import annotations
 
 import hashlib
+import random
 import sys
 from pathlib import Path
 
 import atheris
+from mutate import mutated
 
 with atheris.instrument_imports(include=["deltastore", "targets"]):
     import targets
@@ -25,7 +27,15 @@ def main() -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
         # Kernels are compiled before the clock of a single input runs.
         targets.run(name, seed)
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: targets.run(name, data))
+
+    def mutator(data: bytes, max_size: int, seed: int) -> bytes:
+        draw = random.Random(seed)
+        if draw.random() < 0.5:
+            return bytes(atheris.Mutate(data, max_size))
+        return mutated(draw, name, data)[:max_size]
+
+    arguments = [sys.argv[0], *sys.argv[2:]]
+    atheris.Setup(arguments, lambda data: targets.run(name, data), custom_mutator=mutator)
     atheris.Fuzz()
 
 

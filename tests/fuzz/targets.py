@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mutate import SEPARATOR
 
 from deltastore.checkpoint import open_checkpoint
 from deltastore.codecs import entropy, get_codec
@@ -37,7 +38,6 @@ Target = Callable[[bytes], None]
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "golden" / "format-v1"
 FOUND = HERE.parent / "attacks" / "files"
-SEPARATOR = b"\n--\n"
 MAX_MESSAGE_CHARS = 10_000
 _MAX_FRAMES = 64
 _MAX_ELEMENTS = 1 << 12
