@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import artifacts
-import checkpoints
+import hostile_artifacts
+import hostile_checkpoints
+import hostile_stores
 import pytest
-import stores
 from attack import ATTACKS, Outcome, table
 
 from deltastore.errors import DeltastoreError
@@ -20,7 +20,7 @@ from deltastore.errors import DeltastoreError
 MAX_SECONDS = 20
 MAX_GROWTH_BYTES = 256 << 20
 MAX_MESSAGE_CHARS = 2000
-MODULES = (artifacts, checkpoints, stores)
+MODULES = (hostile_artifacts, hostile_checkpoints, hostile_stores)
 PROMISED = table()
 
 

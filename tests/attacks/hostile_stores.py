@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from artifacts import RECORD, honest
 from attack import Action, attack
+from hostile_artifacts import RECORD, honest
 
 import deltastore
 from deltastore.operations.doctor import doctor
