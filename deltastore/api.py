@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deltastore.operations.du import Usage
     from deltastore.operations.export import ExportReport
     from deltastore.operations.extract import ExtractResult
+    from deltastore.operations.gc import GcReport
     from deltastore.operations.listing import Listing
     from deltastore.operations.progress import Progress
     from deltastore.operations.reindex import Indexed
@@ -244,6 +245,23 @@ class DeltaStore:
         from deltastore.operations.rm import rm
 
         return rm(self._store, _ref(artifact))
+
+    def gc(self, *, grace_s: float = 24 * 3600.0, dry_run: bool = False) -> GcReport:
+        """Delete the blobs that no version refers to.
+
+        Args:
+            grace_s: What became unused less than so many seconds ago is spared.
+            dry_run: Only say what would be deleted.
+
+        Raises:
+            UsageError: The grace period is no number of seconds.
+            StoreError: The store cannot be written.
+            IntegrityError: A record or manifest is missing or damaged; nothing was deleted.
+            FormatError: One of them breaks the format, likewise.
+        """
+        from deltastore.operations.gc import gc
+
+        return gc(self._store, grace_s=grace_s, dry_run=dry_run)
 
     def export(self, artifact: str | Artifact, directory: str | PathLike[str]) -> ExportReport:
         """Write an artifact as an OCI image layout.

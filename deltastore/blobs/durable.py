@@ -57,6 +57,11 @@ def translated(path: Path) -> Iterator[None]:
         ) from error
 
 
+def temp_path(directory: Path) -> Path:
+    """A path in ``directory`` that nobody else uses, named after this process."""
+    return directory / f"{owner_token()}-{next(_counter)}-{secrets.token_hex(4)}"
+
+
 def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -> Path:
     """Write ``pieces`` to a new file in ``directory`` and sync it; return its path.
 
@@ -66,7 +71,7 @@ def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -
     Raises:
         OSError: From the system; nothing is left behind.
     """
-    path = directory / f"{owner_token()}-{next(_counter)}-{secrets.token_hex(4)}"
+    path = temp_path(directory)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, mode)
@@ -112,8 +117,9 @@ def create(temp: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         # File systems without hard links: still exclusive, but a crash can leave it cut short.
+        data = temp.read_bytes()
         with open(target, "xb") as file:
-            file.write(temp.read_bytes())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     finally:

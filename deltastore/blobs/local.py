@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,15 @@ _FETCH_AGAIN = (
     "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the "
     "same pair writes it anew."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFile:
+    """A blob as a file: its size in bytes and its modification time in seconds."""
+
+    digest: str
+    size: int
+    modified: float
 
 
 class LocalReader:
@@ -179,6 +189,54 @@ class LocalBlobs:
         except OSError:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def file(self, digest: str) -> BlobFile | None:
+        """A blob's size and time; None where there is none."""
+        try:
+            status = self.path(digest).lstat()
+        except OSError:
+            return None
+        return BlobFile(digest, status.st_size, status.st_mtime)
+
+    def files(self) -> Iterator[BlobFile]:
+        """All blobs with their sizes and times, in no order.
+
+        Raises:
+            StoreReadOnlyError: The user may not look.
+            StoreError: The system refuses for another reason.
+        """
+        with translated(self._directory):
+            names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
+        for name in names:
+            if _HEX64.match(name) and (found := self.file(f"sha256:{name}")) is not None:
+                yield found
+
+    def strangers(self) -> list[Path]:
+        """What lies among the blobs and has no blob's name."""
+        try:
+            names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
+        except FileNotFoundError:
+            return []
+        return [self._directory / name for name in names if not _HEX64.match(name)]
+
+    def move_out(self, digest: str, directory: Path) -> bool:
+        """Move a blob out of the store; whether that was done, in one step or not at all.
+
+        Args:
+            digest: The blob.
+            directory: Where to, on the same file system. Without it, nothing can be moved.
+
+        Raises:
+            StoreReadOnlyError: The user may not.
+            StoreError: The system refuses for another reason.
+        """
+        path = self.path(digest)
+        with translated(path):
+            try:
+                path.rename(directory / path.name)
+            except FileNotFoundError:
+                return False
+        return True
 
     def digests(self) -> Iterator[str]:
         """All blobs; see ``BlobStore.digests``."""

@@ -47,6 +47,23 @@ def is_dead(text: str) -> bool:
     return _started(int(match["pid"])) != match["started"]
 
 
+def is_alive(text: str) -> bool:
+    """Whether ``text`` begins with the token of a process that provably runs, on this machine."""
+    match = _TOKEN.match(text)
+    if match is None or match["started"] == "0":
+        return False
+    _, boot, space = _place()
+    if _UNKNOWN in (boot, space) or (match["boot"], match["space"]) != (boot, space):
+        return False
+    return _started(int(match["pid"])) == match["started"]
+
+
+def token_of(text: str) -> str | None:
+    """The token that ``text`` begins with; None where it begins with none."""
+    match = _TOKEN.match(text)
+    return match[0] if match else None
+
+
 @functools.cache
 def _place() -> tuple[str, str, str]:
     machine_id = _read("/etc/machine-id")

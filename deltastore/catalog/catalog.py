@@ -112,14 +112,17 @@ class Catalog:
         with self._database.reading() as session:
             return str(session.rows("PRAGMA journal_mode")[0][0])
 
-    def upgrade(self) -> None:
+    def upgrade(self, *, written: Callable[[], None] = lambda: None) -> None:
         """Bring the schema to head. All or nothing.
+
+        Args:
+            written: Called when the new schema is there, before it is committed.
 
         Raises:
             StoreTooNewError: The schema is newer than this program.
             StoreReadOnlyError: The catalog cannot be written.
         """
-        schema.upgrade(self._database)
+        schema.upgrade(self._database, written=written)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[CatalogWriter]:

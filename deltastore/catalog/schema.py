@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -84,8 +85,12 @@ def migrations_directory() -> Path:
     )
 
 
-def upgrade(database: SqliteDatabase) -> None:
+def upgrade(database: SqliteDatabase, *, written: Callable[[], None] = lambda: None) -> None:
     """Bring the schema to head with Alembic. All or nothing.
+
+    Args:
+        database: The catalog's.
+        written: Called when the new schema is there, before it is committed.
 
     Raises:
         StoreTooNewError: The schema is newer than this program.
@@ -108,6 +113,7 @@ def upgrade(database: SqliteDatabase) -> None:
         with translated(database.where), database.engine().begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            written()
     except DBAPIError as error:
         with translated(database.where):
             raise error.orig or error from error

@@ -15,6 +15,7 @@ COMMANDS = (
     "tag",
     "untag",
     "rm",
+    "gc",
     "export",
     "du",
     "doctor",

@@ -34,4 +34,4 @@ def _human(version: str, removed: Removed) -> Iterator[str]:
     if removed.still_used:
         yield "  another version has the same artifact, which stays"
     else:
-        yield f"  its blobs ({size(removed.stored_bytes)}) stay in the store as orphans"
+        yield f"  its blobs ({size(removed.stored_bytes)}) stay until `deltastore gc`"

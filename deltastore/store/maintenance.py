@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltastore.blobs import steps
 from deltastore.blobs.durable import translated
+from deltastore.blobs.steps import Step
 from deltastore.catalog import HEAD, Catalog
 from deltastore.errors import CatalogError
 from deltastore.store import layout
@@ -28,7 +30,8 @@ def migrate_catalog(path: str | Path) -> tuple[str | None, str]:
         catalog = Catalog.at(place.catalog, read_only=False)
         before = catalog.revision()
         if before is not None and before != HEAD:
-            catalog.upgrade()
+            catalog.upgrade(written=lambda: steps.reached(Step.UPGRADED))
+            steps.reached(Step.MIGRATED)
     # Makes the catalog where there is none, and finishes what was left half done.
     open_store(place.root, create=False).close()
     return before, HEAD
@@ -56,6 +59,7 @@ def rebuild_catalog(path: str | Path) -> Indexed:
     with translated(place.catalog):
         # A journal that the old one left stays: beside an empty database SQLite discards it.
         place.catalog.unlink(missing_ok=True)
+    steps.reached(Step.DISCARDED)
     with open_store(place.root, create=False) as store:
         return store.reindex()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deltastore.blobs import durable
@@ -64,6 +64,44 @@ class Names:
         )
         return sorted(number for number in numbers if number is not None)
 
+    def irregular(self) -> list[tuple[Path, str]]:
+        """Paths at which something is missing, or is nothing that this version makes; and why.
+
+        Files that begin with a dot are left by file systems and tools, and pass.
+
+        Raises:
+            StoreError: A directory cannot be read.
+        """
+        found = []
+        for entry in _visible(self._directory):
+            path = Path(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                found.append((path, "it is no directory of a name"))
+                continue
+            try:
+                validate_name(entry.name)
+            except RefSyntaxError:
+                found.append((path, "its name cannot be one"))
+                continue
+            found.extend(self._irregular_versions(entry.name))
+        return sorted(found)
+
+    def _irregular_versions(self, name: str) -> Iterator[tuple[Path, str]]:
+        for entry in _visible(self._directory / name):
+            path = Path(entry.path)
+            if entry.name == "tags":
+                continue
+            number = parse_version(entry.name.removesuffix(".json"))
+            if number is None or entry.name != f"v{number}.json":
+                yield path, "it is no record, or a second one of a version"
+            elif not entry.is_file(follow_symlinks=False):
+                yield path, "it is no ordinary file"
+        used = self.versions(name)
+        for number in sorted(set(range(1, max(used, default=0))).difference(used)):
+            # Versions are numbered without gaps, and a removed one leaves a tombstone.
+            if not os.path.lexists(self.path(name, number)):
+                yield self.path(name, number), "it is missing: neither a record nor a tombstone"
+
     def path(self, name: str, version: int) -> Path:
         """Where a version's record lies."""
         return self._directory / name / f"v{version}.json"
@@ -84,11 +122,17 @@ class Names:
         data = _read(path)
         return records.parse_record(data, name=name, version=version, where=str(path))
 
-    def create(self, record: Record) -> None:
+    def create(self, record: Record, *, check: Callable[[], None] | None = None) -> None:
         """Claim a version's number.
+
+        Args:
+            record: The record.
+            check: Called when the record's temporary file is whole, before it gets its name; what
+                it raises passes through, and nothing is left.
 
         Raises:
             FileExistsError: Someone else has it.
+            StoreError: Someone took the temporary file away: see ``Leases.fence``.
         """
         path = self.path(record.name, record.version)
         _refuse_links(path.parent)
@@ -96,7 +140,19 @@ class Names:
             durable.make_directory(path.parent)
             temp = durable.write_temp(self._temp, [records.record_bytes(record)])
             try:
+                if check is not None:
+                    check()
+            except BaseException:
+                temp.unlink(missing_ok=True)
+                raise
+            try:
                 durable.create(temp, path)
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"{path} was not created: another process took the record's temporary file "
+                    "away, as it took this one for dead.",
+                    hint="Run the same command again: what was stored is used again.",
+                ) from error
             except FileExistsError as error:
                 taken = error
             else:
@@ -174,6 +230,15 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
         return
     with entries:
         yield from entries
+
+
+def _visible(directory: Path) -> list[os.DirEntry[str]]:
+    with durable.translated(directory):
+        try:
+            with os.scandir(directory) as entries:
+                return [entry for entry in entries if not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return []
 
 
 def _read(path: Path) -> bytes:

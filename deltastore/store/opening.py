@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from deltastore.store import indexing, layout
 from deltastore.store.layout import Layout
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
-from deltastore.store.parts import Parts
+from deltastore.store.parts import Parts, Recovered
 
 
 def open_parts(path: Path, *, create: bool) -> Parts:
@@ -59,21 +60,22 @@ def open_parts(path: Path, *, create: bool) -> Parts:
         writable=writable,
     )
     if writable:
-        _recover(parts)
+        return dataclasses.replace(parts, recovered=_recover(parts))
     return parts
 
 
-def _recover(parts: Parts) -> None:
+def _recover(parts: Parts) -> Recovered:
     """Finish what a process that was stopped began, and remove what it left.
 
     Both directories are normally empty, so that looking costs almost nothing.
     """
+    leases = 0
     for lease in parts.leases.all():
         if lease.name is not None:
             indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
         if lease.dead:
             with contextlib.suppress(OSError):
                 lease.path.unlink()
-    for temp in parts.leases.stale_temps():
-        with contextlib.suppress(OSError):
-            temp.unlink()
+                leases += 1
+    temps = parts.leases.stale_temps()
+    return Recovered(leases, len(temps), sum(map(parts.leases.discard, temps)))

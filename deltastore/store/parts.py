@@ -15,6 +15,15 @@ from deltastore.store.names import Names
 
 
 @dataclass(frozen=True, slots=True)
+class Recovered:
+    """What opening a store removed: leases and temporary files of processes that ended."""
+
+    leases: int = 0
+    temp_files: int = 0
+    temp_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """An open store's parts."""
 
@@ -25,6 +34,7 @@ class Parts:
     leases: Leases
     catalog: Catalog
     writable: bool
+    recovered: Recovered = Recovered()
 
     def require_writable(self) -> None:
         """Refuse to change a store that cannot be changed.

@@ -5,8 +5,9 @@ The order of the steps is the transaction; ``blobs.steps`` lists them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
@@ -16,6 +17,7 @@ from deltastore.errors import (
     FormatError,
     IntegrityError,
     RefError,
+    StoreError,
 )
 from deltastore.manifest import Config, Manifest, config_bytes, manifest_bytes
 from deltastore.refs import validate_name, validate_tag
@@ -58,7 +60,7 @@ def publish(
         validate_tag(tag)
         tagging.refuse_other_case(parts, name, tag)
     _refuse_other_case(parts, name)
-    with parts.leases.hold("publish", name):
+    with parts.leases.hold("publish", name) as lease:
         steps.reached(Step.LEASE)
         config_data = config_bytes(config)
         parts.blobs.put([config_data], digest=manifest.config.digest)
@@ -67,20 +69,40 @@ def publish(
         manifest_data = manifest_bytes(manifest)
         digest = parts.blobs.put([manifest_data]).digest
         steps.reached(Step.MANIFEST)
-        record, reused = _commit(parts, name, digest, base_label, post_label)
-        steps.reached(Step.RECORD)
+
+        def check() -> None:
+            # The last look before the commit. A collector that did not see the lease was done, or
+            # took the lease and the record's temporary file away, before it deleted anything.
+            _check_lease(lease)
+            _check_blobs(parts, manifest)
+            _require(parts, digest, len(manifest_data))
+            steps.reached(Step.CLAIM)
+
         summary = indexing.summarise(digest, manifest, config, len(manifest_data))
-        with parts.catalog.writing() as writer:
-            writer.put_version(indexing.version_row(record), summary)
+        while True:
+            record, reused = _commit(parts, name, digest, base_label, post_label, check)
+            steps.reached(Step.RECORD)
+            with parts.catalog.writing() as writer:
+                # Whoever removes a version holds this lock while it does.
+                if listed := _is_live(parts, record):
+                    writer.put_version(indexing.version_row(record), summary)
+            # The one that was there is being removed: this artifact gets a version of its own.
+            if listed or not reused:
+                break
         steps.reached(Step.ROW)
-        for tag in tags:
+        for tag in tags if listed else ():
             tagging.set_tag(parts, name, tag, record.version)
         steps.reached(Step.TAGS)
     return Published(name, record.version, digest, summary.stored_bytes, reused)
 
 
 def _commit(
-    parts: Parts, name: str, digest: str, base_label: str, post_label: str
+    parts: Parts,
+    name: str,
+    digest: str,
+    base_label: str,
+    post_label: str,
+    check: Callable[[], None],
 ) -> tuple[Record, bool]:
     """The name's record of this artifact, and whether it was there before."""
     from deltastore import __version__
@@ -106,7 +128,7 @@ def _commit(
             post_label=printable(post_label),
         )
         try:
-            parts.names.create(record)
+            parts.names.create(record, check=check)
         except FileExistsError:
             # Another process was first; it may even have published the same artifact.
             continue
@@ -116,19 +138,41 @@ def _commit(
 def _check_blobs(parts: Parts, manifest: Manifest) -> None:
     """Refuse to publish what could not be read back."""
     for blob in manifest.blobs:
-        size = parts.blobs.size(blob.digest)
-        if size is None:
-            raise BlobMissingError(
-                f"Blob {blob.digest}, which the manifest names, is not in the store.",
-                hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
-                digest=blob.digest,
-            )
-        if size != blob.size:
-            raise BlobCorruptError(
-                f"Blob {blob.digest} has {size} bytes; the manifest says {blob.size}.",
-                hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
-                digest=blob.digest,
-            )
+        _require(parts, blob.digest, blob.size)
+
+
+def _require(parts: Parts, digest: str, expected: int) -> None:
+    size = parts.blobs.size(digest)
+    if size is None:
+        raise BlobMissingError(
+            f"Blob {digest}, which the artifact needs, is not in the store.",
+            hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
+            digest=digest,
+        )
+    if size != expected:
+        raise BlobCorruptError(
+            f"Blob {digest} has {size} bytes; the manifest says {expected}.",
+            hint="Extract the pair again with `--rehash`, which writes damaged blobs anew.",
+            digest=digest,
+        )
+
+
+def _check_lease(lease: Path) -> None:
+    if not lease.exists():
+        raise StoreError(
+            f"The lease {lease} of this process was taken away: it showed no sign of life for too "
+            "long.",
+            hint="Run the same command again: what was stored is used again.",
+        )
+
+
+def _is_live(parts: Parts, record: Record) -> bool:
+    """Whether a record has not been removed since it was read or made."""
+    try:
+        found = parts.names.read(record.name, record.version)
+    except (FormatError, IntegrityError):
+        return False
+    return isinstance(found, Record) and found.digest == record.digest
 
 
 def _refuse_other_case(parts: Parts, name: str) -> None:

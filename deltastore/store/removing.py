@@ -10,7 +10,7 @@ import contextlib
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact
-from deltastore.errors import FormatError, IntegrityError
+from deltastore.errors import FormatError, IntegrityError, RefNotFoundError
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
@@ -25,11 +25,17 @@ def remove(parts: Parts, artifact: Artifact) -> None:
         # All of it under the catalog's write lock, so that nobody who sees the catalog and the
         # records disagree adds the row again once it is gone.
         with parts.catalog.writing() as writer:
+            if _is_tombstone(parts, name, version):
+                # Another process was first. Nobody shall take its work for ours.
+                raise RefNotFoundError(
+                    f"{artifact.ref} was removed meanwhile.",
+                    hint="`deltastore list` shows what there is.",
+                )
             for tag in parts.names.tags(name):
                 with contextlib.suppress(FormatError, IntegrityError):
                     if parts.names.read_tag(name, tag).version == version:
                         parts.names.remove_tag(name, tag)
-            steps.reached(Step.TAG)
+            steps.reached(Step.UNTAGGED)
             parts.names.bury(
                 Tombstone(
                     name=name,
@@ -42,3 +48,11 @@ def remove(parts: Parts, artifact: Artifact) -> None:
             steps.reached(Step.TOMBSTONE)
             writer.remove_version(name, version)
         steps.reached(Step.UNLISTED)
+
+
+def _is_tombstone(parts: Parts, name: str, version: int) -> bool:
+    try:
+        return isinstance(parts.names.read(name, version), Tombstone)
+    except (FormatError, IntegrityError):
+        # Damaged: removing it is a way to be rid of it.
+        return False

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import LocalBlobs
+from deltastore.blobs import LocalBlobs, steps
 from deltastore.blobs.durable import translated
+from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.manifest import Config, Manifest
-from deltastore.store import finding, indexing, publishing, removing, tagging
+from deltastore.store import collecting, finding, indexing, publishing, removing, tagging
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
@@ -172,6 +173,7 @@ class Store:
         self.parts.require_writable()
         artifact = self.resolve(ref)
         with self.parts.leases.hold("tag", artifact.name):
+            steps.reached(Step.LEASE)
             tagging.set_tag(self.parts, artifact.name, tag, artifact.version)
         return self.resolve(artifact.ref)
 
@@ -187,6 +189,7 @@ class Store:
         name = self.resolve(ref).name
         artifact = self.resolve(f"{name}:{tag}")
         with self.parts.leases.hold("untag", name):
+            steps.reached(Step.LEASE)
             tagging.remove_tag(self.parts, name, tag)
         return self.resolve(artifact.ref)
 
@@ -202,6 +205,21 @@ class Store:
         artifact = finding.resolve_version(self.parts, ref)
         removing.remove(self.parts, artifact)
         return artifact
+
+    def collect(self, *, grace_s: float, dry_run: bool = False) -> collecting.Collection:
+        """Delete the blobs that no record refers to, and what processes that ended have left.
+
+        Where anything is damaged or not understood, nothing is deleted.
+
+        Args:
+            grace_s: What became unused less than so many seconds ago is spared.
+            dry_run: Only say what would be deleted.
+
+        Raises:
+            IntegrityError: A record, tombstone or manifest is missing or damaged.
+            FormatError: One of them breaks the format.
+        """
+        return collecting.collect(self.parts, grace_s=grace_s, dry_run=dry_run)
 
     def remembered_digests(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
         """The BLAKE3 of the tensors of those files that have not changed since they were read.
@@ -230,7 +248,10 @@ class Store:
         """Make the catalog anew from all records and manifests."""
         self.parts.require_writable()
         with self.parts.catalog.writing() as writer:
-            return indexing.index_all(self.parts.names, self.parts.blobs, writer)
+            indexed = indexing.index_all(self.parts.names, self.parts.blobs, writer)
+            steps.reached(Step.REFILLED)
+        steps.reached(Step.INDEXED)
+        return indexed
 
     def close(self) -> None:
         """Release what is open; idempotent."""

@@ -39,6 +39,7 @@ def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
         )
         steps.reached(Step.TAG)
         writer.put_tag(name, tag, version)
+    steps.reached(Step.TAG_ROW)
 
 
 def remove_tag(parts: Parts, name: str, tag: str) -> None:
@@ -47,6 +48,7 @@ def remove_tag(parts: Parts, name: str, tag: str) -> None:
         parts.names.remove_tag(name, tag)
         steps.reached(Step.TAG)
         writer.remove_tag(name, tag)
+    steps.reached(Step.TAG_ROW)
 
 
 def refuse_other_case(parts: Parts, name: str, tag: str) -> None:

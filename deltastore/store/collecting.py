@@ -1,0 +1,197 @@
+"""Collecting: deleting the blobs that no record refers to, beside running writers.
+
+``docs/durability.md`` has the protocol and why it is safe. In short: a writer's lease is there
+before it looks at a blob, the collector's before it looks for leases. So either the collector sees
+the writer and deletes nothing, or the writer sees the collector and waits until it has deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deltastore.blobs import steps
+from deltastore.blobs.durable import sync_directory, translated
+from deltastore.blobs.local import BlobFile
+from deltastore.blobs.steps import Step
+from deltastore.store import indexing
+from deltastore.store.leases import COLLECTOR, OVER_S, Lease
+from deltastore.store.parts import Parts
+from deltastore.store.references import References
+
+
+@dataclass(slots=True)
+class Amount:
+    """Some blobs: how many, and their bytes."""
+
+    blobs: int = 0
+    bytes: int = 0
+
+    def add(self, blob: BlobFile) -> None:
+        """One more."""
+        self.blobs += 1
+        self.bytes += blob.size
+
+
+@dataclass(slots=True)
+class Collection:
+    """What was deleted and what was spared.
+
+    Attributes:
+        removed: Blobs that were deleted; under a dry run, that would be.
+        referenced: Blobs that a record refers to.
+        young: Blobs that nothing refers to, younger than the grace period.
+        held: Blobs that nothing refers to, which a running writer may be about to use.
+        holders: Those writers, for people.
+        digests: Of the removed blobs.
+        temp_files: Temporary files of processes that ended.
+        temp_bytes: Their bytes.
+        leases: Leases of processes that ended.
+        foreign: Paths in the store's own directories that deltastore did not make; left alone.
+    """
+
+    removed: Amount = field(default_factory=Amount)
+    referenced: Amount = field(default_factory=Amount)
+    young: Amount = field(default_factory=Amount)
+    held: Amount = field(default_factory=Amount)
+    holders: tuple[str, ...] = ()
+    digests: list[str] = field(default_factory=list)
+    temp_files: int = 0
+    temp_bytes: int = 0
+    leases: int = 0
+    foreign: tuple[str, ...] = ()
+
+
+def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
+    """See ``Store.collect``."""
+    parts.require_writable()
+    done = Collection(
+        temp_files=parts.recovered.temp_files,
+        temp_bytes=parts.recovered.temp_bytes,
+        leases=parts.recovered.leases,
+    )
+    references = References()
+    references.update(parts)
+    age = _Age(parts.leases.server_time(), grace_s)
+    plan = _plan(parts, references, age, done)
+    if dry_run:
+        _preview(parts, plan, age, done)
+        return done
+    with parts.leases.bin() as waste:
+        # Before the lease: whoever fences this process off by its lease must find the bin.
+        steps.reached(Step.BIN)
+        with parts.leases.hold(COLLECTOR):
+            steps.reached(Step.GATE)
+            _sweep(parts, age, done)
+            steps.reached(Step.STALE)
+            writers = [lease for lease in parts.leases.all_or_error() if lease.writes]
+            if writers:
+                _hold_back(plan, writers, done)
+            else:
+                # Writers that came and went since the plan have left records.
+                references.update(parts)
+                _delete(parts, plan, references, age, waste, done)
+        steps.reached(Step.OPENED)
+    steps.reached(Step.EMPTIED)
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Age:
+    """The grace period; ``at`` is now on the file server's clock, both in seconds."""
+
+    at: float
+    grace_s: float
+
+    def is_young(self, since: float) -> bool:
+        """Whether something that is so since then must be spared; the future counts as young."""
+        return self.grace_s > 0 and self.at - since < self.grace_s
+
+
+def _plan(parts: Parts, references: References, age: _Age, done: Collection) -> list[BlobFile]:
+    plan = []
+    for blob in parts.blobs.files():
+        if blob.digest in references.blobs:
+            done.referenced.add(blob)
+        elif age.is_young(max(blob.modified, references.removed.get(blob.digest, blob.modified))):
+            done.young.add(blob)
+        else:
+            plan.append(blob)
+    foreign = (*parts.blobs.strangers(), *parts.leases.strangers())
+    done.foreign = tuple(sorted(str(path.relative_to(parts.layout.root)) for path in foreign))
+    return plan
+
+
+def _preview(parts: Parts, plan: list[BlobFile], age: _Age, done: Collection) -> None:
+    leases = parts.leases.all_or_error()
+    done.leases += sum(lease.over(age.at) for lease in leases)
+    temps = _temps(parts, age)
+    done.temp_files += len(temps)
+    writers = [lease for lease in leases if lease.writes and not lease.over(age.at)]
+    if writers:
+        _hold_back(plan, writers, done)
+        return
+    for blob in plan:
+        done.removed.add(blob)
+        done.digests.append(blob.digest)
+
+
+def _sweep(parts: Parts, age: _Age, done: Collection) -> None:
+    """Take leases and temporary files of processes that ended away; finish what they began."""
+    at = parts.leases.server_time()
+    for lease in parts.leases.all_or_error():
+        if lease.over(at):
+            if lease.name is not None:
+                indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
+            parts.leases.fence(lease)
+            done.leases += 1
+    for temp in _temps(parts, age):
+        done.temp_bytes += parts.leases.discard(temp)
+        done.temp_files += 1
+
+
+def _temps(parts: Parts, age: _Age) -> list[Path]:
+    # Without a lease, a process on another machine can be between its temporary file and its
+    # lease; so even a grace period of nothing leaves it the time after which it counts as ended.
+    old = parts.leases.old_temps(age.at, max(age.grace_s, OVER_S))
+    return sorted({*parts.leases.stale_temps(), *old})
+
+
+def _hold_back(plan: list[BlobFile], writers: list[Lease], done: Collection) -> None:
+    for blob in plan:
+        done.held.add(blob)
+    done.holders = tuple(lease.holder for lease in writers)
+
+
+def _delete(
+    parts: Parts,
+    plan: list[BlobFile],
+    references: References,
+    age: _Age,
+    waste: Path,
+    done: Collection,
+) -> None:
+    for position, blob in enumerate(plan):
+        if blob.digest in references.blobs:
+            done.referenced.add(blob)
+            continue
+        # Put again since the plan, by a writer that was stopped before it published.
+        current = parts.blobs.file(blob.digest)
+        if current is None:
+            continue
+        if age.is_young(current.modified):
+            done.young.add(current)
+            continue
+        if parts.blobs.move_out(blob.digest, waste):
+            done.removed.add(current)
+            done.digests.append(blob.digest)
+            steps.reached(Step.BINNED)
+        elif not waste.exists():
+            # A writer waited too long and took the bin away: it may use what is left.
+            for left in plan[position:]:
+                done.held.add(left)
+            done.holders = ("a writer that waited too long for this collection",)
+            break
+    if done.digests:
+        with translated(parts.layout.blobs):
+            sync_directory(parts.layout.blobs)
