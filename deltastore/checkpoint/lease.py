@@ -20,6 +20,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deltastore.checkpoint import steps
+from deltastore.checkpoint.steps import Step
+
 LEASE = ".lease"
 _MAX_LEASE_BYTES = 4096
 
@@ -86,12 +89,15 @@ def create_partial(out: Path) -> Path:
     try:
         # The lease first, beside it: a directory without one could not be told from a living one.
         _beside(partial).write_text(text)
+        steps.reached(Step.LEASED)
         partial.mkdir()
+        steps.reached(Step.BARE)
         try:
             _beside(partial).rename(partial / LEASE)
         except FileNotFoundError:
             # Another writer met it while it was still empty, and took it for a dead one's.
             (partial / LEASE).write_text(text)
+        steps.reached(Step.OWNED)
     except OSError:
         remove_partial(partial)
         raise
@@ -116,6 +122,7 @@ def remove_partial(partial: Path) -> None:
         # Beside it, then last: a removal that is itself killed is taken up by the next process.
         if (partial / LEASE).exists():
             (partial / LEASE).rename(_beside(partial))
+        steps.reached(Step.CLEARED)
         partial.rmdir()
     if not partial.exists():
         with suppress(OSError):

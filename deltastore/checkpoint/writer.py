@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
+from deltastore.checkpoint import steps
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.checkpoint.destination import (
     check_free,
@@ -30,6 +31,7 @@ from deltastore.checkpoint.lease import (
     remove_partial,
 )
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
+from deltastore.checkpoint.steps import Step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,10 +87,11 @@ class CheckpointWriter:
         # Through symbolic links, because a rename would replace the link and not its target.
         self.out = Path(os.path.realpath(out))
         self.plan = tuple(plan)
+        # First: what a process that was killed left goes even where its output is in the way.
+        remove_dead_partials(self.out)
         mode = check_free(self.out)
         headers = [build_header(shard.tensors, metadata) for shard in self.plan]
         self._index = _index_bytes(self.plan) if len(self.plan) > 1 else b""
-        remove_dead_partials(self.out)
         data = sum(shard.nbytes for shard in self.plan)
         check_space(self.out, data + sum(map(len, headers)) + len(self._index) + extra_bytes)
         self._places: dict[str, tuple[int, int, OutputTensor]] = {}
@@ -107,6 +110,7 @@ class CheckpointWriter:
                 self._partial.chmod(mode | 0o700)
             for shard, header in zip(self.plan, headers, strict=True):
                 self._create(shard, header)
+            steps.reached(Step.RESERVED)
         except OSError as error:
             self.abort()
             raise file_error(error, self.out, "create") from error
@@ -194,11 +198,15 @@ class CheckpointWriter:
             if fsync:
                 sync_tree(directory)
             self._close()
+            steps.reached(Step.WRITTEN)
             lease = release(directory)
+            steps.reached(Step.RELEASED)
             # Atomic, and it fails where something other than an empty directory is in the way.
             directory.rename(self.out)
             self._done = True
+            steps.reached(Step.NAMED)
             lease.unlink(missing_ok=True)
+            steps.reached(Step.DONE)
             if fsync:
                 sync(self.out.parent)
         except OSError as error:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from later_schema import later_schema
 from store.artifacts import publish
 
-from deltastore.catalog import HEAD, schema
+from deltastore.catalog import HEAD
 from deltastore.errors import StoreNotFoundError, StoreOutdatedError, StoreTooNewError
 from deltastore.operations.migrate import Migrated, migrate
 from deltastore.store import open_store
@@ -33,21 +33,7 @@ def test_a_store_at_head_has_nothing_to_do(path: Path) -> None:
 def test_an_old_store_is_refused_until_it_is_migrated(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later revision is made up, as there is none yet: it adds a column."""
-    migrations = tmp_path / "migrations"
-    shutil.copytree(schema.migrations_directory(), migrations)
-    (migrations / "versions" / "9000_more.py").write_text(
-        "import sqlalchemy as sa\n"
-        "from alembic import op\n"
-        f"revision, down_revision = '9000', {HEAD!r}\n"
-        "def upgrade():\n"
-        "    with op.batch_alter_table('versions') as table:\n"
-        "        table.add_column(sa.Column('note', sa.Text, server_default='', nullable=False))\n"
-    )
-    monkeypatch.setattr(schema, "migrations_directory", lambda: migrations)
-    monkeypatch.setattr(schema, "REVISIONS_KNOWN", (*schema.REVISIONS_KNOWN, "9000"))
-    monkeypatch.setattr(schema, "HEAD", "9000")
-    monkeypatch.setattr("deltastore.store.maintenance.HEAD", "9000")
+    later_schema(tmp_path, monkeypatch)
     with pytest.raises(StoreOutdatedError) as caught:
         open_store(path)
     assert "deltastore migrate" in caught.value.hint

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
+from deltastore.checkpoint import steps as output_steps
 
 NOBODY = 65534
 
@@ -28,20 +29,37 @@ def start(action: Callable[[], None]) -> int:
     return pid
 
 
-def killed_at(step: Step, action: Callable[[], None]) -> None:
+def killed_at(step: Step | output_steps.Step, action: Callable[[], None]) -> None:
     """Run ``action`` in a child that is killed where it reaches ``step``."""
 
     def doomed() -> None:
-        def reached(where: Step) -> None:
+        def reached(where: object) -> None:
             if where is step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        steps.reached = reached
+        steps.reached = output_steps.reached = reached
         action()
 
     _, status = os.waitpid(start(doomed), 0)
     assert os.WIFSIGNALED(status), f"{step} was not reached"
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def traced(directory: Path, action: Callable[[], None]) -> set[str]:
+    """The names of the steps that ``action`` reaches, run in a child."""
+    seen = directory / "steps"
+    seen.touch()
+
+    def watched() -> None:
+        def reached(where: Step | output_steps.Step) -> None:
+            with seen.open("a") as file:
+                file.write(f"{where.name}\n")
+
+        steps.reached = output_steps.reached = reached
+        action()
+
+    succeeds(start(watched))
+    return set(seen.read_text().split())
 
 
 def succeeds(*pids: int) -> None:

@@ -1,0 +1,28 @@
+"""A schema revision that no release has yet, for tests of what becomes of older stores."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deltastore.catalog import HEAD, schema
+
+
+def later_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this deltastore one that needs a schema with one more column."""
+    migrations = tmp_path / "migrations"
+    shutil.copytree(schema.migrations_directory(), migrations)
+    (migrations / "versions" / "9000_more.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from alembic import op\n"
+        f"revision, down_revision = '9000', {HEAD!r}\n"
+        "def upgrade():\n"
+        "    with op.batch_alter_table('versions') as table:\n"
+        "        table.add_column(sa.Column('note', sa.Text, server_default='', nullable=False))\n"
+    )
+    monkeypatch.setattr(schema, "migrations_directory", lambda: migrations)
+    monkeypatch.setattr(schema, "REVISIONS_KNOWN", (*schema.REVISIONS_KNOWN, "9000"))
+    monkeypatch.setattr(schema, "HEAD", "9000")
+    monkeypatch.setattr("deltastore.store.maintenance.HEAD", "9000")
