@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import fields
+from deltastore.cli.output import fields, message
 from deltastore.cli.session import Session
 from deltastore.cli.units import count, duration, size
 
@@ -60,6 +60,11 @@ def command(
             rehash=rehash,
             restore_only=restore_only,
             progress=progress,
+        )
+    if result.resumed_bytes and not session.quiet:
+        message(
+            "resumed",
+            f"{size(result.resumed_bytes)} of parts were in the store from a run that was stopped",
         )
     session.output.result(result, human=lambda: _human(result), quiet=[result.ref])
 

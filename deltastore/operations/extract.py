@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 
+from deltastore.blobs import LocalBlobs, StoredBlob
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.codecs import get_codec
 from deltastore.digest import content_digest, fingerprint, sha256_digest
@@ -55,6 +56,8 @@ class ExtractResult:
         unchanged: How many of them are equal in base and post.
         patched: How many carry a restore patch.
         reused: Whether the artifact was in the store already.
+        resumed_bytes: Of the tensor parts of a new artifact, those that were in the store already,
+            stored by a run that was stopped; they were compared, not written again.
         seconds: Wall time.
     """
 
@@ -69,6 +72,7 @@ class ExtractResult:
     unchanged: int
     patched: int
     reused: bool
+    resumed_bytes: int
     seconds: float
 
     @property
@@ -138,9 +142,10 @@ def extract(
                 pairs = _already_there(store, before, after, codec, progress, jobs)
                 found = _reusable(store, pairs, wanted)
             reused = found is not None
+            blobs = _CountedBlobs(store)
             if found is None:
                 manifest, config = _extract(
-                    store, before, after, chosen.name, wanted, job_count(jobs), progress
+                    store, blobs, before, after, chosen.name, wanted, job_count(jobs), progress
                 )
                 for checkpoint, identities, side in (
                     (before, files[0], "base"),
@@ -167,6 +172,7 @@ def extract(
         unchanged=sum(entry.kind == "unchanged" for entry in config.tensors),
         patched=sum(entry.patch is not None for entry in config.tensors),
         reused=reused or published.reused,
+        resumed_bytes=0 if reused or published.reused else blobs.reused_bytes,
         seconds=time.monotonic() - started,
     )
 
@@ -240,8 +246,26 @@ def _already_there(
     )
 
 
+class _CountedBlobs(LocalBlobs):
+    """The store's blobs, counting the bytes that are put and were there already."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.parts.layout.blobs, store.parts.layout.temp)
+        self.reused_bytes = 0
+
+    def put(
+        self, pieces: Sequence[bytes | bytearray | memoryview], *, digest: str | None = None
+    ) -> StoredBlob:
+        """See ``BlobStore.put``; one thread at a time puts parts."""
+        stored = super().put(pieces, digest=digest)
+        if stored.reused:
+            self.reused_bytes += stored.size
+        return stored
+
+
 def _extract(
     store: Store,
+    blobs: _CountedBlobs,
     before: Checkpoint,
     after: Checkpoint,
     codec: str,
@@ -254,7 +278,7 @@ def _extract(
     plans, estimate = planning.plan(before, after, pairs, codec, jobs)
     _require_space(store, estimate)
     progress.start("extracting", before.nbytes + after.nbytes)
-    encoded = encoding.encode(store.blobs, before, after, plans, codec, jobs, progress)
+    encoded = encoding.encode(blobs, before, after, plans, codec, jobs, progress)
     entries = encoded.entries
     runs = samples.choose_runs(entries)
     pieces = samples.read_runs(before, [entry.name for entry in entries], runs)

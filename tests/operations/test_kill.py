@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import deltastore
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.checkpoint import CheckpointWriter, lease, writer
+from deltastore.cli.main import main
 from deltastore.errors import OutputExistsError
 from deltastore.operations import encoding
 
@@ -201,6 +203,28 @@ def test_extract_killed_at(world: World, place: Path, point: str) -> None:
 
     killed_at(doomed)
     check_store(world, place, committed=point in COMMITTED)
+
+
+def test_what_a_killed_extract_had_stored_is_used_again_and_said(
+    world: World, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed_at(lambda: (small_parts(), at_step(Step.BLOB, 3)(), extract(world, place)))
+    blobs = place / "blobs" / "sha256"
+    left = {path: path.stat() for path in blobs.iterdir()}
+    assert len(left) == 3
+    pair = ["--base", str(world.base), "--post", str(world.post), "--name", "x", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "PartBuilder", encoding.PartBuilder)
+        small_parts()
+        assert main(["--store", str(place), "extract", *pair]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["resumed_bytes"] == sum(s.st_size for s in left.values())
+    assert "resumed: " in said.err
+    assert {path: path.stat().st_ino for path in left} == {p: s.st_ino for p, s in left.items()}
+    # What is stored as an artifact is reused, not resumed.
+    with deltastore.open(place) as store:
+        again = store.extract(world.base, world.post, name="x", rehash=True)
+    assert (again.reused, again.resumed_bytes) == (True, 0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.55, 0.7, 0.9])

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "torture"
         (["--kills", "30", "--processes", "0"], "kills: 30 moments"),
         (["--kills", "0", "--processes", "4", "--seconds", "5"], "crowd: 4 processes for 5 s"),
         (
-            [*"--kills 0 --processes 4 --seconds 4 --killed-every 0".split()],
+            ["--kills", "0", "--processes", "4", "--seconds", "4", "--killed-every", "0"],
             "crowd: 4 processes for 4 s, 0 killed",
         ),
     ],
