@@ -199,9 +199,12 @@ class DeltaStore:
         artifacts: str | Artifact | Sequence[str | Artifact] = (),
         *,
         jobs: int | None = None,
+        quick: bool = False,
         progress: Progress | None = None,
     ) -> VerifyReport:
         """Check every byte of some artifacts, or of the whole store if none is given.
+
+        With ``quick``, only whether everything is there with its size, and agrees.
 
         Damage is reported, not raised.
 
@@ -211,7 +214,13 @@ class DeltaStore:
         from deltastore.operations.progress import Silent
         from deltastore.operations.verify import verify
 
-        return verify(self._store, _refs(artifacts), jobs=jobs, progress=progress or Silent())
+        return verify(
+            self._store,
+            _refs(artifacts),
+            jobs=jobs,
+            quick=quick,
+            progress=progress or Silent(),
+        )
 
     def tag(self, artifact: str | Artifact, tag: str) -> Tagged:
         """Give a version a tag, whatever the tag meant before.

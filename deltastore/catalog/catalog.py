@@ -103,7 +103,7 @@ class Catalog:
             CatalogError: It is damaged, with the fact ``damaged``.
         """
         with self._database.reading() as session:
-            found = session.rows("PRAGMA quick_check(1)")[0][0]
+            found = session.rows("PRAGMA integrity_check(1)")[0][0]
         if found != "ok":
             raise damaged(self._database.where, str(found))
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @options.command("verify")
 @options.refs_argument(required=False)
+@click.option("--quick", is_flag=True, help="Do not read parts: presence and sizes alone.")
 @options.jobs_option
-def command(session: Session, *, refs: tuple[str, ...], jobs: int | None) -> None:
+def command(session: Session, *, refs: tuple[str, ...], quick: bool, jobs: int | None) -> None:
     """Check every byte of some artifacts or of the whole store.
 
     Exits with 40 when something is wrong; orphans, which no artifact uses, are not.
@@ -28,7 +29,7 @@ def command(session: Session, *, refs: tuple[str, ...], jobs: int | None) -> Non
     from deltastore.operations.verify import verify
 
     with session.open_store() as store, session.progress() as progress:
-        report = verify(store, refs, jobs=jobs, progress=progress)
+        report = verify(store, refs, jobs=jobs, quick=quick, progress=progress)
     affected = sorted({ref for problem in report.problems for ref in problem.refs})
     session.output.result(report, human=lambda: _human(report), quiet=affected)
     if report.problems:

@@ -7,6 +7,7 @@ the writer and deletes nothing, or the writer sees the collector and waits until
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from deltastore.store import indexing
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
+
+DRAIN_S = 2.0
+"""How long a collector waits for running writers to end, keeping new ones waiting."""
+
+_POLL_S = 0.02
 
 
 @dataclass(slots=True)
@@ -84,7 +90,7 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
             steps.reached(Step.GATE)
             _sweep(parts, age, done)
             steps.reached(Step.STALE)
-            writers = [lease for lease in parts.leases.all_or_error() if lease.writes]
+            writers = _writers(parts)
             if writers:
                 _hold_back(plan, writers, done)
             else:
@@ -120,6 +126,18 @@ def _plan(parts: Parts, references: References, age: _Age, done: Collection) -> 
     foreign = (*parts.blobs.strangers(), *parts.leases.strangers())
     done.foreign = tuple(sorted(str(path.relative_to(parts.layout.root)) for path in foreign))
     return plan
+
+
+def _writers(parts: Parts) -> list[Lease]:
+    """The writers that are left after a short wait; those that begin now wait for us."""
+    deadline = time.monotonic() + DRAIN_S
+    while True:
+        writers = [
+            lease for lease in parts.leases.all_or_error() if lease.writes and not lease.dead
+        ]
+        if not writers or time.monotonic() > deadline:
+            return writers
+        time.sleep(_POLL_S)
 
 
 def _preview(parts: Parts, plan: list[BlobFile], age: _Age, done: Collection) -> None:

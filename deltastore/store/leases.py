@@ -97,6 +97,7 @@ class Leases:
     def __init__(self, directory: Path, temp: Path) -> None:
         self._directory = directory
         self._temp = temp
+        self._writing: set[Path] = set()
 
     @contextlib.contextmanager
     def hold(self, purpose: str, name: str | None = None) -> Iterator[Path]:
@@ -131,9 +132,15 @@ class Leases:
         heart.start()
         try:
             if purpose not in WITHOUT_BLOBS:
-                self._wait_for_collectors()
+                # Within another lease of a writer there is no need to wait, and a collector may
+                # be waiting for that one to end. It is there, so whoever takes it away looks for
+                # leases after that, and finds the new one.
+                if not any(outer.exists() for outer in self._writing):
+                    self._wait_for_collectors()
+                self._writing.add(path)
             yield path
         finally:
+            self._writing.discard(path)
             ended.set()
             heart.join()
             # A lease that cannot be removed costs the next open a look at one name, no more.

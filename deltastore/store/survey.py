@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltastore.errors import FormatError, IntegrityError
-from deltastore.store.records import Record
+from deltastore.catalog import Artifact
+from deltastore.errors import CatalogError, FormatError, IntegrityError, StoreError
+from deltastore.manifest import Config, Manifest
+from deltastore.store.indexing import summarise, version_row
+from deltastore.store.records import Record, Tombstone
 from deltastore.store.store import Store
 
 _REINDEX = "run `deltastore reindex`"
@@ -22,25 +27,66 @@ class Finding:
 
 
 def live_records(store: Store, findings: list[Finding]) -> dict[tuple[str, int], str]:
-    """The digest of every version that has a record; unreadable ones go to ``findings``."""
+    """The digest of every version that has a record; what is no record goes to ``findings``."""
     names = store.parts.names
-    found = {}
+    found: dict[tuple[str, int], str] = {}
+    try:
+        irregular = names.irregular()
+    except StoreError as error:
+        findings.append(Finding("names", None, error.message, ()))
+        return found
+    for path, problem in irregular:
+        where = str(path.relative_to(store.path))
+        findings.append(Finding(where, None, f"{path}: {problem}.", ()))
     for name in names.all():
         for version in names.versions(name):
             try:
                 record = names.read(name, version)
             except (FormatError, IntegrityError) as error:
-                where = names.path(name, version).relative_to(store.path)
-                findings.append(Finding(str(where), None, error.message, (f"{name}:v{version}",)))
+                where = str(names.path(name, version).relative_to(store.path))
+                findings.append(Finding(where, None, error.message, (f"{name}:v{version}",)))
             else:
                 if isinstance(record, Record):
                     found[name, version] = record.digest
     return found
 
 
+def is_removed(store: Store, name: str, version: int) -> bool:
+    """Whether a version has a tombstone."""
+    try:
+        return isinstance(store.parts.names.read(name, version), Tombstone)
+    except (FormatError, IntegrityError, StoreError):
+        return False
+
+
+def check_tags(store: Store) -> list[Finding]:
+    """Tags that cannot be read, or whose version there never was."""
+    names = store.parts.names
+    findings = []
+    for name in names.all():
+        for tag in names.tags(name):
+            path = names.tag_path(name, tag)
+            where, ref = str(path.relative_to(store.path)), (f"{name}:{tag}",)
+            try:
+                version = names.read_tag(name, tag).version
+            except (FormatError, IntegrityError) as error:
+                # Removed since the tags were listed.
+                if path.exists():
+                    findings.append(Finding(where, None, error.message, ref))
+            else:
+                if version not in names.versions(name):
+                    problem = f"{path} means {name}:v{version}, which there never was."
+                    findings.append(Finding(where, None, problem, ref))
+    return findings
+
+
 def compare_with_catalog(store: Store, records: dict[tuple[str, int], str]) -> list[Finding]:
-    """Where the catalog and the files under ``names/`` disagree."""
-    rows = store.artifacts()
+    """Where the catalog and the files under ``names/`` disagree, or the catalog is damaged."""
+    try:
+        store.parts.catalog.check()
+        rows = store.artifacts()
+    except CatalogError as error:
+        return [Finding("catalog.db", None, f"{error.message} {error.hint}", ())]
     listed = {(row.name, row.version): row.digest for row in rows}
     tagged = {(row.name, tag): row.version for row in rows for tag in row.tags}
     tags = _tags(store, records)
@@ -51,6 +97,12 @@ def compare_with_catalog(store: Store, records: dict[tuple[str, int], str]) -> l
             findings.append(
                 Finding("catalog.db", records.get(key), _disagreement(key, records, listed), (ref,))
             )
+    findings.extend(
+        Finding("catalog.db", row.digest, problem, (row.ref,))
+        for row in rows
+        if listed.get((row.name, row.version)) == records.get((row.name, row.version))
+        and (problem := _other_fields(store, row))
+    )
     for name, tag in sorted(tags.keys() | tagged.keys()):
         in_file, in_row = tags.get((name, tag)), tagged.get((name, tag))
         if in_file != in_row:
@@ -60,6 +112,51 @@ def compare_with_catalog(store: Store, records: dict[tuple[str, int], str]) -> l
             )
             findings.append(Finding("catalog.db", None, problem, (f"{name}:{tag}",)))
     return findings
+
+
+def compare_summary(
+    store: Store, documents: Mapping[str, tuple[Manifest, Config]]
+) -> list[Finding]:
+    """Where the catalog's rows of artifacts say something else than these manifests and configs."""
+    findings: list[Finding] = []
+    try:
+        rows = store.artifacts()
+    except CatalogError:
+        # Said already.
+        return findings
+    for row in rows:
+        if row.digest not in documents:
+            continue
+        manifest, config = documents[row.digest]
+        size = store.blobs.size(row.digest) or 0
+        wanted = dataclasses.asdict(summarise(row.digest, manifest, config, size))
+        wrong = [key for key, value in wanted.items() if getattr(row, key) != value]
+        if wrong:
+            problem = (
+                f"The catalog has another {', '.join(wrong)} for {row.ref} than its manifest; "
+                f"{_REINDEX}."
+            )
+            findings.append(Finding("catalog.db", row.digest, problem, (row.ref,)))
+    return findings
+
+
+def _other_fields(store: Store, row: Artifact) -> str:
+    """What a row says otherwise than its record, as a sentence; empty if nothing."""
+    try:
+        record = store.parts.names.read(row.name, row.version)
+    except (FormatError, IntegrityError):
+        return ""
+    if not isinstance(record, Record):
+        return ""
+    wanted = {
+        key.removesuffix("_label"): value
+        for key, value in dataclasses.asdict(version_row(record)).items()
+    }
+    wrong = [key for key, value in wanted.items() if getattr(row, key) != value]
+    if not wrong:
+        return ""
+    path = store.parts.names.path(row.name, row.version)
+    return f"The catalog and {path} disagree on {', '.join(wrong)} of {row.ref}; {_REINDEX}."
 
 
 def _disagreement(

@@ -18,7 +18,7 @@ from deltastore.errors import (
 )
 from deltastore.operations.gc import DEFAULT_GRACE_S, gc
 from deltastore.operations.verify import verify
-from deltastore.store import Store, open_store
+from deltastore.store import Store, collecting, open_store
 
 DAY = 86400.0
 # A process of another machine, of which only its heartbeat is known.
@@ -32,6 +32,12 @@ def store(tmp_path: Path) -> Store:
     publish(opened, "a", 2)
     publish(opened, "b", 1)
     return opened
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collectors do not wait long for leases that a test has made up."""
+    monkeypatch.setattr(collecting, "DRAIN_S", 0.05)
 
 
 def age(path: Path, seconds: float) -> None:

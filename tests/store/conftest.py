@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deltastore.catalog import sqlite
-from deltastore.store import Store, open_store
+from deltastore.store import Store, collecting, open_store
 
 
 @pytest.fixture
@@ -23,6 +23,12 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are killed here, machines are not: syncing would only take time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(sqlite, "SYNCHRONOUS", "OFF")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collectors do not wait long for writers that a test has stopped."""
+    monkeypatch.setattr(collecting, "DRAIN_S", 0.05)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from deltastore.blobs.steps import Step
 from deltastore.errors import BlobMissingError, DeltastoreError, StoreError
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
-from deltastore.store import Store, leases, open_store
+from deltastore.store import Store, collecting, leases, open_store
 
 REFUSED = 7
 
@@ -85,9 +85,13 @@ class Paused:
             time.sleep(0.005)
         return False
 
+    def let_go(self) -> None:
+        """Let it go on."""
+        self._go.touch()
+
     def finish(self) -> int:
         """Let it go; its exit status."""
-        self._go.touch()
+        self.let_go()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     @property
@@ -162,6 +166,22 @@ def test_a_writer_that_is_at_work_when_the_collector_looks(
             time.sleep(0.005)
     assert collector.finish() == 0
     assert writer.finish() == 0
+    assert_whole(filled, "new:v1", "old:v1")
+
+
+def test_a_collector_waits_for_a_writer_that_is_soon_done(
+    filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer takes a second lease meanwhile, and does not wait for who waits for it."""
+    monkeypatch.setattr(collecting, "DRAIN_S", 20)
+    put_artifact(filled, 6)
+    writer = Paused(tmp_path, filled, publish, Step.TEMP)
+    collector = Paused(tmp_path, filled, collect, Step.STALE)
+    collector.let_go()
+    assert not collector.ended(0.2)
+    assert writer.finish() == 0
+    assert collector.finish() == 0
+    assert verify(filled).orphans == ()
     assert_whole(filled, "new:v1", "old:v1")
 
 
