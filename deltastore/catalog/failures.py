@@ -27,6 +27,8 @@ def translated(where: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _from_driver(error, where) from error
+    except UnicodeDecodeError as error:
+        raise damaged(where, "a text in it is not UTF-8") from error
 
 
 def damaged(where: str, why: str) -> CatalogError:
@@ -59,4 +61,8 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
             f"The catalog {where} cannot be opened: {cause}.",
             hint="Run `deltastore doctor` for the state of the store.",
         )
+    if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH):
+        # Statements are fixed and held against the schema by tests: it is the schema or the rows
+        # in the file that are not what they were.
+        return damaged(where, str(cause))
     return CatalogError(f"The catalog {where} failed: {cause}.", hint=_REBUILD)

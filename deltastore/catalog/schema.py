@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ REVISIONS_KNOWN = ("0001",)
 """Every released revision, oldest first."""
 
 HEAD = REVISIONS_KNOWN[-1]
+_REVISION = re.compile(r"[0-9]{4}", re.ASCII)
 
 
 def revision(session: Session, where: str) -> str | None:
@@ -29,9 +31,10 @@ def revision(session: Session, where: str) -> str | None:
     tables = {name for (name,) in session.rows("SELECT name FROM sqlite_master")}
     if "alembic_version" in tables:
         found = session.rows("SELECT version_num FROM alembic_version")
-        if len(found) == 1:
+        if len(found) == 1 and _REVISION.fullmatch(str(found[0][0])):
             return str(found[0][0])
-    elif not tables:
+        raise damaged(where, "its schema's revision is unreadable")
+    if not tables:
         return None
     raise damaged(where, "it holds tables that are not deltastore's")
 

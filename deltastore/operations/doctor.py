@@ -9,6 +9,7 @@ import platform
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ PACKAGES = (
     "zstandard",
 )
 LOW_SPACE_BYTES = 10 << 30
+CLOCK_TOLERANCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +100,25 @@ def _opened(store: Store) -> Iterator[Check]:
     yield _catalog(store)
     yield _file_system(store.path)
     yield _space(store)
+    yield from _clock(store)
     yield _leases(store)
     yield _temps(store)
 
 
 def _writable(store: Store) -> Check:
+    layout = store.parts.layout
     if store.writable:
-        return Check("store access", "ok", "read and write")
+        places = (layout.blobs, layout.names, layout.temp, layout.leases, layout.catalog)
+        closed = [place for place in places if place.exists() and not os.access(place, os.W_OK)]
+        if not closed:
+            return Check("store access", "ok", "read and write")
+        shown = ", ".join(str(place.relative_to(store.path)) for place in closed)
+        return Check(
+            "store access",
+            "fail",
+            f"the store can be written, but not {shown}",
+            f"Have the owner run `chmod -R u+rwX,g+rwX {store.path}`, and set the umask to 002.",
+        )
     return Check(
         "store access",
         "warn",
@@ -145,6 +159,27 @@ def _space(store: Store) -> Check:
     return Check("free space", "ok", found)
 
 
+def _clock(store: Store) -> Iterator[Check]:
+    if not store.writable:
+        return
+    try:
+        ahead = store.parts.leases.server_time() - time.time()
+    except DeltastoreError as error:
+        yield Check("clock", "fail", error.message, error.hint)
+        return
+    if abs(ahead) < CLOCK_TOLERANCE_S:
+        yield Check("clock", "ok", "this machine and the file system agree")
+        return
+    where = "ahead of" if ahead > 0 else "behind"
+    yield Check(
+        "clock",
+        "warn",
+        f"the file system is {abs(ahead):.0f} s {where} this machine",
+        "Set the clocks, by NTP for example: versions are listed by them, and ages count by the "
+        "file system's.",
+    )
+
+
 def _leases(store: Store) -> Check:
     # Those of processes on this machine that ended were removed when the store was opened.
     leases = store.parts.leases.all()
@@ -162,6 +197,16 @@ def _leases(store: Store) -> Check:
             f"{len(stale)} of processes that ended: {shown}",
             "Run any command as a user who can write to the store.",
         )
+    with contextlib.suppress(DeltastoreError):
+        at = store.parts.leases.server_time()
+        silent = [lease for lease in leases if lease.over(at)]
+        if silent:
+            return Check(
+                "leases",
+                "warn",
+                f"{len(silent)} without a sign of life for an hour: {shown}",
+                "Run `deltastore gc`, which takes them away.",
+            )
     return Check("leases", "ok", f"{len(leases)}: {shown}")
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,48 @@ def test_the_file_system_is_the_nearest_mount() -> None:
     assert file_system_type(Path("/proc")) == "proc"
     assert file_system_type(Path("/proc/self/fd")) == "proc"
     assert file_system_type(Path("/no/such/path")) is None
+
+
+def lease_elsewhere(path: Path) -> Path:
+    lease = path / "leases" / "0123456789abcdef01234567-12-345-0-0.json"
+    lease.write_text('{"purpose": "extract", "host": "far", "pid": 12, "created": "then"}')
+    return lease
+
+
+def checked(path: Path, what: str) -> Check:
+    (check,) = (check for check in doctor(path).checks if check.what == what)
+    return check
+
+
+def test_a_lease_of_another_machine_is_shown_and_stale_after_an_hour(path: Path) -> None:
+    lease = lease_elsewhere(path)
+    assert checked(path, "leases").status == "ok"
+    assert "process 12 on far" in checked(path, "leases").found
+    for when in (lease.stat().st_mtime - 7200, lease.stat().st_mtime + 7200):
+        os.utime(lease, (when, when))
+        check = checked(path, "leases")
+        assert (check.status, "`deltastore gc`" in check.next) == ("warn", True)
+
+
+def test_a_clock_that_differs_from_the_file_systems_is_a_warning(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checked(path, "clock").status == "ok"
+    real = time.time
+    for shift, said in ((3600.0, "3600 s behind"), (-60.0, "60 s ahead")):
+        monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
+        check = checked(path, "clock")
+        assert (check.status, bool(check.next)) == ("warn", True)
+        assert said in check.found
+
+
+def test_a_part_of_the_store_that_cannot_be_written_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda place, mode: "sha256" not in str(place) and access(place, mode)
+    )
+    check = checked(path, "store access")
+    assert (check.status, "blobs/sha256" in check.found) == ("fail", True)
+    assert "chmod" in check.next
