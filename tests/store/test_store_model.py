@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from store.artifacts import publish
 
+from deltastore.blobs import steps
+from deltastore.blobs.steps import Step
 from deltastore.errors import RefNotFoundError
+from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import open_store
@@ -19,6 +24,10 @@ from deltastore.store import open_store
 NAMES = st.sampled_from(["a", "b"])
 TAGS = st.sampled_from(["prod", "best"])
 SEEDS = st.integers(0, 3)
+
+
+class _StoppedError(Exception):
+    """In the place of a signal."""
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -84,6 +93,23 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reindex(self) -> None:
         assert reindex(self.path).problems == ()
+
+    @rule()
+    def collect(self) -> None:
+        gc(self.store, grace_s=0)
+        assert verify(self.store).orphans == ()
+
+    @rule(seed=SEEDS, step=st.sampled_from([Step.BLOBS, Step.MANIFEST]))
+    def publish_and_be_stopped(self, seed: int, step: Step) -> None:
+        """Something is left that nothing refers to."""
+
+        def stop(where: Step) -> None:
+            if where is step:
+                raise _StoppedError
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(_StoppedError):
+            patch.setattr(steps, "reached", stop)
+            publish(self.store, "a", seed, parts=1)
 
     @rule()
     def lose_the_catalog(self) -> None:
