@@ -106,7 +106,7 @@ def test_blobs_of_a_killed_process_are_reused(store: Store, step: Step) -> None:
     ("step", "listed"),
     [
         (Step.LEASE, BEFORE),
-        (Step.TAG, {"model:v1": (), "model:v2": ()}),
+        (Step.UNTAGGED, {"model:v1": (), "model:v2": ()}),
         (Step.TOMBSTONE, {"model:v2": ()}),
         (Step.UNLISTED, {"model:v2": ()}),
     ],
