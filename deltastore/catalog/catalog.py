@@ -217,7 +217,9 @@ class Catalog:
                     dataclasses.asdict(file),
                 )
                 for (tensors,) in rows:
-                    found[file.path] = json.loads(tensors)
+                    # What is damaged is not remembered: the file is read again.
+                    with contextlib.suppress(ValueError, TypeError):
+                        found[file.path] = dict(json.loads(tensors))
         return found
 
     def remember(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:

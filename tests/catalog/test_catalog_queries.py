@@ -159,6 +159,16 @@ def test_an_unchanged_file_is_remembered(catalog: Catalog, tmp_path: Path) -> No
     assert catalog.remembered([again]) == {again.path: {"a": "22"}}
 
 
+@pytest.mark.parametrize("damage", ['{"a": "0', "7", "null", '[["a", "b", "c"]]', ""])
+def test_damaged_digests_are_not_remembered(catalog: Catalog, tmp_path: Path, damage: str) -> None:
+    file = settled(tmp_path / "shard")
+    catalog.remember([(file, {"a": "00"})])
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("UPDATE files SET tensors = ?", [damage])
+    connection.close()
+    assert catalog.remembered([file]) == {}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -20,7 +20,7 @@ from store.children import killed_at, traced
 
 import deltastore
 from deltastore.blobs.steps import Step
-from deltastore.catalog import engine
+from deltastore.catalog import sqlite
 from deltastore.checkpoint import CheckpointWriter
 from deltastore.checkpoint.steps import Step as OutputStep
 from deltastore.errors import OutputExistsError, RefNotFoundError, StoreOutdatedError
@@ -79,7 +79,7 @@ def world(template: World, tmp_path: Path) -> World:
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are killed here, machines are not: syncing would only take time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    monkeypatch.setattr(engine, "SYNCHRONOUS", "OFF")
+    monkeypatch.setattr(sqlite, "SYNCHRONOUS", "OFF")
 
 
 def extract(world: World) -> None:
