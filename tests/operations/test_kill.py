@@ -145,8 +145,8 @@ def small_parts() -> None:
 
 
 EXTRACT_POINTS: dict[str, Action] = {
-    "the first chunk": lambda: wrapped(encoding, "_encode_chunk", 1),
-    "a middle chunk": lambda: wrapped(encoding, "_encode_chunk", 6),
+    "the first chunk": lambda: wrapped(encoding, "encode_chunk", 1),
+    "a middle chunk": lambda: wrapped(encoding, "encode_chunk", 6),
     "the first temporary file": at_step(Step.TEMP),
     "the third blob": at_step(Step.BLOB, 3),
     "the last part but one": at_step(Step.BLOB, 5),
