@@ -29,9 +29,11 @@ _ESCAPE_HIGH = np.uint32(fmt.ESCAPE_HIGH)
 _BYTE = np.uint64(0xFF)
 _EIGHT = np.uint64(8)
 
-# Whether one of eight bytes is 255, by one subtraction: Warren, "Hacker's Delight", 6-1.
 _ONES = np.uint64(0x0101010101010101)
+_SEVEN = np.uint64(7)
+_LOWER = np.uint64(0x7F7F7F7F7F7F7F7F)
 _TOPS = np.uint64(0x8080808080808080)
+_PLACES = np.uint64(0x0001020304050607)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,19 @@ class Tokens:
     tokens: Bytes
     table: npt.NDArray[np.uint32]
     escapes: Bytes
+
+
+@kernel
+def _escape_marks(word: np.uint64) -> Any:
+    """The top bit of each of eight bytes that is 255: Warren, "Hacker's Delight", 6-1."""
+    return ((word & _LOWER) + _ONES) & word & _TOPS
+
+
+@kernel
+def _first_place(marks: np.uint64) -> Any:
+    """Which byte the lowest mark is in: a multiplication shifts that place to the top."""
+    lowest = (marks & (~marks + np.uint64(1))) >> _SEVEN
+    return np.int64((lowest * _PLACES) >> np.uint64(56))
 
 
 @kernel
@@ -85,14 +100,15 @@ def tokens_from_block(
     whole = tokens.size // 8 * 8
     words = tokens[:whole].view(np.uint64)
     for w in range(words.size):
-        inverted = ~words[w]
-        if ((inverted - _ONES) & ~inverted & _TOPS) != np.uint64(0):
-            for i in range(8 * w, 8 * w + 8):
-                escapes[count] = full[i]
-                count += tokens[i] == TOKEN_ESCAPE
+        marks = _escape_marks(words[w])
+        while marks != np.uint64(0):
+            escapes[count] = full[8 * w + _first_place(marks)]
+            count += 1
+            marks &= marks - np.uint64(1)
     for i in range(whole, tokens.size):
-        escapes[count] = full[i]
-        count += tokens[i] == TOKEN_ESCAPE
+        if tokens[i] == TOKEN_ESCAPE:
+            escapes[count] = full[i]
+            count += 1
     return count
 
 
@@ -126,13 +142,12 @@ def deltas_from_block(
         out[first + 5] = table[(word >> np.uint64(40)) & _BYTE]
         out[first + 6] = table[(word >> np.uint64(48)) & _BYTE]
         out[first + 7] = table[word >> np.uint64(56)]
-        inverted = ~word
-        if ((inverted - _ONES) & ~inverted & _TOPS) != np.uint64(0):
-            for i in range(first, first + 8):
-                if tokens[i] == TOKEN_ESCAPE:
-                    if count < k:
-                        out[i] = _joined(escapes, count, k)
-                    count += 1
+        marks = _escape_marks(word)
+        while marks != np.uint64(0):
+            if count < k:
+                out[first + _first_place(marks)] = _joined(escapes, count, k)
+            count += 1
+            marks &= marks - np.uint64(1)
     for i in range(whole, tokens.size):
         out[i] = table[tokens[i]]
         if tokens[i] == TOKEN_ESCAPE:
