@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deltastore.operations.listing import Listing
     from deltastore.operations.progress import Progress
     from deltastore.operations.reindex import Indexed
+    from deltastore.operations.resolve import Candidate
     from deltastore.operations.rm import Removed
     from deltastore.operations.show import Details
     from deltastore.operations.tag import Tagged
@@ -182,6 +183,19 @@ class DeltaStore:
             max_shard_bytes=max_shard_bytes,
             progress=progress or Silent(),
         )
+
+    def resolve(self, base: str | PathLike[str]) -> Sequence[Candidate]:
+        """The stored deltas for a base: those that fit first, nearest lineage first.
+
+        Args:
+            base: A path or a hub id.
+
+        Raises:
+            CheckpointError: The base cannot be read.
+        """
+        from deltastore.operations.resolve import resolve
+
+        return resolve(self._store, str(base))
 
     def show(self, artifact: str | Artifact) -> Details:
         """Everything about one artifact.

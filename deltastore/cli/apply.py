@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 @options.command("apply")
-@options.refs_argument(required=True)
+@options.refs_argument(required=False)
+@click.option(
+    "--from-base",
+    metavar="M",
+    help="With --from-post, in place of a REF: the base that the delta was measured on.",
+)
+@click.option("--from-post", metavar="M", help="The post-trained model that it was measured with.")
 @click.option("--base", required=True, metavar="CKPT", help="The new base.")
 @click.option(
     "--out",
@@ -51,6 +57,8 @@ def command(
     session: Session,
     *,
     refs: tuple[str, ...],
+    from_base: str | None,
+    from_post: str | None,
     base: str,
     out: str,
     scales: tuple[float, ...],
@@ -67,15 +75,25 @@ def command(
     Checks structure, lineage and space before the first byte is written, and every byte it reads
     from the store before the output becomes visible.
     """
-    if len(scales) not in (0, 1, len(refs)):
+    context = click.get_current_context()
+    if (from_base is None) != (from_post is None):
+        raise click.UsageError("--from-base and --from-post go together.", context)
+    if bool(refs) == (from_base is not None):
+        raise click.UsageError("Give one REF or more, or --from-base and --from-post.", context)
+    expected = len(refs) or 1
+    if len(scales) not in (0, 1, expected):
         raise click.UsageError(
-            f"{count(len(refs), 'REF')} and {count(len(scales), '--scale', '--scale')}: "
+            f"{count(expected, 'REF')} and {count(len(scales), '--scale', '--scale')}: "
             "give one for all, or one per REF.",
-            click.get_current_context(),
+            context,
         )
     from deltastore.operations.apply import apply
 
     with session.open_store() as store, session.progress() as progress:
+        if from_base is not None and from_post is not None:
+            from deltastore.operations.listing import ref_of_pair
+
+            refs = (ref_of_pair(store, from_base, from_post),)
         result = apply(
             store,
             refs,
@@ -126,7 +144,7 @@ def _delta(ref: dict[str, Any], lineage: dict[str, Any]) -> str:
         near = "not comparable with its own base"
     else:
         near = (
-            f"cosine {lineage['cosine']:.4f}, distance {lineage['distance']:.3f} "
-            "of the new base from its own"
+            f"{lineage['verdict']}: cosine {lineage['cosine']:.4f}, "
+            f"distance {lineage['distance']:.3f} of the new base from its own"
         )
     return f"{ref['scale']:g} x {ref['ref']}, {near}"

@@ -11,6 +11,7 @@ COMMANDS = (
     "apply",
     "list",
     "show",
+    "resolve",
     "verify",
     "tag",
     "untag",

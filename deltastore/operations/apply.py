@@ -25,6 +25,7 @@ from deltastore.checkpoint import (
 from deltastore.errors import (
     FormatError,
     IntegrityError,
+    LineageError,
     QuantisedCheckpointError,
     UsageError,
 )
@@ -33,7 +34,7 @@ from deltastore.manifest.format import DELTA_DTYPES, MAX_SMALL_FILE_BYTES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.lineage import Lineage, measure
+from deltastore.operations.lineage import UNRELATED_BELOW, Lineage, measure
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
@@ -49,7 +50,11 @@ DTYPE_NAMES = {
 }
 """What ``--dtype`` takes, by the names that torch uses."""
 
-_UNRELATED_BELOW = 0.5
+_STANDINGS = {
+    "distant": "far from",
+    "unrelated": "unrelated to",
+    "unknown": "not comparable with",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ def apply(
             measure(store.blobs, d.reader.manifest, d.config, checkpoint, where=d.ref)
             for d in deltas
         ]
-        _warn_of_lineage(deltas, lineages, force=force, progress=progress)
+        _judge_lineage(checkpoint, deltas, lineages, force=force, progress=progress)
         patches = None
         if _may_restore(checkpoint, deltas, lineages, output_dtype):
             patches = restoration.patched_tensors(
@@ -351,14 +356,40 @@ def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
         )
 
 
-def _warn_of_lineage(
-    deltas: Sequence[_Delta], lineages: Sequence[Lineage], *, force: bool, progress: Progress
+def _judge_lineage(
+    checkpoint: Checkpoint,
+    deltas: Sequence[_Delta],
+    lineages: Sequence[Lineage],
+    *,
+    force: bool,
+    progress: Progress,
 ) -> None:
+    """Refuse a base on which a delta is noise; warn of one on which it may be.
+
+    Raises:
+        LineageError: The base is unrelated to a delta's own, and ``force`` is false.
+    """
     for delta, figures in zip(deltas, lineages, strict=True):
-        if figures.cosine is not None and figures.cosine < _UNRELATED_BELOW and not force:
+        measured = (
+            f"cosine {figures.cosine:.3f}, distance {figures.distance:.3g} over "
+            f"{figures.tensors} sampled tensors"
+            if figures.cosine is not None
+            else "nothing could be compared"
+        )
+        if figures.verdict == "unrelated" and not force:
+            raise LineageError(
+                f"{checkpoint.path} is unrelated to the base that {delta.ref} was extracted "
+                f"from: expected a cosine of {UNRELATED_BELOW} or more, got {measured}; the "
+                "result would be noise.",
+                hint="See which deltas fit: `deltastore resolve --base "
+                f"{checkpoint.repo or checkpoint.path}`; or give `--force`.",
+                ref=delta.ref,
+                **asdict(figures),
+            )
+        if figures.verdict in ("distant", "unrelated", "unknown") and not force:
             progress.warn(
-                f"The base looks unrelated to the source base of {delta.ref}: cosine "
-                f"{figures.cosine:.3f} over {figures.tensors} sampled tensors. Test the result."
+                f"The base is {_STANDINGS[figures.verdict]} the source base of {delta.ref} "
+                f"({measured}). Test the result, perhaps with a lower --scale."
             )
 
 

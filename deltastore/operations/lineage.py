@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +15,17 @@ from deltastore.delta.floats import to_floats
 from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 
+Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
+
+RELATED_FROM = 0.8
+"""From this cosine on a delta can be expected to do on the new base what it did on its own."""
+
+UNRELATED_BELOW = 0.2
+"""Below this cosine a delta is noise. docs/compatibility.md has the experiments behind both."""
+
+FEWEST_ELEMENTS = 256
+"""Of fewer numbers the cosine of unrelated weights is not yet sure to be near zero."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
@@ -21,17 +34,22 @@ class Lineage:
     Vectors are left out: norms are close to one in every model, related or not.
 
     Attributes:
+        verdict: ``same``, ``related``, ``distant`` (a lower α may do; test the result),
+            ``unrelated`` (the delta is noise), or ``unknown`` if too little could be compared.
         same: Every sampled byte equals the source base's.
         cosine: Mean over the tensors of the cosine between the sampled weights of both bases;
             None if nothing was compared.
         distance: Mean of ``|new - source| / |source|``; None likewise.
         tensors: How many tensors were compared.
+        elements: How many of their elements.
     """
 
+    verdict: Verdict
     same: bool
     cosine: float | None
     distance: float | None
     tensors: int
+    elements: int
 
 
 def measure(
@@ -50,6 +68,7 @@ def measure(
     position = 0
     same = bool(config.samples)
     sums: dict[str, list[float]] = {}
+    counts: Counter[str] = Counter()
     matrices = set()
     for run in config.samples:
         entry = config.tensors[run.tensor]
@@ -79,21 +98,36 @@ def measure(
             products = (a @ b, a @ a, b @ b, (b - a) @ (b - a))
         before = sums.get(entry.name, [0.0] * 4)
         sums[entry.name] = [s + float(p) for s, p in zip(before, products, strict=True)]
+        counts[entry.name] += a.size
         if len(info.shape) > 1:
             matrices.add(entry.name)
-    compared = [
-        (dot / (math.sqrt(source) * math.sqrt(new)), math.sqrt(moved) / math.sqrt(source))
+    compared = {
+        name: (dot / (math.sqrt(source) * math.sqrt(new)), math.sqrt(moved) / math.sqrt(source))
         for name, (dot, source, new, moved) in sums.items()
         if all(map(math.isfinite, (dot, source, new, moved)))
         and source
         and new
         and (name in matrices or not matrices)
-    ]
+    }
     if not compared:
-        return Lineage(same, None, None, 0)
+        return Lineage("same" if same else "unknown", same, None, None, 0, 0)
+    cosine = math.fsum(cosine for cosine, _ in compared.values()) / len(compared)
+    elements = sum(counts[name] for name in compared)
     return Lineage(
+        verdict=_verdict(same, cosine, elements),
         same=same,
-        cosine=math.fsum(cosine for cosine, _ in compared) / len(compared),
-        distance=math.fsum(distance for _, distance in compared) / len(compared),
+        cosine=cosine,
+        distance=math.fsum(distance for _, distance in compared.values()) / len(compared),
         tensors=len(compared),
+        elements=elements,
     )
+
+
+def _verdict(same: bool, cosine: float, elements: int) -> Verdict:
+    if same:
+        return "same"
+    if elements < FEWEST_ELEMENTS:
+        return "unknown"
+    if cosine < UNRELATED_BELOW:
+        return "unrelated"
+    return "related" if cosine >= RELATED_FROM else "distant"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deltastore.errors import RefAmbiguousError, RefNotFoundError
 from deltastore.store import Artifact, Listing, Store
 
-__all__ = ["Listing", "list_artifacts"]
+__all__ = ["Listing", "list_artifacts", "ref_of_pair"]
 
 
 def list_artifacts(
@@ -47,6 +48,35 @@ def list_artifacts(
     if tag is not None:
         found = [row for row in found if tag in row.tags]
     return found
+
+
+def ref_of_pair(store: Store, base: str, post: str) -> str:
+    """The ref of the delta that was extracted from this pair: the newest version of its name.
+
+    Args:
+        store: The store.
+        base: The source base, as in ``list_artifacts``.
+        post: The source post, likewise.
+
+    Raises:
+        RefNotFoundError: There is none.
+        RefAmbiguousError: Several names have different artifacts of such a pair.
+    """
+    found = list_artifacts(store, base=base, post=post)
+    if not found:
+        raise RefNotFoundError(
+            f"There is no delta from {base} to {post} in the store at {store.path}.",
+            hint="See the pairs that there are: `deltastore list`.",
+        )
+    newest = {row.name: row for row in found}  # ascending versions: the last one stays
+    if len({row.digest for row in newest.values()}) > 1:
+        refs = ", ".join(f"{row.name}:v{row.version}" for row in newest.values())
+        raise RefAmbiguousError(
+            f"There are {len(newest)} deltas from {base} to {post}: {refs}.",
+            hint="Give one of these refs.",
+        )
+    row = found[-1]
+    return f"{row.name}:v{row.version}"
 
 
 def _listing(artifact: Artifact) -> Listing:

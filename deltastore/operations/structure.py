@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deltastore.checkpoint import Checkpoint, OutputTensor, TensorInfo
@@ -44,6 +44,19 @@ class Report:
     def all(self) -> list[Mismatch]:
         """All of them."""
         return [*self.missing, *self.extra, *self.mismatched]
+
+    @property
+    def summary(self) -> str:
+        """How many of each, and the first of all; empty if everything matches."""
+        counts = {
+            "missing in the new base": self.missing,
+            "unknown to the delta": self.extra,
+            "of another shape or dtype": self.mismatched,
+        }
+        if not self.all:
+            return ""
+        said = ", ".join(f"{len(items)} {what}" for what, items in counts.items() if items)
+        return f"{said}; the first is {self.all[0].name}: {self.all[0].problem}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +225,10 @@ def _refuse_conflict(
 def _mismatch_error(
     base: Checkpoint, deltas: Sequence[Scaled], report: Report
 ) -> StructureMismatchError:
-    counts: Mapping[str, list[Mismatch]] = {
-        "missing in the new base": report.missing,
-        "unknown to the delta": report.extra,
-        "of another shape or dtype": report.mismatched,
-    }
-    said = ", ".join(f"{len(items)} {what}" for what, items in counts.items() if items)
-    first = report.all[0]
     refs = ", ".join(delta.ref for delta in deltas)
     return StructureMismatchError(
-        f"{base.path} does not have the structure that {refs} was extracted from: {said}; "
-        f"the first is {first.name}: {first.problem}.",
+        f"{base.path} does not have the structure that {refs} was extracted from: "
+        f"{report.summary}.",
         hint="Choose another base, or give `--partial` to apply what fits and list the rest.",
         missing=[(m.name, m.problem) for m in report.missing],
         extra=[(m.name, m.problem) for m in report.extra],

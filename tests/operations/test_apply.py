@@ -161,7 +161,9 @@ def test_another_base(world: World, tmp_path: Path, dtype: str, scale: float) ->
     }
     save(tmp_path / "base", base)
     with world.open() as store:
-        result = store.apply("all", base=tmp_path / "base", out=tmp_path / "out", scale=scale)
+        result = store.apply(
+            "all", base=tmp_path / "base", out=tmp_path / "out", scale=scale, force=True
+        )
     got = load(tmp_path / "out")
     assert got.keys() == base.keys()
     overflowed = 0
@@ -187,7 +189,7 @@ def test_elements_equal_in_base_and_post_stay_untouched(
     artifact = store.extract(*pair)
     for i, scale in enumerate([1.0, -0.7, 0.0]):
         out = tmp_path / f"out{i}"
-        store.apply(artifact, base=tmp_path / "new", out=out, scale=scale)
+        store.apply(artifact, base=tmp_path / "new", force=True, out=out, scale=scale)
         keep = torch.arange(len(base)) != 1
         assert_same_bits({"w": load(out)["w"][keep]}, {"w": new[keep]})
 
@@ -211,7 +213,7 @@ def test_several_deltas_are_added_from_left_to_right(
         for order, scales in (((0, 1, 2), (0.7, -0.4, 2.0)), ((2, 1), (1.0, 1.0))):
             out = tmp_path / f"out{dtype}{len(order)}"
             refs = [f"d{i}" for i in order]
-            result = store.apply(refs, base=base, out=out, scale=scales)
+            result = store.apply(refs, base=base, out=out, scale=scales, force=True)
             steps = [Step(*pairs[i], scale) for i, scale in zip(order, scales, strict=True)]
             oracle.check(load(out)["w"], oracle.applied(new, steps), f"{dtype} {order}")
             assert result.overflowed == oracle.overflowed(new, steps)
@@ -229,7 +231,12 @@ def test_output_dtype(world: World, tmp_path: Path, dtype: str, scale: float) ->
     save(tmp_path / "base", base)
     with world.open() as store:
         result = store.apply(
-            "all", base=tmp_path / "base", out=tmp_path / "out", dtype=dtype, scale=scale
+            "all",
+            base=tmp_path / "base",
+            out=tmp_path / "out",
+            dtype=dtype,
+            scale=scale,
+            force=True,
         )
     got = load(tmp_path / "out")
     overflowed = 0
@@ -256,7 +263,7 @@ def test_float64_is_rounded_once_and_not_by_way_of_float32(
     save(tmp_path / "base", {"w": torch.zeros_like(base), "kept": base})
     save(tmp_path / "post", {"w": torch.full_like(base, 2.0**-80), "kept": base})
     artifact = store.extract(tmp_path / "base", tmp_path / "post")
-    store.apply(artifact, base=tmp_path / "new", out=tmp_path / "out", dtype=dtype)
+    store.apply(artifact, base=tmp_path / "new", force=True, out=tmp_path / "out", dtype=dtype)
     got = load(tmp_path / "out")
     for name in ("w", "kept"):
         oracle.check(got[name], oracle.nearest(base, DTYPES[dtype]), name)
@@ -317,7 +324,9 @@ def test_values_follow_the_delta_unless_the_scale_is_zero(
     new = before | {name: torch.randn(4, 3).bfloat16() for name in ("grown", "shrunk")}
     save(tmp_path / "new", new)
     for i, scale in enumerate((0.5, -1.0)):
-        store.apply(artifact, base=tmp_path / "new", out=tmp_path / f"out{i}", scale=scale)
+        store.apply(
+            artifact, base=tmp_path / "new", force=True, out=tmp_path / f"out{i}", scale=scale
+        )
         got = load(tmp_path / f"out{i}")
         expected = dict(after)
         for name, rows in (("grown", 4), ("shrunk", 2)):
@@ -327,7 +336,7 @@ def test_values_follow_the_delta_unless_the_scale_is_zero(
             )
         assert_same_bits(got, expected)
 
-    store.apply(artifact, base=tmp_path / "new", out=tmp_path / "zero", scale=0.0)
+    store.apply(artifact, base=tmp_path / "new", force=True, out=tmp_path / "zero", scale=0.0)
     assert_same_bits(load(tmp_path / "zero"), new)
 
 
@@ -354,7 +363,7 @@ def test_resized_tensors_of_many_chunks(
     assert_same_bits(load(tmp_path / "restored"), {"w": post} | other)
     assert result.restored
 
-    store.apply(artifact, base=tmp_path / "new", out=tmp_path / "out", scale=0.3)
+    store.apply(artifact, base=tmp_path / "new", force=True, out=tmp_path / "out", scale=0.3)
     common = min(rows)
     out = post.dtype if b != p else new.dtype
     summed = oracle.applied(new[:common], [Step(base[:common], post[:common], 0.3)], out)
@@ -378,7 +387,9 @@ def test_many_chunks_of_real_size(store: deltastore.DeltaStore, tmp_path: Path) 
     result = store.apply(artifact, base=tmp_path / "base", out=tmp_path / "restored", jobs=2)
     assert_same_bits(load(tmp_path / "restored"), {"w": post})
     assert result.restored
-    store.apply(artifact, base=tmp_path / "new", out=tmp_path / "out", scale=0.3, jobs=2)
+    store.apply(
+        artifact, base=tmp_path / "new", force=True, out=tmp_path / "out", scale=0.3, jobs=2
+    )
     oracle.check(load(tmp_path / "out")["w"], oracle.applied(new, [Step(base, post, 0.3)]))
 
 
@@ -397,7 +408,7 @@ def test_chunks_that_are_equal_cost_nothing_and_stay(
     artifact = store.extract(tmp_path / "base", tmp_path / "post")
     store.apply(artifact, base=tmp_path / "base", out=tmp_path / "restored")
     assert_same_bits(load(tmp_path / "restored"), {"w": post})
-    store.apply(artifact, base=tmp_path / "new", out=tmp_path / "out")
+    store.apply(artifact, base=tmp_path / "new", force=True, out=tmp_path / "out")
     oracle.check(load(tmp_path / "out")["w"], oracle.applied(new, [Step(base, post)]))
 
 
@@ -414,7 +425,7 @@ def test_a_patch_is_for_its_own_tensor_alone(store: deltastore.DeltaStore, tmp_p
     new = base.clone()
     new[-3:] = 2.0
     save(tmp_path / "new", {"w": new, "other": other})
-    result = store.apply(artifact, base=tmp_path / "new", out=tmp_path / "out")
+    result = store.apply(artifact, base=tmp_path / "new", force=True, out=tmp_path / "out")
     assert result.lineage[0]["same"]  # or this test shows nothing
     assert not result.restored
     oracle.check(load(tmp_path / "out")["w"], oracle.applied(new, [Step(base, post)]))
@@ -555,7 +566,12 @@ def test_any_bits(
     assert result.restored or not any(tensor.numel() for tensor in before.values())
 
     result = store.apply(
-        artifact, base=tmp_path / "new", out=tmp_path / "out", scale=scale, dtype=out_dtype
+        artifact,
+        base=tmp_path / "new",
+        force=True,
+        out=tmp_path / "out",
+        scale=scale,
+        dtype=out_dtype,
     )
     got = load(tmp_path / "out")
     for name, tensor in new.items():
