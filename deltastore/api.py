@@ -6,12 +6,18 @@ the libraries that compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
+from weakref import WeakKeyDictionary
+
+from deltastore.errors import UsageError
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from torch import Tensor
+    from torch.nn import Module
 
     from deltastore.operations.apply import ApplyResult
     from deltastore.operations.du import Usage
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from deltastore.operations.extract import ExtractResult
     from deltastore.operations.gc import GcReport
     from deltastore.operations.listing import Listing
+    from deltastore.operations.patching import Patch
     from deltastore.operations.progress import Progress
     from deltastore.operations.reindex import Indexed
     from deltastore.operations.resolve import Candidate
@@ -75,6 +82,7 @@ class DeltaStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._patches: WeakKeyDictionary[Module, MutableSequence[Patch]] = WeakKeyDictionary()
 
     def extract(
         self,
@@ -196,6 +204,87 @@ class DeltaStore:
         from deltastore.operations.resolve import resolve
 
         return resolve(self._store, str(base))
+
+    def patch(
+        self,
+        model: Module,
+        artifact: str | Artifact,
+        scale: float = 1.0,
+        *,
+        partial: bool = False,
+        force: bool = False,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Patch:
+        """Add a delta to a loaded model's weights, in place, as ``apply`` would.
+
+        Args:
+            model: Any ``torch.nn.Module``, on any device.
+            artifact: A ref or an artifact.
+            scale: What the delta is multiplied by.
+            partial: Leave weights that do not match as they are.
+            force: Accept a model of another lineage.
+            jobs: Threads; by default the processors this process may use.
+            progress: Is told how far the work is.
+
+        Returns:
+            What was done. ``bytes_kept`` is the memory that ``unpatch`` needs, which goes with
+            the model.
+
+        Raises:
+            RefError: There is no such artifact.
+            IncompatibleError: The delta does not belong to this model.
+            IntegrityError: Stored bytes are damaged. Nothing was changed.
+        """
+        from deltastore.operations.patching import patch
+
+        done = patch(
+            self._store,
+            model,
+            _ref(artifact),
+            scale=float(scale),
+            partial=partial,
+            force=force,
+            jobs=jobs,
+            progress=progress,
+        )
+        self._patches.setdefault(model, []).append(done)
+        return done
+
+    def unpatch(
+        self, model: Module, *, jobs: int | None = None, progress: Progress | None = None
+    ) -> None:
+        """Take the last delta out of a model again: every bit is what it was before ``patch``.
+
+        Raises:
+            UsageError: This store put no delta into the model, or the weights were changed since.
+                Nothing is changed.
+            IntegrityError: The delta is no longer in the store, or damaged. Likewise.
+        """
+        from deltastore.operations.patching import unpatch
+
+        patches = self._patches.get(model)
+        if not patches:
+            raise UsageError(
+                f"There is no delta of this store in this {type(model).__name__}.",
+                hint="Call `patch` first, with the same store object.",
+            )
+        unpatch(self._store, model, patches[-1], jobs=jobs, progress=progress)
+        patches.pop()
+
+    def delta_tensors(self, artifact: str | Artifact) -> Iterator[tuple[str, Tensor]]:
+        """Name and delta of each tensor that has one, one tensor in memory at a time.
+
+        Shapes:
+            float32, or float64 where base or post is float32 or wider; post's shape.
+
+        Raises:
+            RefError: There is no such artifact.
+            IntegrityError: Stored bytes are damaged.
+        """
+        from deltastore.operations.patching import delta_tensors
+
+        return delta_tensors(self._store, _ref(artifact))
 
     def show(self, artifact: str | Artifact) -> Details:
         """Everything about one artifact.

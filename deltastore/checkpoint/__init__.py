@@ -4,7 +4,7 @@ Nothing here imports torch, but for old pickled weights, and then only when one 
 """
 
 from deltastore.checkpoint.location import Location, locate
-from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
+from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo, Weights
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
@@ -21,6 +21,7 @@ __all__ = [
     "Shard",
     "ShardPlan",
     "TensorInfo",
+    "Weights",
     "check_destination",
     "locate",
     "open_checkpoint",

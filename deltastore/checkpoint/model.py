@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,20 @@ class TensorInfo:
     def elements(self) -> int:
         """The number of elements; 1 for a scalar."""
         return math.prod(self.shape)
+
+
+class Weights(Protocol):
+    """Tensors by name, read in pieces: an open checkpoint, or a model in memory."""
+
+    path: Path
+    """Where they are, for messages."""
+
+    tensors: dict[str, TensorInfo]
+
+    def read_into(
+        self, name: str, start_byte: int, buffer: memoryview | bytearray | np.ndarray[Any, Any]
+    ) -> None:
+        """Fill ``buffer`` with a tensor's bytes from ``start_byte``. Thread-safe."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from deltastore.checkpoint import (
 from deltastore.errors import (
     FormatError,
     IntegrityError,
-    LineageError,
     QuantisedCheckpointError,
     UsageError,
 )
@@ -34,7 +33,7 @@ from deltastore.manifest.format import DELTA_DTYPES, MAX_SMALL_FILE_BYTES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.lineage import UNRELATED_BELOW, Lineage, measure
+from deltastore.operations.lineage import Lineage, judge, measure
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
@@ -49,12 +48,6 @@ DTYPE_NAMES = {
     "float8_e5m2": "F8_E5M2",
 }
 """What ``--dtype`` takes, by the names that torch uses."""
-
-_STANDINGS = {
-    "distant": "far from",
-    "unrelated": "unrelated to",
-    "unknown": "not comparable with",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +162,9 @@ def apply(
             measure(store.blobs, d.reader.manifest, d.config, checkpoint, where=d.ref)
             for d in deltas
         ]
-        _judge_lineage(checkpoint, deltas, lineages, force=force, progress=progress)
+        for delta, figures in zip(deltas, lineages, strict=True):
+            label = checkpoint.repo or str(checkpoint.path)
+            judge(delta.ref, label, figures, force=force, progress=progress)
         patches = None
         if _may_restore(checkpoint, deltas, lineages, output_dtype):
             patches = restoration.patched_tensors(
@@ -354,43 +349,6 @@ def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
             hint="Dequantise it first.",
             path=str(checkpoint.path),
         )
-
-
-def _judge_lineage(
-    checkpoint: Checkpoint,
-    deltas: Sequence[_Delta],
-    lineages: Sequence[Lineage],
-    *,
-    force: bool,
-    progress: Progress,
-) -> None:
-    """Refuse a base on which a delta is noise; warn of one on which it may be.
-
-    Raises:
-        LineageError: The base is unrelated to a delta's own, and ``force`` is false.
-    """
-    for delta, figures in zip(deltas, lineages, strict=True):
-        measured = (
-            f"cosine {figures.cosine:.3f}, distance {figures.distance:.3g} over "
-            f"{figures.tensors} sampled tensors"
-            if figures.cosine is not None
-            else "nothing could be compared"
-        )
-        if figures.verdict == "unrelated" and not force:
-            raise LineageError(
-                f"{checkpoint.path} is unrelated to the base that {delta.ref} was extracted "
-                f"from: expected a cosine of {UNRELATED_BELOW} or more, got {measured}; the "
-                "result would be noise.",
-                hint="See which deltas fit: `deltastore resolve --base "
-                f"{checkpoint.repo or checkpoint.path}`; or give `--force`.",
-                ref=delta.ref,
-                **asdict(figures),
-            )
-        if figures.verdict in ("distant", "unrelated", "unknown") and not force:
-            progress.warn(
-                f"The base is {_STANDINGS[figures.verdict]} the source base of {delta.ref} "
-                f"({measured}). Test the result, perhaps with a lower --scale."
-            )
 
 
 def _may_restore(

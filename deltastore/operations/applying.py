@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint, CheckpointWriter, ShardPlan
+from deltastore.checkpoint import ShardPlan, Weights
 from deltastore.delta import Term, add, add_tokens
 from deltastore.digest import TensorHasher
 from deltastore.manifest import Descriptor
@@ -23,6 +23,13 @@ from deltastore.operations.structure import Recipe
 from deltastore.scratch import scratch
 
 Bytes = npt.NDArray[np.uint8]
+
+
+class Target(Protocol):
+    """Where the output goes: files, or a model in memory."""
+
+    def write(self, name: str, start_byte: int, data: Bytes) -> None:
+        """Take a piece of a tensor; thread-safe, pieces come in any order."""
 
 
 @dataclass(slots=True)
@@ -63,7 +70,7 @@ class Applier:
 
     def __init__(
         self,
-        base: Checkpoint,
+        base: Weights,
         readers: Sequence[ArtifactReader],
         scales: Sequence[float],
         *,
@@ -81,7 +88,7 @@ class Applier:
 
     def write(
         self,
-        writer: CheckpointWriter,
+        writer: Target,
         plan: Sequence[ShardPlan],
         recipes: Mapping[str, Recipe],
         blobs: BlobStore,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deltastore.catalog import FileIdentity
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.digest import TensorHasher, content_digest
 from deltastore.manifest import Config, TensorSide
 from deltastore.operations.pipeline import Crew
@@ -66,7 +66,7 @@ def content_of(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
     )
 
 
-def hash_tensor(checkpoint: Checkpoint, name: str, progress: Progress | None = None) -> str:
+def hash_tensor(checkpoint: Weights, name: str, progress: Progress | None = None) -> str:
     """BLAKE3 hex of one tensor's bytes, read in pieces."""
     hasher = TensorHasher()
     size = checkpoint.tensors[name].nbytes

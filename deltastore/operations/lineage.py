@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Weights
 from deltastore.delta.floats import to_floats
+from deltastore.errors import LineageError
 from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
+from deltastore.operations.progress import Progress
 
 Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
 
@@ -53,7 +55,7 @@ class Lineage:
 
 
 def measure(
-    blobs: BlobStore, manifest: Manifest, config: Config, base: Checkpoint, *, where: str
+    blobs: BlobStore, manifest: Manifest, config: Config, base: Weights, *, where: str
 ) -> Lineage:
     """Read the new base at the places of the samples: at most 256 short reads.
 
@@ -131,3 +133,39 @@ def _verdict(same: bool, cosine: float, elements: int) -> Verdict:
     if cosine < UNRELATED_BELOW:
         return "unrelated"
     return "related" if cosine >= RELATED_FROM else "distant"
+
+
+def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progress) -> None:
+    """Refuse a base on which a delta is noise; warn of one on which it may be.
+
+    Args:
+        ref: The delta.
+        base: What to call the new base.
+        figures: What was measured.
+        force: Neither refuse nor warn.
+        progress: Is told the warning.
+
+    Raises:
+        LineageError: The base is unrelated to the delta's own.
+    """
+    if force or figures.verdict in ("same", "related"):
+        return
+    measured = "nothing could be compared"
+    if figures.cosine is not None and figures.distance is not None:
+        measured = (
+            f"cosine {figures.cosine:.3f}, distance {figures.distance:.3g} over "
+            f"{figures.tensors} sampled tensors"
+        )
+    if figures.verdict == "unrelated":
+        raise LineageError(
+            f"{base} is unrelated to the base that {ref} was extracted from: expected a cosine "
+            f"of {UNRELATED_BELOW} or more, got {measured}; the result would be noise.",
+            hint=f"See which deltas fit: `deltastore resolve --base {base}`; or give `--force`.",
+            ref=ref,
+            **asdict(figures),
+        )
+    standing = "far from" if figures.verdict == "distant" else "not comparable with"
+    progress.warn(
+        f"The base is {standing} the source base of {ref} ({measured}). Test the result, perhaps "
+        "with a lower --scale."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.errors import RestoreOnlyError
 from deltastore.manifest import Config
 from deltastore.operations import hashing
@@ -36,9 +36,28 @@ def patched_tensors(
             known = hashing.hash_checkpoint(store, checkpoint, jobs, progress)
         if hashing.content_of(checkpoint, known) != config.base.content:
             raise not_the_source(ref, checkpoint)
+    return own_tensors(checkpoint, config, known, jobs, progress)
+
+
+def own_tensors(
+    weights: Weights,
+    config: Config,
+    known: Mapping[str, str] | None,
+    jobs: int,
+    progress: Progress,
+) -> frozenset[str]:
+    """Of the tensors that have a restore patch, those that are the source base's own.
+
+    Args:
+        weights: The new base.
+        config: The delta's.
+        known: BLAKE3 hex of all tensors, if known; else those in question are read.
+        jobs: Threads.
+        progress: Is told when tensors are read.
+    """
     patched = [entry for entry in config.tensors if entry.patch is not None]
-    names = [entry.name for entry in patched if entry.name in checkpoint.tensors]
-    digests = known if known is not None else _digests(checkpoint, names, jobs, progress)
+    names = [entry.name for entry in patched if entry.name in weights.tensors]
+    digests = known if known is not None else _digests(weights, names, jobs, progress)
     wanted = {entry.name: entry.base.blake3 for entry in patched if entry.base is not None}
     return frozenset(name for name in names if digests[name] == wanted[name])
 
@@ -65,15 +84,13 @@ def not_the_source(ref: str, checkpoint: Checkpoint) -> RestoreOnlyError:
     )
 
 
-def _digests(
-    checkpoint: Checkpoint, names: list[str], jobs: int, progress: Progress
-) -> dict[str, str]:
+def _digests(weights: Weights, names: list[str], jobs: int, progress: Progress) -> dict[str, str]:
     found: dict[str, str] = {}
     if names:
         progress.start("recognising the base", 0)
 
         def work(_number: int, name: str) -> None:
-            found[name] = hashing.hash_tensor(checkpoint, name)
+            found[name] = hashing.hash_tensor(weights, name)
 
         Crew(jobs).run(names, work)
     return found

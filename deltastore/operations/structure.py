@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from deltastore.checkpoint import Checkpoint, OutputTensor, TensorInfo
+from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
 from deltastore.errors import DeltaConflictError, StructureMismatchError
 from deltastore.manifest import Config, TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
@@ -86,7 +86,7 @@ class Recipe:
 _STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
 
 
-def check_structure(base: Checkpoint, deltas: Sequence[Scaled], *, partial: bool) -> Report:
+def check_structure(base: Weights, deltas: Sequence[Scaled], *, partial: bool) -> Report:
     """Match every tensor of every delta with the new base.
 
     Raises:
@@ -107,7 +107,7 @@ def check_structure(base: Checkpoint, deltas: Sequence[Scaled], *, partial: bool
 
 
 def recipes(
-    base: Checkpoint, deltas: Sequence[Scaled], report: Report, dtype: str | None
+    base: Weights, deltas: Sequence[Scaled], report: Report, dtype: str | None
 ) -> dict[str, Recipe]:
     """How every tensor of the output comes about.
 
@@ -223,7 +223,7 @@ def _refuse_conflict(
 
 
 def _mismatch_error(
-    base: Checkpoint, deltas: Sequence[Scaled], report: Report
+    base: Weights, deltas: Sequence[Scaled], report: Report
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
     return StructureMismatchError(

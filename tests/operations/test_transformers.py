@@ -34,6 +34,11 @@ FAMILIES: dict[str, Config] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=False),
     "tied llama": lambda: transformers.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=True),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL, **IDS, tie_word_embeddings=True),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, **IDS, tie_word_embeddings=False),
+    "gemma": lambda: transformers.GemmaConfig(**SMALL, **IDS, head_dim=8, tie_word_embeddings=True),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SMALL, **IDS, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False
+    ),
     "gpt2": lambda: transformers.GPT2Config(**GPT2, **IDS, initializer_range=0.3),
 }
 
