@@ -165,3 +165,16 @@ class FileIdentity:
             device=status.st_dev & (1 << 63) - 1,
             seen_ns=seen_ns,
         )
+
+    @classmethod
+    def of_content(cls, sha256: str, size: int) -> FileIdentity:
+        """A file that is known by its sha256 (hex), wherever it is; no path looks like this."""
+        return cls(
+            path=f"sha256:{sha256}",
+            size=size,
+            mtime_ns=0,
+            ctime_ns=0,
+            inode=0,
+            device=0,
+            seen_ns=time.time_ns(),
+        )

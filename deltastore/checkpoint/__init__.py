@@ -3,6 +3,7 @@
 Nothing here imports torch, but for old pickled weights, and then only when one is opened.
 """
 
+from deltastore.checkpoint.hub import Downloads
 from deltastore.checkpoint.location import Location, locate
 from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo, Weights
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
@@ -15,6 +16,7 @@ __all__ = [
     "SMALL_FILES",
     "Checkpoint",
     "CheckpointWriter",
+    "Downloads",
     "FileIdentity",
     "Location",
     "OutputTensor",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -59,8 +59,24 @@ def read_header(descriptor: int, path: Path) -> tuple[list[Entry], dict[str, str
         CheckpointCorruptError: A rule of the format is broken.
         UnsupportedDtypeError: A dtype is unknown, or smaller than a byte.
     """
-    size = os.fstat(descriptor).st_size
-    data = _header_bytes(descriptor, path, size)
+    return parse_header(
+        lambda position, view: read_at(descriptor, position, view, path),
+        os.fstat(descriptor).st_size,
+        path,
+    )
+
+
+def parse_header(
+    read: Callable[[int, memoryview], None], size: int, path: Path
+) -> tuple[list[Entry], dict[str, str]]:
+    """Ditto, wherever the file is.
+
+    Args:
+        read: Fills a view with the file's bytes from a position.
+        size: The file's size.
+        path: What to call the file.
+    """
+    data = _header_bytes(read, path, size)
     fields = strict_json(data, f"The header of {path}")
     metadata = _metadata(fields.pop("__metadata__", {}), path)
     if len(fields) > fmt.MAX_TENSORS:
@@ -157,9 +173,9 @@ def _corrupt(path: Path, problem: str) -> NoReturn:
     raise CheckpointCorruptError(f"{path} {problem}.", hint=_FETCH, path=str(path))
 
 
-def _header_bytes(descriptor: int, path: Path, size: int) -> bytes:
+def _header_bytes(read: Callable[[int, memoryview], None], path: Path, size: int) -> bytes:
     start = bytearray(min(size, len(_LFS_POINTER)))
-    read_at(descriptor, 0, memoryview(start), path)
+    read(0, memoryview(start))
     if start == _LFS_POINTER:
         raise CheckpointCorruptError(
             f"{path} is a Git LFS pointer; expected the weights themselves.",
@@ -174,7 +190,7 @@ def _header_bytes(descriptor: int, path: Path, size: int) -> bytes:
     if 8 + length > size:
         _corrupt(path, f"claims a header of {length} bytes; only {size - 8} follow")
     data = bytearray(length)
-    read_at(descriptor, 8, memoryview(data), path)
+    read(8, memoryview(data))
     if not data.startswith(b"{"):
         _corrupt(path, f"has a header that starts with {bytes(data[:1])!r}; expected '{{'")
     return bytes(data)

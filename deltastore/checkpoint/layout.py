@@ -30,16 +30,21 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
 
-def find_layout(path: Path) -> Layout:
+def find_layout(path: Path, names: list[str] | None = None) -> Layout:
     """Find the weight files of an existing file or directory.
+
+    Args:
+        path: The file or directory.
+        names: The names that count as the directory's, sorted, where not all of its files are
+            there yet; its index must be.
 
     Raises:
         NoWeightsError: There are none.
         CheckpointCorruptError: Files are missing, or contradict each other or their index.
         CheckpointError: Several checkpoints lie in the directory, or it cannot be read.
     """
-    if path.is_dir():
-        return _directory(path)
+    if names is not None or path.is_dir():
+        return _directory(path, _listing(path) if names is None else names)
     if path.name.endswith(".index.json"):
         names = _listing(path.parent)
         return _indexed(path.parent, path.name, names)
@@ -58,8 +63,7 @@ def _single(path: Path) -> Layout:
     raise unreadable_file(path)
 
 
-def _directory(directory: Path) -> Layout:
-    names = _listing(directory)
+def _directory(directory: Path, names: list[str]) -> Layout:
     has_model = any(_MODEL.match(name) and _is_weights(name) for name in names)
     usable = [
         name

@@ -64,9 +64,16 @@ class FileIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One weight file: ``tensors`` are the names in file order, ``metadata`` the header's."""
+    """One weight file: ``tensors`` are the names in file order, ``metadata`` the header's.
+
+    ``sha256`` (hex) is the Hub's word on the file's content, if there is one, and ``remote`` says
+    that the file was not in its local cache at the opening: what is downloaded is compared.
+    """
 
     filename: str
     path: Path
     tensors: tuple[str, ...]
     metadata: dict[str, str]
+    remote: bool = False
+    size: int = 0
+    sha256: str | None = None

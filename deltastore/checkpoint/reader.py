@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.checkpoint.files import identify
+from deltastore.checkpoint.hub import Downloads, HubShard, Unwatched, blob_sha256
+from deltastore.checkpoint.hub.opening import check_cached, fetch_layout, look_at_shards
 from deltastore.checkpoint.index import check_index, listed
 from deltastore.checkpoint.layout import Layout, find_layout
-from deltastore.checkpoint.location import locate
+from deltastore.checkpoint.location import Location, locate
 from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import find_small_files, read_config
@@ -22,8 +26,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_SAMPLED_AT_ONCE = 8
+
+
 class WeightFile(Protocol):
-    """One open weight file; reads must be thread-safe."""
+    """One open weight file on this machine; reads must be thread-safe."""
 
     path: Path
     descriptor: int
@@ -65,7 +72,7 @@ class Checkpoint:
     is_safetensors: bool
     index_metadata: dict[str, Any]
     ignored: tuple[str, ...]
-    _open: tuple[WeightFile, ...]
+    _open: tuple[WeightFile | HubShard, ...]
 
     @property
     def nbytes(self) -> int:
@@ -99,9 +106,58 @@ class Checkpoint:
             raise ValueError("the checkpoint is closed")
         self._open[tensor.shard].read_into(tensor, start_byte, view)
 
+    def read_samples(
+        self, places: Sequence[tuple[str, int, memoryview | np.ndarray[Any, Any]]]
+    ) -> None:
+        """Fill each buffer with its tensor's bytes from its start, as ``read_into`` does.
+
+        For a few short reads: of shards that are not downloaded only these bytes are fetched.
+
+        Raises:
+            HubError: The bytes cannot be had.
+            CheckpointError: A read failed.
+            KeyError: There is no such tensor.
+            ValueError: A range leaves its tensor, or a buffer is not contiguous.
+        """
+        if not self._open:
+            raise ValueError("the checkpoint is closed")
+        remote: dict[int, list[tuple[TensorInfo, int, memoryview]]] = {}
+        for name, start_byte, buffer in places:
+            tensor = self.tensors[name]
+            view = byte_view(buffer)
+            check_range(name, start_byte, len(view), tensor.nbytes)
+            file = self._open[tensor.shard]
+            if isinstance(file, HubShard):
+                remote.setdefault(tensor.shard, []).append((tensor, start_byte, view))
+            else:
+                file.read_into(tensor, start_byte, view)
+        if remote:
+            self._read_remote(remote)
+
+    def _read_remote(self, places: dict[int, list[tuple[TensorInfo, int, memoryview]]]) -> None:
+        tasks = []
+        for number, members in places.items():
+            file = self._open[number]
+            assert isinstance(file, HubShard)
+            tasks += [(file, span) for span in file.spans(members)]
+        with ThreadPoolExecutor(_SAMPLED_AT_ONCE) as pool:
+            for _ in pool.map(lambda task: task[0].read_span(task[1]), tasks):
+                pass
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all weights are on this machine."""
+        return all(not isinstance(file, HubShard) or file.opened for file in self._open)
+
     def identities(self) -> tuple[FileIdentity, ...]:
-        """The identity of each shard's file as it was when it was opened."""
-        return tuple(file.identity for file in self._open)
+        """The identity of each shard's file on this machine as it was when it was opened."""
+        return tuple(file.identity for file in self._local_files())
+
+    def _local_files(self) -> Iterator[WeightFile]:
+        for file in self._open:
+            local = file.opened if isinstance(file, HubShard) else file
+            if local is not None:
+                yield local
 
     def check_unchanged(self) -> None:
         """Make sure that what was read belongs together.
@@ -109,7 +165,7 @@ class Checkpoint:
         Raises:
             SourceChangedError: A file has been written, replaced or touched since the opening.
         """
-        for file in self._open:
+        for file in self._local_files():
             now = identify(file.descriptor, file.path)
             before = file.identity
             changed = [
@@ -140,16 +196,25 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | PathLike[str], *, revision: str | None = None, offline: bool = False
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    downloads: Downloads | None = None,
+    look_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint: a directory, a weight file, an index, or a Hub id.
 
-    Headers, index and configuration are read and checked here; tensors are not.
+    Headers, index and configuration are read and checked here; tensors are not. Of a Hub id that
+    is not in the local cache the small files are fetched, and the headers alone of the shards;
+    a shard is downloaded when ``read_into`` wants the first tensor of it.
 
     Args:
         source: A local path, or ``org/name[@revision]`` where no such path exists.
         revision: Branch, tag or commit of a Hub id.
         offline: Use only what the Hub's local cache holds.
+        downloads: Who is told of downloads.
+        look_only: Never download weights: ``read_into`` of those that are not here fails.
 
     Raises:
         CheckpointNotFoundError: The path does not exist.
@@ -161,18 +226,15 @@ def open_checkpoint(
         CheckpointError: A file cannot be opened or read.
     """
     location = locate(source, revision=revision, offline=offline)
-    layout = find_layout(location.path)
+    watcher = None if look_only else downloads or Unwatched()
+    layout, files, remote = _look(location, watcher, downloads)
     with ExitStack() as stack:
-        opened = []
+        opened: list[WeightFile | HubShard] = []
         for number, filename in enumerate(layout.filenames):
-            file = _open_file(layout, filename, number)
+            file = remote.get(filename) or _open_file(layout, filename, number)
             stack.callback(file.close)
             opened.append(file)
-        shards = tuple(
-            Shard(path.name, path, tuple(tensor.name for tensor in file.tensors), file.metadata)
-            for file in opened
-            for path in (file.path,)
-        )
+        shards = tuple(_shard(file, from_hub=location.repo is not None) for file in opened)
         tensors = _merged(opened)
         if layout.index is not None:
             check_index(layout.index, shards)
@@ -182,7 +244,6 @@ def open_checkpoint(
                 hint="Give a checkpoint with weights in it.",
                 path=str(location.path),
             )
-        files = _small_files(location.path, layout)
         checkpoint = Checkpoint(
             path=location.path,
             repo=location.repo,
@@ -200,6 +261,36 @@ def open_checkpoint(
     return checkpoint
 
 
+def _look(
+    location: Location, watcher: Downloads | None, downloads: Downloads | None
+) -> tuple[Layout, dict[str, Path], dict[str, HubShard]]:
+    """The weight files, the small files, and those shards that are not on this machine."""
+    snapshot = location.snapshot
+    if snapshot is not None and snapshot.files is not None:
+        layout, files = fetch_layout(snapshot, watcher)
+        return layout, files, look_at_shards(snapshot, layout, watcher)
+    if snapshot is None:
+        layout = find_layout(location.path)
+    else:
+        layout = check_cached(snapshot)
+        if snapshot.unreachable and downloads is not None:
+            downloads.warn(
+                f"The hub cannot be reached ({snapshot.unreachable}); {snapshot.label} is read "
+                "from the local cache."
+            )
+    return layout, _small_files(location.path, layout), {}
+
+
+def _shard(file: WeightFile | HubShard, *, from_hub: bool) -> Shard:
+    names = tuple(tensor.name for tensor in file.tensors)
+    remote = isinstance(file, HubShard)
+    if isinstance(file, HubShard):
+        size, sha256 = file.file.size or 0, file.file.sha256
+    else:
+        size, sha256 = file.identity.size, blob_sha256(file.path) if from_hub else None
+    return Shard(file.path.name, file.path, names, file.metadata, remote, size, sha256)
+
+
 def _open_file(layout: Layout, filename: str, number: int) -> WeightFile:
     path = layout.directory / filename
     if layout.is_safetensors:
@@ -209,7 +300,7 @@ def _open_file(layout: Layout, filename: str, number: int) -> WeightFile:
     return PickleFile(path, number)
 
 
-def _merged(files: list[WeightFile]) -> dict[str, TensorInfo]:
+def _merged(files: list[WeightFile | HubShard]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for tensor in file.tensors:

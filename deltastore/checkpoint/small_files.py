@@ -41,6 +41,15 @@ SMALL_FILES = (
 MAX_CONFIG_JSON_BYTES = 16 << 20
 
 
+def is_small_file(name: str) -> bool:
+    """Whether a name, relative to the checkpoint's directory, is that of a small file."""
+    # A pattern's * must not match what lies in a folder: LICENSES/x is no licence of the model.
+    return any(
+        fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+        for pattern in SMALL_FILES
+    )
+
+
 def find_small_files(directory: Path) -> dict[str, Path]:
     """The small files of a directory by relative name; links are followed, as in the Hub's cache.
 
@@ -55,7 +64,7 @@ def find_small_files(directory: Path) -> dict[str, Path]:
                 children += (directory / folder).iterdir()
         for path in children:
             name = path.relative_to(directory).as_posix()
-            if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES) and path.is_file():
+            if is_small_file(name) and path.is_file():
                 found[name] = path
     except OSError as error:
         raise file_error(error, directory, "list") from error

@@ -35,7 +35,7 @@ from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, judge, measure
 from deltastore.operations.pipeline import job_count
-from deltastore.operations.progress import Progress, Silent
+from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
 from deltastore.store import Store
 
@@ -140,7 +140,7 @@ def apply(
         NoSpaceError: The output does not fit.
     """
     started = time.monotonic()
-    progress = progress or Silent()
+    progress = Staged(progress or Silent())
     factors = _scales(refs, scales)
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
@@ -153,7 +153,9 @@ def apply(
             reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
             stack.callback(reader.close)
             deltas.append(_Delta(artifact, artifact.ref, scale, reader))
-        checkpoint = stack.enter_context(open_checkpoint(base))
+        checkpoint = stack.enter_context(
+            open_checkpoint(base, downloads=progress, look_only=dry_run)
+        )
         _refuse_quantised(checkpoint, deltas)
         scaled = [Scaled(delta.ref, delta.config, delta.scale) for delta in deltas]
         report = check_structure(checkpoint, scaled, partial=partial)
@@ -166,7 +168,9 @@ def apply(
             label = checkpoint.repo or str(checkpoint.path)
             judge(delta.ref, label, figures, force=force, progress=progress)
         patches = None
-        if _may_restore(checkpoint, deltas, lineages, output_dtype):
+        may_restore = _may_restore(checkpoint, deltas, lineages, output_dtype)
+        # Which patches fit is said by whole tensors, which a dry run does not download.
+        if may_restore and (checkpoint.is_local or not dry_run):
             patches = restoration.patched_tensors(
                 store, checkpoint, deltas[0].config, deltas[0].ref, job_count(jobs), progress
             )

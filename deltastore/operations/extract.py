@@ -33,7 +33,7 @@ from deltastore.manifest.format import (
 from deltastore.operations import encoding, hashing, planning, samples, small_files
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
-from deltastore.operations.progress import Progress, Silent
+from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Store
 
@@ -121,14 +121,17 @@ def extract(
         SourceChangedError: A file changed while it was read.
     """
     started = time.monotonic()
-    progress = progress or Silent()
+    progress = Staged(progress or Silent())
     chosen = get_codec(codec)
     if name is not None:
         validate_name(name)
     for tag in tags:
         validate_tag(tag)
     store.require_writable()
-    with open_checkpoint(base) as before, open_checkpoint(post) as after:
+    with (
+        open_checkpoint(base, downloads=progress) as before,
+        open_checkpoint(post, downloads=progress) as after,
+    ):
         if not restore_only:
             for checkpoint in (before, after):
                 _refuse_quantised(checkpoint)

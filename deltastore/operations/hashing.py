@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from deltastore.catalog import FileIdentity
-from deltastore.checkpoint import Checkpoint, Weights
+from deltastore.checkpoint import Checkpoint, Shard, Weights
 from deltastore.digest import TensorHasher, content_digest
 from deltastore.manifest import Config, TensorSide
 from deltastore.operations.pipeline import Crew
@@ -18,15 +18,27 @@ from deltastore.store import Store
 _PIECE_BYTES = 1 << 20
 
 
-def identities(checkpoint: Checkpoint) -> list[FileIdentity]:
-    """Of each shard's file; to be taken before the tensors are read."""
-    return [FileIdentity.of(shard.path) for shard in checkpoint.shards]
+def identities(checkpoint: Checkpoint) -> list[FileIdentity | None]:
+    """Of each shard's file; to be taken before the tensors are read.
+
+    A file that is still on the hub is known by the sha256 that the hub gives, if it does: the
+    download is compared with it.
+    """
+    return [
+        _content(shard) if shard.remote else FileIdentity.of(shard.path)
+        for shard in checkpoint.shards
+    ]
+
+
+def _content(shard: Shard) -> FileIdentity | None:
+    return FileIdentity.of_content(shard.sha256, shard.size) if shard.sha256 else None
 
 
 def remembered(store: Store, checkpoint: Checkpoint) -> dict[str, str] | None:
     """BLAKE3 hex by tensor, if the files are those that were read before; else None."""
     known: dict[str, str] = {}
-    for digests in store.remembered_digests(identities(checkpoint)).values():
+    files = [*identities(checkpoint), *map(_content, checkpoint.shards)]
+    for digests in store.remembered_digests(file for file in files if file is not None).values():
         known.update(digests)
     return known if known.keys() >= checkpoint.tensors.keys() else None
 
@@ -34,13 +46,14 @@ def remembered(store: Store, checkpoint: Checkpoint) -> dict[str, str] | None:
 def remember(
     store: Store,
     checkpoint: Checkpoint,
-    files: Sequence[FileIdentity],
+    files: Sequence[FileIdentity | None],
     digests: Mapping[str, str],
 ) -> None:
     """Keep the digests for the next time."""
     store.remember_digests(
         (file, {name: digests[name] for name in shard.tensors})
         for file, shard in zip(files, checkpoint.shards, strict=True)
+        if file is not None
     )
 
 

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Weights
+from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.delta.floats import to_floats
 from deltastore.errors import LineageError
-from deltastore.manifest import Config, Manifest
+from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.operations.progress import Progress
 
@@ -27,6 +28,8 @@ UNRELATED_BELOW = 0.2
 
 FEWEST_ELEMENTS = 256
 """Of fewer numbers the cosine of unrelated weights is not yet sure to be near zero."""
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ def measure(
 
     Raises:
         BlobCorruptError: The samples are damaged.
+        CheckpointError: The new base cannot be read.
+        HubError: It is on the hub and cannot be read there.
     """
     layer = manifest.layers[config.samples_layer]
     samples = blobs.read(
@@ -69,9 +74,8 @@ def measure(
     data = np.frombuffer(samples, np.uint8)
     position = 0
     same = bool(config.samples)
-    sums: dict[str, list[float]] = {}
-    counts: Counter[str] = Counter()
-    matrices = set()
+    runs: list[tuple[TensorEntry, TensorInfo, Bytes, Bytes]] = []
+    places: list[tuple[str, int, Bytes]] = []
     for run in config.samples:
         entry = config.tensors[run.tensor]
         assert entry.base is not None
@@ -90,7 +94,15 @@ def measure(
             continue
         item = DTYPE_BYTES[info.dtype]
         ours = np.empty(run.count * item, np.uint8)
-        base.read_into(info.name, run.start * item, ours)
+        runs.append((entry, info, theirs, ours))
+        places.append((info.name, run.start * item, ours))
+    # All at once: of a base on the hub only these bytes are fetched, several runs at a time.
+    base.read_samples(places)
+    sums: dict[str, list[float]] = {}
+    counts: Counter[str] = Counter()
+    matrices = set()
+    for entry, info, theirs, ours in runs:
+        assert entry.base is not None
         same = same and info.dtype == entry.base.dtype and np.array_equal(ours, theirs)
         a = to_floats(theirs.copy(), entry.base.dtype, wide=True)
         b = to_floats(ours, info.dtype, wide=True)

@@ -22,10 +22,25 @@ class Stopped(Exception):  # noqa: N818 - no error: the way out of a wait
     """Another thread failed or the user interrupted."""
 
 
+_of_thread = threading.local()
+
+
+def check_stopped() -> None:
+    """For what a task does that takes long: end it if the crew of this thread is to end.
+
+    Raises:
+        Stopped: It is.
+    """
+    crew: Crew | None = getattr(_of_thread, "crew", None)
+    if crew is not None and crew.is_stopping:
+        raise Stopped
+
+
 class Crew:
     """Threads that take tasks in order; the first failure stops all of them.
 
-    Every task must run to its end in bounded time, so that stopping is quick: tasks are chunks.
+    Every task must run to its end in bounded time, so that stopping is quick: tasks are chunks,
+    and what takes longer calls ``check_stopped`` now and then.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -43,6 +58,7 @@ class Crew:
         lock = threading.Lock()
 
         def loop() -> None:
+            _of_thread.crew = self
             try:
                 while self._failure is None:
                     with lock:
@@ -68,6 +84,11 @@ class Crew:
                 thread.join()
             raise
         self.check()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a task has failed or the user has interrupted."""
+        return self._failure is not None
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Block until ``ready()``, which only changes before a ``notify``.

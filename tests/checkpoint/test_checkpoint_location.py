@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from deltastore.checkpoint import Location, locate, open_checkpoint
@@ -116,85 +114,3 @@ def test_a_misspelt_relative_path_that_looks_like_an_id(
     with pytest.raises(HubError, match="no local path") as caught:
         locate("models/lama-3", offline=True)
     assert "models/llama-3" in caught.value.hint
-
-
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[dict[str, Any]]:
-    """A Hub that knows one repository; returns what was asked of snapshot_download."""
-    calls: list[dict[str, Any]] = []
-    files = ["model.safetensors", "config.json", "pytorch_model.bin", "onnx/model.onnx", "x.gguf"]
-
-    def model_info(repo: str, revision: str | None) -> Any:
-        return SimpleNamespace(
-            sha=COMMIT, siblings=[SimpleNamespace(rfilename=name) for name in files]
-        )
-
-    def snapshot_download(repo: str, **options: Any) -> str:
-        calls.append({"repo": repo} | options)
-        return str(cache)
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "model_info", model_info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return calls
-
-
-def test_online_the_commit_is_fixed_before_anything_is_fetched(
-    online: list[dict[str, Any]], cache: Path
-) -> None:
-    assert locate("org/name@main") == Location(cache, "org/name", COMMIT)
-    (call,) = online
-    assert call["revision"] == COMMIT
-    assert not call["local_files_only"]
-    assert "model.safetensors" in call["allow_patterns"]
-    assert "config.json" in call["allow_patterns"]
-    assert not {"pytorch_model.bin", "x.gguf", "onnx/model.onnx"} & set(call["allow_patterns"])
-
-
-def test_without_connection_the_cache_serves(
-    online: list[dict[str, Any]], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "model_info", fail)
-    assert locate("org/name@main") == Location(cache, "org/name", COMMIT)
-    assert online[0]["local_files_only"]
-    assert online[0]["revision"] == "main"
-
-
-@pytest.mark.parametrize(
-    ("kind", "hint"),
-    [
-        ("GatedRepoError", "https://huggingface.co/org/name"),
-        ("RepositoryNotFoundError", "hf auth login"),
-        ("RevisionNotFoundError", "revision"),
-    ],
-)
-def test_a_refusal_of_the_hub_is_explained(
-    online: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, kind: str, hint: str
-) -> None:
-    error = getattr(huggingface_hub.errors, kind)
-
-    def fail(*_: object, **__: object) -> None:
-        refusal = error.__new__(error)
-        Exception.__init__(refusal, "refused")
-        raise refusal
-
-    monkeypatch.setattr(huggingface_hub, "model_info", fail)
-    with pytest.raises(HubError, match=kind) as caught:
-        locate("org/name")
-    assert hint in caught.value.hint
-    assert not online
-
-
-def test_the_environment_may_forbid_the_network(
-    online: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        pytest.fail("the Hub was asked")
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub, "model_info", fail)
-    locate("org/name")
-    assert online[0]["local_files_only"]

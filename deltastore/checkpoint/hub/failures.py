@@ -1,0 +1,110 @@
+"""What the hub's refusals and the network's failures mean to the user."""
+
+from __future__ import annotations
+
+import errno
+
+from deltastore.checkpoint.hub.retrying import retry_after, status_of
+from deltastore.errors import HubError, NoSpaceError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def hub_error(
+    error: Exception,
+    *,
+    repo: str,
+    revision: str | None,
+    doing: str,
+    hint: str = "",
+) -> HubError | NoSpaceError:
+    """The error for a failure, to be used with ``raise ... from``.
+
+    Args:
+        error: What huggingface_hub or its transport raised.
+        repo: The repository.
+        revision: Branch, tag or commit; None if the user gave none.
+        doing: The beginning of the sentence, up to the problem.
+        hint: What to say where the hub did not answer.
+    """
+    cause = _cause(error)
+    if isinstance(cause, OSError) and cause.errno in _FULL:
+        return NoSpaceError(
+            f"{doing} the file system of the hub's local cache is full ({cause.strerror}).",
+            hint="Free some space, or put the cache elsewhere: `export HF_HOME=DIR`.",
+            repo=repo,
+        )
+    problem, help_ = _explained(cause, repo, revision)
+    return HubError(
+        f"{doing} {problem}.",
+        hint=help_ or hint or f"Fetch it while online: `{download_command(repo, revision)}`.",
+        repo=repo,
+        revision=revision,
+        status=status_of(cause),
+    )
+
+
+def download_command(repo: str, revision: str | None) -> str:
+    """The command that fetches a repository into the hub's local cache."""
+    return f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The failure itself, where the library has wrapped it in advice."""
+    seen = 0
+    while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ and seen < 8:
+        error, seen = error.__cause__, seen + 1
+    return error
+
+
+def _explained(error: BaseException, repo: str, revision: str | None) -> tuple[str, str]:
+    from huggingface_hub import constants
+
+    kind, status = type(error).__name__, status_of(error)
+    if kind == "GatedRepoError":
+        return (
+            f"the hub wants its terms to be accepted first ({kind})",
+            f"Accept them at {constants.ENDPOINT}/{repo}, then `hf auth login`.",
+        )
+    if kind == "RepositoryNotFoundError":
+        return (
+            f"the hub has no such repository, or it is private ({kind})",
+            "Check the id; for a private repository, `hf auth login`.",
+        )
+    if kind == "RevisionNotFoundError":
+        return (
+            f"the hub has the repository but no revision {revision!r} ({kind})",
+            f"Check the revision after the @; see them at {constants.ENDPOINT}/{repo}/refs.",
+        )
+    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
+        return (
+            f"the hub has no such file at this commit ({kind})",
+            f"See what there is: {constants.ENDPOINT}/{repo}/tree/{revision or 'main'}.",
+        )
+    if status in (401, 403):
+        return (
+            f"the hub refused it ({status})",
+            "Check the token: `hf auth whoami`; log in again: `hf auth login`.",
+        )
+    if status == 429:
+        after = retry_after(error)
+        wait = f"; it asks to wait {after:.0f} s" if after is not None else ""
+        return (
+            f"the hub counts too many requests (429){wait}",
+            "Wait, then run the command again; `hf auth login` raises the limit.",
+        )
+    if status is not None and status >= 500:
+        return (
+            f"the hub is out of order ({status})",
+            "Run the command again later; `HF_HUB_OFFLINE=1` uses the local cache alone.",
+        )
+    if status is not None:
+        return f"the hub refused it ({status})", ""
+    if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError"):
+        return f"the hub's local cache does not hold it whole ({kind})", ""
+    return f"the hub cannot be reached ({_words(error)})", ""
+
+
+def _words(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
