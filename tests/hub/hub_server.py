@@ -303,13 +303,13 @@ class HubServer:
         cut = fault is not None and fault.cut_after is not None
         if fault is not None and fault.cut_after is not None:
             data = data[: fault.cut_after]
+        # Counted first: the client may be done, and a test ask, before the write returns.
+        with self.lock:
+            self.sent[kind] += len(data)
         try:
             handler.wfile.write(data)
         except OSError:
             return
-        finally:
-            with self.lock:
-                self.sent[kind] += len(data)
         if cut:
             handler.hang_up()
 
