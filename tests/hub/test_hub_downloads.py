@@ -142,6 +142,22 @@ def test_a_shard_that_is_not_what_the_hub_says_is_refused_and_forgotten(
         assert store.extract("org/base", "org/post", name="x").digest == digest
 
 
+def test_who_watches_can_stop_a_download(models: HubServer, cache: Path) -> None:
+    class Enough(Exception):
+        pass
+
+    class Watcher(Unwatched):
+        def advance_download(self, done_bytes: int) -> None:
+            if done_bytes > 10_000:
+                raise Enough
+
+    with open_checkpoint("org/base", downloads=Watcher()) as checkpoint:
+        with pytest.raises(Enough):
+            checkpoint.read_into("norm.weight", 0, bytearray(2))
+        assert not list(cache.rglob("*.incomplete"))
+        assert not checkpoint.is_local
+
+
 def test_a_cut_download_goes_on(models: HubServer, sources: Path, tmp_path: Path) -> None:
     with open_checkpoint("org/base") as checkpoint:
         models.cut("cdn", after=1 << 20, times=2)

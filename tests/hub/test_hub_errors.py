@@ -165,12 +165,21 @@ def test_a_repository_without_weights(hub: HubServer, tmp_path: Path) -> None:
     (place / "config.json").write_text("{}")
     (place / "model.gguf").write_bytes(b"GGUF")
     hub.publish("org/gguf", place)
-    with pytest.raises(
-        NoWeightsError, match=r"org/gguf@.* holds no weights .*model.gguf"
-    ) as caught:
+    said = r"org/gguf@.* holds no weights .*model\.gguf"
+    with pytest.raises(NoWeightsError, match=said) as caught:
         open_checkpoint("org/gguf")
     assert caught.value.exit_code == 62
     assert "top" in caught.value.hint
+
+
+def test_a_refusal_is_not_hidden_by_the_cache(models: HubServer) -> None:
+    """What the hub answers holds; only without an answer the cache stands in."""
+    with open_checkpoint("org/base") as checkpoint:
+        for name in checkpoint.tensors:
+            checkpoint.read_into(name, 0, bytearray(2))
+    gated(models)
+    with pytest.raises(HubError, match="terms"):
+        open_checkpoint("org/base")
 
 
 def test_no_store_is_left_behind_by_a_refusal(models: HubServer, tmp_path: Path) -> None:
