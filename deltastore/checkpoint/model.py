@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,11 @@ class Weights(Protocol):
         self, name: str, start_byte: int, buffer: memoryview | bytearray | np.ndarray[Any, Any]
     ) -> None:
         """Fill ``buffer`` with a tensor's bytes from ``start_byte``. Thread-safe."""
+
+    def read_samples(
+        self, places: Sequence[tuple[str, int, memoryview | np.ndarray[Any, Any]]]
+    ) -> None:
+        """Fill each buffer with its tensor's bytes from its start; for a few short reads."""
 
 
 @dataclass(frozen=True, slots=True)

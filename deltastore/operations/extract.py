@@ -225,7 +225,9 @@ def _already_there(
     Files whose digests are not remembered are only read ahead of time where the store holds an
     artifact of this structure, so that it is likely that it pays.
     """
-    known_base, known_post = (hashing.remembered(store, side) for side in (before, after))
+    known_base, known_post = (
+        hashing.remembered(store, side, trust_cache=True) for side in (before, after)
+    )
     if known_base is None or known_post is None:
         structure = fingerprint((t.name, t.shape) for t in before.tensors.values())
         alike = [

@@ -34,10 +34,21 @@ def _content(shard: Shard) -> FileIdentity | None:
     return FileIdentity.of_content(shard.sha256, shard.size) if shard.sha256 else None
 
 
-def remembered(store: Store, checkpoint: Checkpoint) -> dict[str, str] | None:
-    """BLAKE3 hex by tensor, if the files are those that were read before; else None."""
+def remembered(
+    store: Store, checkpoint: Checkpoint, *, trust_cache: bool = False
+) -> dict[str, str] | None:
+    """BLAKE3 hex by tensor, if the files are those that were read before; else None.
+
+    Args:
+        store: Which remembers.
+        checkpoint: What is asked about.
+        trust_cache: Believe the names of files in the hub's local cache, which are their sha256:
+            right where the commit is meant rather than the file that will be read.
+    """
     known: dict[str, str] = {}
-    files = [*identities(checkpoint), *map(_content, checkpoint.shards)]
+    files = identities(checkpoint)
+    if trust_cache:
+        files += map(_content, checkpoint.shards)
     for digests in store.remembered_digests(file for file in files if file is not None).values():
         known.update(digests)
     return known if known.keys() >= checkpoint.tensors.keys() else None

@@ -284,6 +284,11 @@ class ModelWeights:
         piece = self._flat(name)[start_byte // size : (start_byte + target.size) // size]
         np.copyto(target, _bytes(piece.cpu()))
 
+    def read_samples(self, places: Sequence[tuple[str, int, Any]]) -> None:
+        """Fill each buffer from its place."""
+        for name, start_byte, buffer in places:
+            self.read_into(name, start_byte, buffer)
+
     def write(self, name: str, start: int, data: Bytes) -> None:
         """Overwrite elements from ``start`` on with their bytes."""
         import torch

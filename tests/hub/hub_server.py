@@ -188,6 +188,10 @@ class HubServer:
         )
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         body = handler.body()
+        if not api and not file:
+            # Not counted: the library asks for other things too, depending on where it runs.
+            handler.refuse(404, "")
+            return
         kind = "api" if api else "head" if handler.command == "HEAD" else "get"
         fault = self.record(handler, kind, unquote(path))
         if fault is not None and fault.status:
@@ -196,10 +200,9 @@ class HubServer:
             query = parse_qs(url.query)
             form = parse_qs(body.decode()) if body else {}
             self.api(handler, api[1], api[2] or "", unquote(api[3] or "main"), query, form)
-        elif file:
-            self.resolve(handler, file[1], unquote(file[2]), unquote(file[3]), fault)
         else:
-            handler.refuse(404, "")
+            assert file is not None
+            self.resolve(handler, file[1], unquote(file[2]), unquote(file[3]), fault)
 
     def find(self, handler: _Handler, repo: str, revision: str) -> str | None:
         """The commit; None if the request was refused."""

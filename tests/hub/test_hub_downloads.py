@@ -14,6 +14,7 @@ import deltastore
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.hub import Unwatched
 from deltastore.errors import HubError, NoSpaceError
+from deltastore.operations import hashing
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
@@ -124,6 +125,21 @@ def test_a_known_pair_is_not_downloaded_again(
         # Other bytes are not.
         models.publish("org/post", sources / "new-base")
         assert store.extract("org/base", "org/post", name="x").digest != first.digest
+
+
+def test_only_an_extraction_believes_the_names_in_the_cache(
+    models: HubServer, tmp_path: Path
+) -> None:
+    """An extraction means the commit; an application adds to the very bytes that lie there."""
+    with deltastore.open(tmp_path / "store") as opened:
+        opened.extract("org/base", "org/post", name="x")
+        store = opened._store
+        with open_checkpoint("org/base") as checkpoint:
+            assert hashing.remembered(store, checkpoint, trust_cache=True)
+            assert hashing.remembered(store, checkpoint) is None
+        shutil.rmtree(tmp_path / "hf" / "hub")
+        with open_checkpoint("org/base") as checkpoint:
+            assert hashing.remembered(store, checkpoint)
 
 
 def test_a_shard_that_is_not_what_the_hub_says_is_refused_and_forgotten(

@@ -34,7 +34,7 @@ def hub_error(
             hint="Free some space, or put the cache elsewhere: `export HF_HOME=DIR`.",
             repo=repo,
         )
-    problem, help_ = _explained(cause, repo, revision)
+    problem, help_ = _explained(cause, repo, revision, hint)
     return HubError(
         f"{doing} {problem}.",
         hint=help_ or hint or f"Fetch it while online: `{download_command(repo, revision)}`.",
@@ -57,7 +57,8 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _explained(error: BaseException, repo: str, revision: str | None) -> tuple[str, str]:
+def _explained(error: BaseException, repo: str, revision: str | None, hint: str) -> tuple[str, str]:
+    """What went wrong, and what helps: ``hint`` where the hub did not answer."""
     from huggingface_hub import constants
 
     kind, status = type(error).__name__, status_of(error)
@@ -102,7 +103,12 @@ def _explained(error: BaseException, repo: str, revision: str | None) -> tuple[s
         return f"the hub refused it ({status})", ""
     if kind in ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError"):
         return f"the hub's local cache does not hold it whole ({kind})", ""
-    return f"the hub cannot be reached ({_words(error)})", ""
+    return (
+        f"the hub cannot be reached ({_words(error)})",
+        hint
+        or "Check the connection; what was fetched before is read without one: "
+        f"`{download_command(repo, revision)}`.",
+    )
 
 
 def _words(error: BaseException) -> str:
