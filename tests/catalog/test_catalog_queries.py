@@ -149,6 +149,14 @@ def settled(path: Path, text: str = "data") -> FileIdentity:
     return dataclasses.replace(found, seen_ns=found.seen_ns + 10**11)
 
 
+def test_a_file_is_remembered_by_its_content(catalog: Catalog) -> None:
+    catalog.remember([(FileIdentity.of_content("ab" * 32, 7), {"a": "00"})])
+    again = FileIdentity.of_content("ab" * 32, 7)
+    assert catalog.remembered([again]) == {"sha256:" + "ab" * 32: {"a": "00"}}
+    for other in (FileIdentity.of_content("ab" * 32, 8), FileIdentity.of_content("ac" * 32, 7)):
+        assert catalog.remembered([other]) == {}
+
+
 def test_an_unchanged_file_is_remembered(catalog: Catalog, tmp_path: Path) -> None:
     file = settled(tmp_path / "shard")
     assert catalog.remembered([file]) == {}

@@ -170,7 +170,7 @@ def test_who_watches_can_stop_a_download(models: HubServer, cache: Path) -> None
     with open_checkpoint("org/base", downloads=Watcher()) as checkpoint:
         with pytest.raises(Enough):
             checkpoint.read_into("norm.weight", 0, bytearray(2))
-        assert not list(cache.rglob("*.incomplete"))
+        assert not list(cache.rglob("*.safetensors"))
         assert not checkpoint.is_local
 
 

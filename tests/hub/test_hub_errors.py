@@ -145,7 +145,7 @@ def test_at_the_download(
             checkpoint.read_into("norm.weight", 0, bytearray(2))
     assert caught.value.message.startswith(f"{SHARD} of org/base@")
     assert said in caught.value.message
-    assert not list(cache.rglob("*.incomplete"))
+    assert not list(cache.rglob("*.safetensors"))
 
 
 def test_a_full_cache(models: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

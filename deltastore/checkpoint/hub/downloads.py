@@ -49,13 +49,16 @@ class Reporter:
 
     def __init__(self, watcher: Downloads) -> None:
         self._watcher = watcher
+        self._counted = 0
         self.stopped: BaseException | None = None
 
     def bar_class(self) -> type[Any]:
-        """A class of bars for ``hf_hub_download``."""
+        """A class of bars for one call of ``hf_hub_download``; a second call starts again."""
         from huggingface_hub.utils.tqdm import tqdm
 
         reporter = self
+        if self._counted:
+            self.advance(-self._counted)
 
         class Bar(tqdm):
             def __init__(self, *args: Any, **options: Any) -> None:
@@ -75,6 +78,7 @@ class Reporter:
 
     def advance(self, count: int) -> None:
         """Pass on what has arrived."""
+        self._counted += count
         try:
             self._watcher.advance_download(count)
         except BaseException as error:

@@ -57,8 +57,12 @@ def wait_before(error: Exception, attempt: int, *, cut: bool) -> float | None:
     return wait if wait <= LONGEST_WAIT_S else None
 
 
-def retrying(call: Callable[[], T]) -> T:
+def retrying(call: Callable[[], T], *, cut: bool = False) -> T:
     """Call until the hub answers with anything but a passing refusal.
+
+    Args:
+        call: What to do.
+        cut: Whether a lost connection is worth another attempt.
 
     Raises:
         Exception: What the last attempt raised.
@@ -68,7 +72,7 @@ def retrying(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            wait = wait_before(error, attempt, cut=False)
+            wait = wait_before(error, attempt, cut=cut)
             if wait is None:
                 raise
         time.sleep(wait)

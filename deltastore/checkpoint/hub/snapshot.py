@@ -125,7 +125,8 @@ class Snapshot:
                         revision=self.commit,
                         tqdm_class=reporter.bar_class(),
                         library_name="deltastore",
-                    )
+                    ),
+                    cut=True,
                 )
             )
         except Exception as error:
