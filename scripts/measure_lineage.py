@@ -102,8 +102,9 @@ def cases(recipe: Recipe) -> Iterator[Case]:
         yield Case("changed", f"quantised to {bits} bits and restored", quantised(bits))
     for share in NOISE:
         yield Case("changed", f"noise of {share:g} of each tensor's size", noisy(share))
-    yield Case("permuted", "units of the MLPs permuted", permuted(units=True, residual=False))
-    yield Case("permuted", "residual stream permuted too", permuted(units=True, residual=True))
+    yield Case("permuted", "units of the MLPs permuted", permuted("units"))
+    yield Case("permuted", "heads of the attention permuted", permuted("heads"))
+    yield Case("permuted", "both permuted, and the residual stream", permuted("residual"))
     for seed in SEEDS:
         yield Case("other seed", f"seed {seed}", seeded(seed))
 
@@ -115,6 +116,7 @@ def quantised(bits: int) -> Callable[[LlamaForCausalLM], LlamaForCausalLM]:
         for weight in model.parameters():
             if weight.ndim > 1:
                 scale = weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+                scale = scale.clamp(min=1e-9)  # the row of the padding is zero
                 weight.data = (weight / scale).round() * scale
         return model
 
@@ -134,38 +136,35 @@ def noisy(share: float) -> Callable[[LlamaForCausalLM], LlamaForCausalLM]:
     return make
 
 
-def permuted(*, units: bool, residual: bool) -> Callable[[LlamaForCausalLM], LlamaForCausalLM]:
-    """The same function with its parts in another order."""
+def permuted(what: str) -> Callable[[LlamaForCausalLM], LlamaForCausalLM]:
+    """The same function with its parts in another order: ``units``, ``heads``, or all."""
 
     def make(model: LlamaForCausalLM) -> LlamaForCausalLM:
-        torch.manual_seed(0)
         state = model.state_dict()
-        stream = torch.randperm(model.config.hidden_size)
+        stream = shuffled(model.config.hidden_size, 1000)
+        size = model.config.hidden_size // model.config.num_attention_heads
         for name, weight in state.items():
-            if units and name.endswith(("gate_proj.weight", "up_proj.weight")):
-                layer = int(name.split(".")[2])
-                order = torch.randperm(
-                    weight.shape[0], generator=torch.Generator().manual_seed(layer)
-                )
-                weight.data = weight[order]
-            if units and name.endswith("down_proj.weight"):
-                layer = int(name.split(".")[2])
-                order = torch.randperm(
-                    weight.shape[1], generator=torch.Generator().manual_seed(layer)
-                )
-                weight.data = weight[:, order]
-        if residual:
-            for name, weight in state.items():
-                if name.endswith(("o_proj.weight", "down_proj.weight")):
-                    weight.data = weight[stream]
-                elif weight.ndim == 2:
-                    weight.data = weight[:, stream]
-                else:
-                    weight.data = weight[stream]
-        model.load_state_dict({name: weight.contiguous() for name, weight in state.items()})
+            layer = int(name.split(".")[2]) if ".layers." in name else 0
+            if what != "heads" and ".mlp." in name:
+                order = shuffled(model.config.intermediate_size, layer)
+                weight = weight[:, order] if "down_proj" in name else weight[order]
+            if what != "units" and ".self_attn." in name:
+                heads = shuffled(model.config.num_attention_heads, layer)
+                order = (heads[:, None] * size + torch.arange(size)).flatten()
+                weight = weight[:, order] if "o_proj" in name else weight[order]
+            if what == "residual":
+                rows = name.endswith(("o_proj.weight", "down_proj.weight")) or weight.ndim == 1
+                weight = weight[stream] if rows else weight[:, stream]
+            state[name] = weight.contiguous()
+        model.load_state_dict(state)
         return model
 
     return make
+
+
+def shuffled(size: int, seed: int) -> torch.Tensor:
+    """A permutation that leaves hardly anything in its place."""
+    return torch.roll(torch.randperm(size, generator=torch.Generator().manual_seed(seed)), 1)
 
 
 def prepare(directory: Path, recipe: Recipe) -> None:
@@ -250,11 +249,12 @@ def main() -> None:
         for case in cases(recipe):
             rows.append(measure_case(arguments.directory, recipe, store, case))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    print("| new base | cosine | distance | questions answered |")
-    print("|---|---|---|---|")
+    print("| new base | verdict | cosine | distance | unlike | questions answered |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['label']} | {row['cosine']:.3f} | {row['distance']:.2f} "
+            f"| {row['label']} | {row['verdict']} | {row['cosine']:.3f} "
+            f"| {row['distance']:.2f} | {row['unlike']} of {row['tensors']} "
             f"| {row['accuracy']:.1%} |"
         )
     if arguments.json:

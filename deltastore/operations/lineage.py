@@ -20,14 +20,20 @@ from deltastore.operations.progress import Progress
 
 Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
 
-RELATED_FROM = 0.8
+RELATED_FROM = 0.9
 """From this cosine on a delta can be expected to do on the new base what it did on its own."""
 
 UNRELATED_BELOW = 0.2
-"""Below this cosine a delta is noise. docs/compatibility.md has the experiments behind both."""
+"""Below this cosine a delta is noise. docs/compatibility.md has the experiments behind these."""
+
+UNLIKE_FROM = 1 / 8
+"""From this share of unrelated tensors on the whole is: a permuted part is a model's ruin."""
 
 FEWEST_ELEMENTS = 256
 """Of fewer numbers the cosine of unrelated weights is not yet sure to be near zero."""
+
+_FEWEST_OF_TENSOR = 64
+"""The same for one tensor."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -46,6 +52,7 @@ class Lineage:
             None if nothing was compared.
         distance: Mean of ``|new - source| / |source|``; None likewise.
         tensors: How many tensors were compared.
+        unlike: How many of these are unrelated, each by itself.
         elements: How many of their elements.
     """
 
@@ -54,6 +61,7 @@ class Lineage:
     cosine: float | None
     distance: float | None
     tensors: int
+    unlike: int
     elements: int
 
 
@@ -124,27 +132,32 @@ def measure(
         and (name in matrices or not matrices)
     }
     if not compared:
-        return Lineage("same" if same else "unknown", same, None, None, 0, 0)
+        return Lineage("same" if same else "unknown", same, None, None, 0, 0, 0)
     cosine = math.fsum(cosine for cosine, _ in compared.values()) / len(compared)
     elements = sum(counts[name] for name in compared)
+    unlike = sum(
+        cosine < UNRELATED_BELOW and counts[name] >= _FEWEST_OF_TENSOR
+        for name, (cosine, _) in compared.items()
+    )
     return Lineage(
-        verdict=_verdict(same, cosine, elements),
+        verdict=_verdict(same, cosine, unlike / len(compared), elements),
         same=same,
         cosine=cosine,
         distance=math.fsum(distance for _, distance in compared.values()) / len(compared),
         tensors=len(compared),
+        unlike=unlike,
         elements=elements,
     )
 
 
-def _verdict(same: bool, cosine: float, elements: int) -> Verdict:
+def _verdict(same: bool, cosine: float, unlike: float, elements: int) -> Verdict:
     if same:
         return "same"
     if elements < FEWEST_ELEMENTS:
         return "unknown"
-    if cosine < UNRELATED_BELOW:
+    if cosine < UNRELATED_BELOW or unlike >= UNLIKE_FROM:
         return "unrelated"
-    return "related" if cosine >= RELATED_FROM else "distant"
+    return "related" if cosine >= RELATED_FROM and not unlike else "distant"
 
 
 def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progress) -> None:
@@ -166,12 +179,13 @@ def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progr
     if figures.cosine is not None and figures.distance is not None:
         measured = (
             f"cosine {figures.cosine:.3f}, distance {figures.distance:.3g} over "
-            f"{figures.tensors} sampled tensors"
+            f"{figures.tensors} sampled tensors, of which {figures.unlike} are unlike"
         )
     if figures.verdict == "unrelated":
         raise LineageError(
             f"{base} is unrelated to the base that {ref} was extracted from: expected a cosine "
-            f"of {UNRELATED_BELOW} or more, got {measured}; the result would be noise.",
+            f"of {UNRELATED_BELOW} or more in nearly every tensor, got {measured}; the result "
+            "would be noise.",
             hint=f"See which deltas fit: `deltastore resolve --base {base}`; or give `--force`.",
             ref=ref,
             **asdict(figures),

@@ -61,7 +61,8 @@ def store(tmp_path: Path) -> deltastore.DeltaStore:
     [
         (0.0, "same", False),
         (0.1, "related", False),
-        (0.6, "related", False),
+        (0.4, "related", False),
+        (0.8, "distant", True),
         (1.5, "distant", True),
     ],
 )
@@ -107,6 +108,21 @@ def test_permuted_rows_are_another_model(store: deltastore.DeltaStore, tmp_path:
     save(tmp_path / "new", {n: w[order] if w.ndim > 1 else w for n, w in model(0).items()})
     with pytest.raises(LineageError):
         store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("strange", "verdict"), [(0, "related"), (1, "unrelated")])
+def test_one_part_of_another_model_is_noticed(
+    store: deltastore.DeltaStore, tmp_path: Path, strange: int, verdict: str
+) -> None:
+    """The mean of all tensors would hide it."""
+    new = moved(model(0), 0.05)
+    for name in list(new)[:strange]:
+        new[name] = model(1)[name]
+    save(tmp_path / "new", new)
+    result = store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", force=True)
+    figures = result.lineage[0]
+    assert figures["cosine"] > 0.7
+    assert (figures["unlike"], figures["verdict"]) == (strange, verdict)
 
 
 def test_too_few_numbers_prove_nothing(tmp_path: Path) -> None:
