@@ -1,4 +1,4 @@
-"""What a place for blobs promises. Every implementation passes ``tests/blobs/contract.py``."""
+"""What a place for blobs promises. Every implementation passes ``deltastore/testing/blobs.py``."""
 
 from __future__ import annotations
 

@@ -3,14 +3,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blobs.contract import BlobStoreContract, digest_of
-from store.artifacts import flip
 
 from deltastore.blobs import LocalBlobs
 from deltastore.errors import BlobCorruptError, NoSpaceError, StoreError, StoreReadOnlyError
+from deltastore.testing.blobs import BlobStoreContract, digest_of
+from deltastore.testing.faults import (
+    FaultMap,
+    Rule,
+    always_short,
+    counting,
+    full_after,
+    nth_fails,
+    nth_is_short,
+)
 
 
 @pytest.fixture
@@ -20,8 +29,37 @@ def blobs(tmp_path: Path) -> LocalBlobs:
     return LocalBlobs(tmp_path / "blobs", tmp_path / "tmp")
 
 
+def disorders() -> list[Rule]:
+    """Every call that a put makes fails once, the disk fills up, a write is cut short."""
+    return [
+        *(nth_fails(n, number) for n in range(1, 8) for number in (errno.EIO, errno.EDQUOT)),
+        *(full_after(room) for room in range(6)),
+        nth_is_short(1),
+    ]
+
+
 class TestLocalBlobs(BlobStoreContract):
-    pass
+    def overwrite(self, blobs: LocalBlobs, digest: str, data: bytes) -> None:
+        blobs.path(digest).chmod(0o644)
+        blobs.path(digest).write_bytes(data)
+
+    def make_unreadable(self, blobs: LocalBlobs, digest: str) -> None:
+        """As root may read everything: a link to itself, and elsewhere also no permission."""
+        blobs.path(digest).unlink()
+        blobs.path(digest).symlink_to(blobs.path(digest).name)
+
+    def failures(self, blobs: LocalBlobs) -> Iterator[FaultMap]:
+        directory = blobs.path("sha256:" + "0" * 64).parent.parent
+        with FaultMap(directory, counting) as calls:
+            blobs.delete(blobs.put([b"abc", b"def"]).digest)
+        assert [call.kind for call in calls.calls] == [
+            *("open", "write", "write", "fsync", "rename", "open", "fsync", "unlink"),
+        ]
+        return (FaultMap(directory, rule) for rule in disorders())
+
+    def leftovers(self, blobs: LocalBlobs) -> list[object]:
+        top = blobs.path("sha256:" + "0" * 64).parent.parent
+        return [*blobs.strangers(), *(top / "tmp").iterdir()]
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o444), (0o027, 0o440), (0o077, 0o400)])
@@ -40,30 +78,6 @@ def test_directories_that_a_copy_left_out_are_made(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs" / "sha256", tmp_path / "tmp")
     assert blobs.read(blobs.put([b"abc"]).digest, limit=3, what="Blob") == b"abc"
     assert list(LocalBlobs(tmp_path / "nothing", tmp_path / "tmp").digests()) == []
-
-
-@pytest.mark.parametrize("position", [0, 1_500_000, 2_999_999])
-def test_damage_is_found_and_putting_again_heals_it(blobs: LocalBlobs, position: int) -> None:
-    data = os.urandom(3_000_000)
-    stored = blobs.put([data])
-    flip(blobs.path(stored.digest), position)
-    with pytest.raises(BlobCorruptError, match=f"{stored.digest} is damaged"):
-        blobs.check(stored.digest, stored.size)
-    with pytest.raises(BlobCorruptError, match="is damaged"):
-        blobs.read(stored.digest, limit=stored.size, what="Blob")
-    assert not blobs.put([data[:1_000_000], data[1_000_000:]]).reused
-    blobs.check(stored.digest, stored.size)
-
-
-def test_a_blob_cut_short_is_found_and_healed(blobs: LocalBlobs) -> None:
-    stored = blobs.put([b"abcdef"])
-    path = blobs.path(stored.digest)
-    path.chmod(0o644)
-    os.truncate(path, 4)
-    with pytest.raises(BlobCorruptError, match="has 4 bytes"):
-        blobs.check(stored.digest, 6)
-    assert not blobs.put([b"abcdef"]).reused
-    blobs.check(stored.digest, 6)
 
 
 def test_a_blob_cut_short_while_it_is_open_is_found(blobs: LocalBlobs) -> None:
@@ -140,12 +154,10 @@ def test_what_the_system_refuses_leaves_nothing(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_write_that_is_cut_short_goes_on(
-    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
-    stored = blobs.put([b"0123456789" * 3, b"abc"])
+def test_a_write_that_is_cut_short_goes_on(blobs: LocalBlobs, tmp_path: Path) -> None:
+    with FaultMap(tmp_path, always_short(7)) as faults:
+        stored = blobs.put([b"0123456789" * 3, b"abc"])
+    assert faults.struck == 4
     blobs.check(stored.digest, 33)
 
 

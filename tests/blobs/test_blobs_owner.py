@@ -5,9 +5,9 @@ import re
 import sys
 
 import pytest
-from store.children import start
 
 from deltastore.blobs.owner import is_dead, owner_token
+from deltastore.testing.killing import start
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="nobody is proven dead without /proc"

@@ -11,12 +11,12 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect
-from store.children import together
 
 from deltastore.catalog import HEAD, Catalog, schema, tables
 from deltastore.catalog.sqlite import SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
+from deltastore.testing.killing import together
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "catalog"
 

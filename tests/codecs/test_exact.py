@@ -13,8 +13,17 @@ from deltastore.codecs.exact import ExactCodec, ExactEncoder, _choose_palette
 from deltastore.codecs.values import decode_patch, decode_values, encode_patch, encode_values
 from deltastore.errors import CodecUnknownError, PartInvalidError
 from deltastore.manifest.format import CANONICAL_NAN, KEEP, KEEP_WIDE
+from deltastore.testing.codecs import CodecContract
 
 CODEC = ExactCodec()
+
+
+class TestExactCodec(CodecContract):
+    @pytest.fixture
+    def codec(self) -> ExactCodec:
+        return CODEC
+
+
 FORMS = [(form, sparse) for form in ("palette", "half", "single") for sparse in (False, True)]
 
 

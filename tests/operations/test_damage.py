@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from checkpoints import Tensors, assert_same_bits, load, model, save, trained
-from store.artifacts import publish
 
 import deltastore
 from deltastore.cli.main import main
@@ -23,6 +22,7 @@ from deltastore.errors import DeltastoreError, RefNotFoundError, StoreReadOnlyEr
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import publish
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
-from store.children import start, succeeds
 
 from deltastore.blobs.durable import write_temp
 from deltastore.operations import doctor as module
 from deltastore.operations.doctor import Check, Diagnosis, doctor
 from deltastore.store import open_store
 from deltastore.store.filesystem import file_system_type
+from deltastore.testing.artifacts import publish
+from deltastore.testing.killing import start, succeeds
 
 
 def found(diagnosis: Diagnosis) -> dict[str, Check]:

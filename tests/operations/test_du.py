@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from store.artifacts import publish
-
 from deltastore.operations.du import du
 from deltastore.store import open_store
+from deltastore.testing.artifacts import publish
 
 
 def test_every_byte_is_counted_once_and_in_its_place(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from store.artifacts import flip, publish
-from store.children import start, succeeds
 
 from deltastore.blobs.owner import owner_token
 from deltastore.errors import BlobCorruptError, BlobMissingError, NoSpaceError, OutputExistsError
 from deltastore.operations.export import export
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import flip, publish
+from deltastore.testing.killing import start, succeeds
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store.artifacts import flip, publish, put_artifact
 
 from deltastore.cli.main import main
 from deltastore.errors import (
@@ -19,6 +18,7 @@ from deltastore.errors import (
 from deltastore.operations.gc import DEFAULT_GRACE_S, gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, collecting, open_store
+from deltastore.testing.artifacts import flip, publish, put_artifact
 
 DAY = 86400.0
 # A process of another machine, of which only its heartbeat is known.

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from checkpoints import Tensors, assert_same_bits, load, model, save, trained
 from later_schema import later_schema
-from store.children import killed_at, traced
 
 import deltastore
 from deltastore.blobs.steps import Step
@@ -26,6 +25,7 @@ from deltastore.checkpoint.steps import Step as OutputStep
 from deltastore.errors import OutputExistsError, RefNotFoundError, StoreOutdatedError
 from deltastore.operations.migrate import migrate
 from deltastore.operations.reindex import reindex
+from deltastore.testing.killing import killed_at, traced
 
 # The versions before the command, with their tags.
 BEFORE = {"x:v1": ("old", "t"), "x:v2": (), "y:v1": ()}

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish, put_artifact
 
 from deltastore.operations.listing import list_artifacts
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import publish, put_artifact
 
 
 @pytest.fixture

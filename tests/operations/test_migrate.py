@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from later_schema import later_schema
-from store.artifacts import publish
 
 from deltastore.catalog import HEAD
 from deltastore.errors import StoreNotFoundError, StoreOutdatedError, StoreTooNewError
 from deltastore.operations.migrate import Migrated, migrate
 from deltastore.store import open_store
+from deltastore.testing.artifacts import publish
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
 
 from deltastore.catalog import FileIdentity
 from deltastore.errors import CatalogError, StoreNotFoundError, StoreTooNewError
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Artifact, open_store
+from deltastore.testing.artifacts import publish
 
 
 @pytest.fixture

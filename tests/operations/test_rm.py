@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
 
 from deltastore.errors import RefAmbiguousError, RefNotFoundError
 from deltastore.operations.rm import rm
 from deltastore.store import open_store
+from deltastore.testing.artifacts import publish
 
 
 def test_a_version_goes_and_says_what_it_was(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store.artifacts import flip, publish
 
 from deltastore.errors import BlobCorruptError, RefNotFoundError
 from deltastore.operations.show import show
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import flip, publish
 
 
 @pytest.fixture

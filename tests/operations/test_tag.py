@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
 
 from deltastore.errors import RefNotFoundError
 from deltastore.operations.tag import Tagged, tag, untag
 from deltastore.store import open_store
+from deltastore.testing.artifacts import publish
 
 
 def test_a_tag_is_set_moved_and_removed(tmp_path: Path) -> None:

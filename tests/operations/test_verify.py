@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store.artifacts import flip, publish
 
 from deltastore.digest import sha256_digest
 from deltastore.errors import RefNotFoundError
 from deltastore.operations.progress import Silent
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import flip, publish
 
 
 @pytest.fixture

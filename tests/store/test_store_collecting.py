@@ -8,9 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store.artifacts import LABELS, put_artifact
-from store.artifacts import publish as publish_at_once
-from store.children import start
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
@@ -18,6 +15,9 @@ from deltastore.errors import BlobMissingError, DeltastoreError, StoreError
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, collecting, leases, open_store
+from deltastore.testing.artifacts import LABELS, put_artifact
+from deltastore.testing.artifacts import publish as publish_at_once
+from deltastore.testing.killing import start
 
 REFUSED = 7
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 
 import pytest
-from store.artifacts import publish
-from store.children import killed_at
 
 from deltastore.blobs.steps import Step
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import publish
+from deltastore.testing.killing import killed_at
 
 
 def refs(store: Store) -> dict[str, tuple[str, ...]]:

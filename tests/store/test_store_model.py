@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from store.artifacts import publish
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
@@ -20,6 +19,7 @@ from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import open_store
+from deltastore.testing.artifacts import publish
 
 NAMES = st.sampled_from(["a", "b"])
 TAGS = st.sampled_from(["prod", "best"])

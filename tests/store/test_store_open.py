@@ -7,8 +7,6 @@ import stat
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
-from store.children import start, succeeds, together, without_privileges
 
 from deltastore.errors import (
     CatalogError,
@@ -19,6 +17,8 @@ from deltastore.errors import (
 )
 from deltastore.operations.verify import verify
 from deltastore.store import Store, default_store_path, open_store
+from deltastore.testing.artifacts import publish
+from deltastore.testing.killing import start, succeeds, together, without_privileges
 
 
 def refs(store: Store) -> list[str]:

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from store.artifacts import LABELS, flip, publish, put_artifact
-from store.children import together
 
 from deltastore.errors import BlobCorruptError, BlobMissingError, RefError, RefSyntaxError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import LABELS, flip, publish, put_artifact
+from deltastore.testing.killing import together
 
 
 def refs(store: Store) -> list[str]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store.artifacts import publish
 
 from deltastore.errors import DeltastoreError, ManifestInvalidError
 from deltastore.operations.verify import verify
@@ -20,6 +19,7 @@ from deltastore.store.records import (
     tag_bytes,
     tombstone_bytes,
 )
+from deltastore.testing.artifacts import publish
 
 DIGEST = "sha256:" + "a" * 64
 TIME = "2025-01-31T12:00:00.000000Z"

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
 
 from deltastore.errors import RefAmbiguousError, RefNotFoundError, RefSyntaxError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, finding
+from deltastore.testing.artifacts import publish
 
 
 def hint_of(store: Store, ref: str) -> str:

@@ -1,4 +1,8 @@
-"""Child processes that are killed, race, or have no permissions."""
+"""Child processes that are killed at a named step, race, or have no permissions.
+
+Children are forks: they share what the caller has set up, and must not be started while another
+thread holds a lock that they need.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,12 @@ from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.checkpoint import steps as output_steps
 
+AnyStep = Step | output_steps.Step
+
 NOBODY = 65534
 
 
-def start(action: Callable[[], None]) -> int:
+def start(action: Callable[[], object]) -> int:
     """Run ``action`` in a child; its process id."""
     with warnings.catch_warnings():
         # Other threads of the test runner hold no lock that a child here needs.
@@ -29,33 +35,38 @@ def start(action: Callable[[], None]) -> int:
     return pid
 
 
-def killed_at(step: Step | output_steps.Step, action: Callable[[], None]) -> None:
+def killed_at(step: AnyStep, action: Callable[[], object]) -> None:
     """Run ``action`` in a child that is killed where it reaches ``step``."""
+    assert is_killed_at(step, action), f"{step} was not reached"
+
+
+def is_killed_at(step: AnyStep, action: Callable[[], object]) -> bool:
+    """The same, where ``action`` may end before it reaches ``step``; whether it was killed."""
 
     def doomed() -> None:
         def reached(where: object) -> None:
             if where is step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        steps.reached = output_steps.reached = reached
+        _tell(reached)
         action()
 
     _, status = os.waitpid(start(doomed), 0)
-    assert os.WIFSIGNALED(status), f"{step} was not reached"
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert status in (0, signal.SIGKILL), f"the child ended with status {status}"
+    return status == signal.SIGKILL
 
 
-def traced(directory: Path, action: Callable[[], None]) -> set[str]:
+def traced(directory: Path, action: Callable[[], object]) -> set[str]:
     """The names of the steps that ``action`` reaches, run in a child."""
     seen = directory / "steps"
     seen.touch()
 
     def watched() -> None:
-        def reached(where: Step | output_steps.Step) -> None:
+        def reached(where: AnyStep) -> None:
             with seen.open("a") as file:
                 file.write(f"{where.name}\n")
 
-        steps.reached = output_steps.reached = reached
+        _tell(reached)
         action()
 
     succeeds(start(watched))
@@ -69,11 +80,11 @@ def succeeds(*pids: int) -> None:
         assert status == 0, f"child {pid} ended with status {status}"
 
 
-def together(directory: Path, actions: list[Callable[[], None]]) -> None:
+def together(directory: Path, actions: list[Callable[[], object]]) -> None:
     """Run all actions in children of their own, at the same instant as nearly as can be."""
     gate = directory / "gate"
 
-    def waiting(action: Callable[[], None]) -> Callable[[], None]:
+    def waiting(action: Callable[[], object]) -> Callable[[], object]:
         def run() -> None:
             while not gate.exists():
                 time.sleep(0.001)
@@ -87,7 +98,7 @@ def together(directory: Path, actions: list[Callable[[], None]]) -> None:
     succeeds(*pids)
 
 
-def without_privileges(action: Callable[[], None]) -> None:
+def without_privileges(action: Callable[[], object]) -> None:
     """Run ``action`` in a child that permissions hold for: root may write anywhere."""
 
     def unprivileged() -> None:
@@ -100,12 +111,18 @@ def without_privileges(action: Callable[[], None]) -> None:
     succeeds(start(unprivileged))
 
 
-def _run(action: Callable[[], None]) -> NoReturn:
+def _tell(reached: Callable[[AnyStep], None]) -> None:
+    """Have every step that is reached told to ``reached``; for ever, so in a child only."""
+    for module in (steps, output_steps):
+        module.__dict__["reached"] = reached
+
+
+def _run(action: Callable[[], object]) -> NoReturn:
     status = 1
     try:
         action()
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - told to whoever reads the child's output
         traceback.print_exc()
     finally:
         # Not sys.exit: the child must not run the test runner's own clean-up.
