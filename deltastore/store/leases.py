@@ -98,6 +98,7 @@ class Leases:
         self._directory = directory
         self._temp = temp
         self._writing: set[Path] = set()
+        self._left: set[Path] = set()
 
     @contextlib.contextmanager
     def hold(self, purpose: str, name: str | None = None) -> Iterator[Path]:
@@ -144,8 +145,13 @@ class Leases:
             ended.set()
             heart.join()
             # A lease that cannot be removed costs the next open a look at one name, no more.
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if path not in self._left:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def leave(self, lease: Path) -> None:
+        """Let a lease that is held outlast its block: the next command has something to do."""
+        self._left.add(lease)
 
     def all(self) -> list[Lease]:
         """The leases that are there."""

@@ -22,6 +22,7 @@ from deltastore.errors import (
 from deltastore.manifest import Config, Manifest, config_bytes, manifest_bytes
 from deltastore.refs import validate_name, validate_tag
 from deltastore.store import indexing, tagging
+from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Record, printable
@@ -60,7 +61,7 @@ def publish(
         validate_tag(tag)
         tagging.refuse_other_case(parts, name, tag)
     _refuse_other_case(parts, name)
-    with parts.leases.hold("publish", name) as lease:
+    with changing(parts, "publish", name) as lease:
         steps.reached(Step.LEASE)
         config_data = config_bytes(config)
         parts.blobs.put([config_data], digest=manifest.config.digest)

@@ -11,6 +11,7 @@ from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact
 from deltastore.errors import FormatError, IntegrityError, RefNotFoundError
+from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
@@ -20,7 +21,7 @@ def remove(parts: Parts, artifact: Artifact) -> None:
     """See ``Store.rm``."""
     parts.require_writable()
     name, version = artifact.name, artifact.version
-    with parts.leases.hold("rm", name):
+    with changing(parts, "rm", name):
         steps.reached(Step.LEASE)
         # All of it under the catalog's write lock, so that nobody who sees the catalog and the
         # records disagree adds the row again once it is gone.

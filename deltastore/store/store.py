@@ -15,6 +15,7 @@ from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.manifest import Config, Manifest
 from deltastore.store import collecting, finding, indexing, publishing, removing, tagging
+from deltastore.store.changing import changing
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
@@ -172,7 +173,7 @@ class Store:
         """
         self.parts.require_writable()
         artifact = self.resolve(ref)
-        with self.parts.leases.hold("tag", artifact.name):
+        with changing(self.parts, "tag", artifact.name):
             steps.reached(Step.LEASE)
             tagging.set_tag(self.parts, artifact.name, tag, artifact.version)
         return self.resolve(artifact.ref)
@@ -188,7 +189,7 @@ class Store:
         self.parts.require_writable()
         name = self.resolve(ref).name
         artifact = self.resolve(f"{name}:{tag}")
-        with self.parts.leases.hold("untag", name):
+        with changing(self.parts, "untag", name):
             steps.reached(Step.LEASE)
             tagging.remove_tag(self.parts, name, tag)
         return self.resolve(artifact.ref)

@@ -12,7 +12,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from deltastore.testing.faults import full_after
 
 POINTS = {"extract": 50, "apply": 50, "tag": 6, "rm": 6, "gc": 6, "reindex": 6}
 FULL = (10, 16)
-SIZE = 64 << 20
+SIZE = 80 << 20
 
 
 def may_mount() -> bool:
@@ -114,7 +114,6 @@ def test_no_file_may_grow_beyond_a_limit(world: World, template: World, name: st
         refresh(world, template)
 
         def arrange(limit: int = limit) -> None:
-            # What the child has to tell is written after the limit was taken back.
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
@@ -149,7 +148,7 @@ def unasked() -> None:
     writer.__dict__["check_space"] = lambda *_: None
 
 
-class filled_up:  # noqa: N801 - a context manager
+class filled_up:
     """A file system on which only so many bytes are left."""
 
     def __init__(self, disk: Path, room: int) -> None:
@@ -163,6 +162,3 @@ class filled_up:  # noqa: N801 - a context manager
 
     def __exit__(self, *_: object) -> None:
         self._ballast.unlink()
-
-
-_ = Callable
