@@ -1,0 +1,159 @@
+"""Codecs that each break one promise; ``test_suites.py`` runs the suite on them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deltastore.codecs.exact import ExactCodec
+from deltastore.testing.codecs import CodecContract
+
+
+class Wrapped:
+    """An encoder or decoder with some of its methods replaced."""
+
+    def __init__(self, inner: Any, **instead: Any) -> None:
+        self._inner = inner
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class Broken(ExactCodec):
+    """Hands out what ``encodes`` and ``decodes`` make of the honest ones."""
+
+    def __init__(
+        self,
+        encodes: Callable[[Any], Any] = lambda encoder: encoder,
+        decodes: Callable[[Any], Any] = lambda decoder: decoder,
+    ) -> None:
+        self._encodes, self._decodes = encodes, decodes
+
+    def encoder(self, sample: Any, elements: int) -> Any:
+        return self._encodes(super().encoder(sample, elements))
+
+    def decoder(self, params: Mapping[str, Any], arrays: Any, *, where: str) -> Any:
+        return self._decodes(super().decoder(params, arrays, where=where))
+
+
+def loses_signs_of_zero(decoder: Any) -> Any:
+    def decode(frame: Any, out: Any) -> None:
+        decoder.decode(frame, out)
+        out[out == (1 << 31)] = 0
+
+    return Wrapped(decoder, decode=decode)
+
+
+def adds_to_what_is_there(decoder: Any) -> Any:
+    def decode(frame: Any, out: Any) -> None:
+        before = out.copy()
+        decoder.decode(frame, out)
+        out[out == 0] = before[out == 0]
+
+    return Wrapped(decoder, decode=decode)
+
+
+def counts_its_frames(encoder: Any) -> Any:
+    count = itertools.count()
+
+    def encode(delta: Any) -> bytes:
+        # A skippable zstd frame in front of it.
+        return (
+            b"\x50\x2a\x4d\x18\x04\0\0\0"
+            + next(count).to_bytes(4, "little")
+            + encoder.encode(delta)
+        )
+
+    return Wrapped(encoder, encode=encode)
+
+
+def skips_the_count(decoder: Any) -> Any:
+    return Wrapped(
+        decoder,
+        decode=lambda frame, out: decoder.decode(frame[12:], out),
+        tokens=lambda frame, n: decoder.tokens(frame[12:], n),
+    )
+
+
+def spoils_its_input(encoder: Any) -> Any:
+    def encode(delta: Any) -> bytes:
+        frame = encoder.encode(delta)
+        delta[:1] = 0
+        return bytes(frame)
+
+    return Wrapped(encoder, encode=encode)
+
+
+def says_nothing_where_all_is_kept(encoder: Any) -> Any:
+    def encode(delta: Any) -> bytes:
+        return b"" if (delta == 0x7FFF0000).all() else encoder.encode(delta)
+
+    return Wrapped(encoder, encode=encode)
+
+
+def shares_a_buffer(encoder: Any) -> Any:
+    shared = {"delta": np.empty(0, np.uint32)}
+
+    def encode(delta: Any) -> bytes:
+        shared["delta"] = delta
+        time.sleep(0.002)
+        return encoder.encode(shared["delta"])
+
+    return Wrapped(encoder, encode=encode)
+
+
+def raises_index_errors(decoder: Any) -> Any:
+    def decode(frame: Any, out: Any) -> None:
+        try:
+            decoder.decode(frame, out)
+        except Exception as error:
+            raise IndexError from error
+
+    return Wrapped(decoder, decode=decode)
+
+
+def swallows_damage(decoder: Any) -> Any:
+    def decode(frame: Any, out: Any) -> None:
+        try:
+            decoder.decode(frame, out)
+        except Exception:
+            out[:] = 0
+
+    return Wrapped(decoder, decode=decode)
+
+
+def other_tokens(encoder: Any) -> Any:
+    return Wrapped(encoder, encode_tokens=lambda tokens, _: encoder.encode(tokens.astype("u4")))
+
+
+def sees_no_tokens(decoder: Any) -> Any:
+    return Wrapped(decoder, tokens=lambda _frame, _n: None)
+
+
+BROKEN = {
+    "LosesSignsOfZero": Broken(decodes=loses_signs_of_zero),
+    "AddsToWhatIsThere": Broken(decodes=adds_to_what_is_there),
+    "IsNotDeterministic": Broken(counts_its_frames, skips_the_count),
+    "SpoilsItsInput": Broken(spoils_its_input),
+    "MakesEmptyFrames": Broken(says_nothing_where_all_is_kept),
+    "SharesABuffer": Broken(shares_a_buffer),
+    "RaisesIndexErrors": Broken(decodes=raises_index_errors),
+    "SwallowsDamage": Broken(decodes=swallows_damage),
+    "SaysItCostsNothing": Broken(lambda encoder: Wrapped(encoder, bytes_per_element=0.0)),
+    "SaysItCostsTooMuch": Broken(lambda encoder: Wrapped(encoder, bytes_per_element=99.0)),
+    "MakesOtherTokens": Broken(other_tokens),
+    "SeesNoTokens": Broken(decodes=sees_no_tokens),
+    "HasParametersThatAreNoJson": Broken(
+        lambda encoder: Wrapped(encoder, params={**encoder.params, "n": (1, 2)})
+    ),
+}
+for _name, _codec in {"Sound": ExactCodec(), **BROKEN}.items():
+    globals()[f"Test{_name}"] = type(
+        f"Test{_name}", (CodecContract,), {"codec": pytest.fixture(lambda _self, _c=_codec: _c)}
+    )
