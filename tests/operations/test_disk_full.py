@@ -26,7 +26,7 @@ from deltastore.operations import extract as extracting
 from deltastore.testing.faults import full_after
 
 POINTS = {"extract": 50, "apply": 50, "tag": 6, "rm": 6, "gc": 6, "reindex": 6}
-FULL = (10, 16)
+ON_TMPFS = {"extract": 17, "apply": 17, "tag": 4, "rm": 4, "gc": 4, "reindex": 4}
 SIZE = 96 << 20
 
 
@@ -111,7 +111,7 @@ def test_no_room_after_so_many_bytes(world: World, template: World, name: str) -
 def test_no_file_may_grow_beyond_a_limit(world: World, template: World, name: str) -> None:
     command, _ = COMMANDS[name]
     refused = 0
-    for limit in (0, 1, 100, 700, 5_000, 20_000, 60_000):
+    for limit in (0, 100, 700, 5_000, 20_000):
         refresh(world, template)
 
         def arrange(limit: int = limit) -> None:
@@ -134,7 +134,7 @@ def test_a_small_file_system_is_full(world: World, template: World, name: str) -
     # A page for each file at least; twice as much is certainly enough.
     total = 2 * (measured.written + 4096 * measured.calls // 4)
     refused = 0
-    for number, room in enumerate(spread(total, POINTS[name])):
+    for number, room in enumerate(spread(total, ON_TMPFS[name])):
         refresh(world, template)
         with filled_up(world.directory.parent, room):
             outcome = run(world, command, arrange=unasked if number % 5 else lambda: None)
