@@ -1,7 +1,8 @@
 """How a delta becomes bytes: one codec, one file; one registry; one contract.
 
 To add a codec: write ``codecs/<name>.py`` with a class that follows ``Codec``, name it in
-``_CODECS``, add ``tests/codecs/test_<name>.py`` and ``docs/codecs/<name>.md``.
+``_CODECS``, add ``tests/codecs/test_<name>.py``, which inherits
+``deltastore.testing.codecs.CodecContract``, and ``docs/codecs/<name>.md``.
 """
 
 from __future__ import annotations
