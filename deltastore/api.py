@@ -48,13 +48,18 @@ class Artifact(Protocol):
         """The digest, ``sha256:<hex>``."""
 
 
-def open(path: str | PathLike[str] | None = None, *, create: bool = True) -> DeltaStore:  # noqa: A001
+def open(  # noqa: A001
+    path: str | PathLike[str] | None = None, *, create: bool = True, index: str | None = None
+) -> DeltaStore:
     """Open a store.
 
     Args:
         path: Its directory; None for the default one: ``DELTASTORE_HOME``, else a directory of
             the user.
         create: Make the store if there is none.
+        index: Where the index is: ``store``, ``local``, or a directory for indexes on this
+            machine; None for what ``DELTASTORE_INDEX`` says, or else for what suits the store's
+            file system.
 
     Raises:
         StoreNotFoundError: There is no store, and ``create`` is false.
@@ -68,9 +73,8 @@ def open(path: str | PathLike[str] | None = None, *, create: bool = True) -> Del
 
     from deltastore.store import default_store_path, open_store
 
-    return DeltaStore(
-        open_store(default_store_path() if path is None else Path(path), create=create)
-    )
+    place = default_store_path() if path is None else Path(path)
+    return DeltaStore(open_store(place, create=create, index=index), index=index)
 
 
 class DeltaStore:
@@ -80,9 +84,10 @@ class DeltaStore:
     returned.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, index: str | None = None) -> None:
         self._store = store
         self._patches: WeakKeyDictionary[Module, MutableSequence[Patch]] = WeakKeyDictionary()
+        self._index = index
 
     def extract(
         self,
@@ -406,9 +411,9 @@ class DeltaStore:
         path = self._store.path
         self._store.close()
         try:
-            return reindex(path)
+            return reindex(path, index=self._index)
         finally:
-            self._store = open_store(path, create=False)
+            self._store = open_store(path, create=False, index=self._index)
 
     def close(self) -> None:
         """Release what is open; idempotent."""

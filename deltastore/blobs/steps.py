@@ -30,6 +30,7 @@ class Step(Enum):
     TAG = "a tag's file is there or gone, its row is not yet"
     TAG_ROW = "the tag's row has followed"
     # rm
+    CLAIMED = "one process has the claim to remove the version"
     UNTAGGED = "the version has no tags left, its record is still there"
     TOMBSTONE = "the record has become a tombstone, the row is still there"
     UNLISTED = "the catalog no longer has the version"

@@ -1,6 +1,7 @@
 """The SQL index over the artifacts. The only package that knows SQL."""
 
 from deltastore.catalog.catalog import Catalog
+from deltastore.catalog.local import LocalIndex
 from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing, Summary, VersionRow
 from deltastore.catalog.schema import HEAD
 from deltastore.catalog.writer import CatalogWriter
@@ -13,6 +14,7 @@ __all__ = [
     "CatalogWriter",
     "FileIdentity",
     "Listing",
+    "LocalIndex",
     "Summary",
     "VersionRow",
 ]

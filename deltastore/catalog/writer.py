@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deltastore.catalog.rows import FileIdentity, Summary, VersionRow
+from deltastore.catalog.rows import UNREADABLE, FileIdentity, Summary, VersionRow
 from deltastore.catalog.sqlite import Session
 
 FILES_KEPT = 4096
@@ -47,6 +47,15 @@ class CatalogWriter:
         """The digests of a name's versions."""
         query = "SELECT version, digest FROM versions WHERE name = :name"
         return dict(self._session.rows(query, {"name": name}))
+
+    def unreadable(self, name: str) -> set[int]:
+        """The versions of a name whose artifact could not be read when it was indexed."""
+        query = (
+            "SELECT v.version FROM versions AS v JOIN artifacts AS a ON a.digest = v.digest "
+            "WHERE v.name = :name AND a.codec = :unreadable"
+        )
+        rows = self._session.rows(query, {"name": name, "unreadable": UNREADABLE})
+        return {version for (version,) in rows}
 
     def put_version(self, version: VersionRow, summary: Summary) -> None:
         """Add a version, or bring it up to date. Idempotent."""

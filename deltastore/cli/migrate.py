@@ -16,7 +16,7 @@ def command(session: Session) -> None:
     """Bring an older store's catalog to this version."""
     from deltastore.operations.migrate import migrate
 
-    migrated = migrate(session.store_path)
+    migrated = migrate(session.store_path, index=session.index)
     session.output.result(migrated, human=lambda: [_human(migrated)])
 
 

@@ -28,11 +28,50 @@ def locate_store(value: str | None) -> Path:
 
         return default_store_path()
     path = Path(value).expanduser()
-    separators = {os.sep, os.altsep} - {None}
-    if value.startswith("~") or any(s in value for s in separators if s) or path.is_dir():
+    if _is_path(value):
         return path
     configured = configured_stores()
     return _configured_path(value, configured[value]) if value in configured else path
+
+
+def configured_index(value: str | None) -> str | None:
+    """Where the index of the store that ``--store`` means is to be, as the config file says it.
+
+    Args:
+        value: As for ``locate_store``.
+
+    Returns:
+        The key ``index`` of the store's table, a relative directory made absolute; None where
+        there is no such key, or ``DELTASTORE_INDEX`` says something, which goes first.
+
+    Raises:
+        UsageError: The config file cannot be read or is malformed.
+    """
+    if not value or os.environ.get("DELTASTORE_INDEX") or _is_path(value):
+        return None
+    entry = configured_stores().get(value)
+    if not isinstance(entry, dict) or "index" not in entry:
+        return None
+    index = entry["index"]
+    if not isinstance(index, str) or not index:
+        raise UsageError(
+            f"The index of the store {value!r} in {config_path()} should be 'store', 'local' or a "
+            f"directory, got {index!r}.",
+            hint=f'Write  index = "local"  under [stores.{value}], or remove the key.',
+            store=value,
+        )
+    if os.sep in index:
+        return str(config_path().parent / Path(index).expanduser())
+    return index
+
+
+def _is_path(value: str) -> bool:
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return (
+        value.startswith("~")
+        or any(separator in value for separator in separators)
+        or Path(value).is_dir()
+    )
 
 
 def config_path() -> Path:

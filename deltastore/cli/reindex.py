@@ -19,7 +19,7 @@ def command(session: Session) -> None:
     """Rebuild the catalog from records and manifests."""
     from deltastore.operations.reindex import reindex
 
-    indexed = reindex(session.store_path)
+    indexed = reindex(session.store_path, index=session.index)
     session.output.result(indexed, human=lambda: _human(indexed))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltastore.cli.output import Output
-from deltastore.cli.place import locate_store
+from deltastore.cli.place import configured_index, locate_store
 
 if TYPE_CHECKING:
     from deltastore.operations.progress import Progress
@@ -29,6 +29,11 @@ class Session:
         return locate_store(self.store)
 
     @property
+    def index(self) -> str | None:
+        """Where the user wants the store's index; None where that is left open."""
+        return configured_index(self.store)
+
+    @property
     def output(self) -> Output:
         """Where results go."""
         return Output(json=self.json, quiet=self.quiet)
@@ -41,7 +46,7 @@ class Session:
         """
         from deltastore.store import open_store
 
-        return open_store(self.store_path, create=create)
+        return open_store(self.store_path, create=create, index=self.index)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Shows on a terminal how far an operation is, and passes on its warnings."""

@@ -16,11 +16,15 @@ class Migrated:
     after: str
 
 
-def migrate(path: str | Path) -> Migrated:
+def migrate(path: str | Path, *, index: str | None = None) -> Migrated:
     """Migrate the catalog of the store at ``path``, all or nothing.
+
+    Args:
+        path: The store.
+        index: Where its index is; see ``open_store``.
 
     Raises:
         StoreError: There is no store, it cannot be written, or a newer deltastore wrote it.
     """
-    before, after = migrate_catalog(path)
+    before, after = migrate_catalog(path, index=index)
     return Migrated(before, after)

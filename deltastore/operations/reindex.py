@@ -10,11 +10,15 @@ from deltastore.store.maintenance import rebuild_catalog
 __all__ = ["Indexed", "reindex"]
 
 
-def reindex(path: str | Path) -> Indexed:
+def reindex(path: str | Path, *, index: str | None = None) -> Indexed:
     """Rebuild the catalog of the store at ``path``, even where it is damaged beyond opening.
+
+    Args:
+        path: The store.
+        index: Where its index is; see ``open_store``.
 
     Raises:
         StoreError: There is no store, it cannot be written, or its catalog is locked or of
             another version.
     """
-    return rebuild_catalog(path)
+    return rebuild_catalog(path, index=index)

@@ -163,6 +163,7 @@ def _sweep(parts: Parts, age: _Age, done: Collection) -> None:
                 indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
             parts.leases.fence(lease)
             done.leases += 1
+    done.leases += parts.claims.sweep(at)
     for temp in _temps(parts, age):
         done.temp_bytes += parts.leases.discard(temp)
         done.temp_files += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deltastore.blobs import BlobStore
 from deltastore.catalog import Catalog, CatalogWriter, Summary, VersionRow
-from deltastore.errors import FormatError, IntegrityError
+from deltastore.errors import FormatError, IntegrityError, StoreError
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.store.names import Names
@@ -91,15 +91,28 @@ def reconcile(names: Names, blobs: BlobStore, catalog: Catalog, name: str) -> No
     # The records are read again within the transaction: whoever changes them meanwhile changes the
     # rows after us, so that the rows end up right whatever we saw.
     with catalog.writing() as writer:
-        known = writer.versions(name)
-        live = _records(names, name, [])
-        for version in known.keys() - {record.version for record in live}:
-            writer.remove_version(name, version)
-        for record in live:
-            if known.get(record.version) != record.digest:
-                summary = _summary(blobs, record, [])
-                writer.put_version(version_row(record), summary)
-        writer.replace_tags(name, _tags(names, name, {r.version for r in live}, []))
+        index_name(names, blobs, writer, name)
+
+
+def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str) -> list[str]:
+    """Make the rows of one name agree with its records, within the writer's transaction.
+
+    Returns:
+        What could not be read.
+    """
+    problems: list[str] = []
+    known = writer.versions(name)
+    # What could not be read then may be there now.
+    unreadable = writer.unreadable(name)
+    live = _records(names, name, problems)
+    for version in known.keys() - {record.version for record in live}:
+        writer.remove_version(name, version)
+    for record in live:
+        if known.get(record.version) != record.digest or record.version in unreadable:
+            summary = _summary(blobs, record, problems)
+            writer.put_version(version_row(record), summary)
+    writer.replace_tags(name, _tags(names, name, {r.version for r in live}, problems))
+    return problems
 
 
 def index_all(names: Names, blobs: BlobStore, writer: CatalogWriter) -> Indexed:
@@ -133,7 +146,13 @@ def _agrees(names: Names, catalog: Catalog, name: str) -> bool:
 
 def _records(names: Names, name: str, problems: list[str]) -> list[Record]:
     found = []
-    for version in names.versions(name):
+    try:
+        versions = names.versions(name)
+    except StoreError as error:
+        # A directory that another user made, and closed to this one.
+        problems.append(error.message)
+        return []
+    for version in versions:
         try:
             record = names.read(name, version)
         except (FormatError, IntegrityError) as error:
@@ -146,7 +165,12 @@ def _records(names: Names, name: str, problems: list[str]) -> list[Record]:
 
 def _tags(names: Names, name: str, versions: set[int], problems: list[str]) -> dict[str, int]:
     found = {}
-    for tag in names.tags(name):
+    try:
+        tags = names.tags(name)
+    except StoreError as error:
+        problems.append(error.message)
+        return {}
+    for tag in tags:
         try:
             version = names.read_tag(name, tag).version
         except (FormatError, IntegrityError) as error:

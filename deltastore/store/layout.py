@@ -7,6 +7,7 @@
     names/<name>/v<N>.json          a version's record; its creation is the commit
     names/<name>/tags/<tag>.json    replaced atomically
     catalog.db                      the index, rebuildable
+    local-index                     there if the index is not in the store
     tmp/  leases/                   of running processes
 """
 
@@ -62,6 +63,11 @@ class Layout:
     def catalog(self) -> Path:
         """The index."""
         return self.root / "catalog.db"
+
+    @property
+    def local_index(self) -> Path:
+        """Says that the index is not in the store."""
+        return self.root / "local-index"
 
     @property
     def temp(self) -> Path:
@@ -192,7 +198,7 @@ def _refuse_foreign(layout: Layout) -> None:
     Our own entries without a marker are a store that another process is just making, or one whose
     maker was stopped.
     """
-    own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db"}
+    own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db", "local-index"}
     foreign = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in own)
     if foreign and not layout.marker.exists():
         raise NotAStoreError(

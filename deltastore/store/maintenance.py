@@ -12,10 +12,11 @@ from deltastore.errors import CatalogError
 from deltastore.store import layout
 from deltastore.store.indexing import Indexed
 from deltastore.store.layout import Layout
+from deltastore.store.placing import IndexPlace, place_index
 from deltastore.store.store import open_store
 
 
-def migrate_catalog(path: str | Path) -> tuple[str | None, str]:
+def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str | None, str]:
     """Bring the catalog's schema to head, all or nothing; the revisions before and after.
 
     Raises:
@@ -24,20 +25,20 @@ def migrate_catalog(path: str | Path) -> tuple[str | None, str]:
         StoreTooNewError: A newer deltastore wrote it.
         CatalogError: The catalog is damaged or locked.
     """
-    place = _place(path)
+    place, where = _place(path, index)
     before = None
-    if place.catalog.exists():
+    if not where.local and place.catalog.exists():
         catalog = Catalog.at(place.catalog, read_only=False)
         before = catalog.revision()
         if before is not None and before != HEAD:
             catalog.upgrade(written=lambda: steps.reached(Step.UPGRADED))
             steps.reached(Step.MIGRATED)
     # Makes the catalog where there is none, and finishes what was left half done.
-    open_store(place.root, create=False).close()
+    open_store(place.root, create=False, index=index).close()
     return before, HEAD
 
 
-def rebuild_catalog(path: str | Path) -> Indexed:
+def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     """Rebuild the catalog from records and manifests, however damaged it is.
 
     Raises:
@@ -47,25 +48,26 @@ def rebuild_catalog(path: str | Path) -> Indexed:
         StoreTooNewError: A newer deltastore wrote it.
         CatalogError: It is locked.
     """
-    place = _place(path)
+    place, where = _place(path, index)
     try:
-        with open_store(place.root, create=False) as store:
+        with open_store(place.root, create=False, index=index) as store:
             store.require_writable()
             store.parts.catalog.check()
             return store.reindex()
     except CatalogError as error:
         if not error.facts.get("damaged"):
             raise
-    with translated(place.catalog):
+    with translated(where.path):
         # A journal that the old one left stays: beside an empty database SQLite discards it.
-        place.catalog.unlink(missing_ok=True)
+        where.path.unlink(missing_ok=True)
     steps.reached(Step.DISCARDED)
-    with open_store(place.root, create=False) as store:
+    with open_store(place.root, create=False, index=index) as store:
         return store.reindex()
 
 
-def _place(path: str | Path) -> Layout:
+def _place(path: str | Path, index: str | None) -> tuple[Layout, IndexPlace]:
     place = Layout(Path(path).expanduser().absolute())
-    if layout.read_marker(place) is None:
+    info = layout.read_marker(place)
+    if info is None:
         raise layout.not_found(place.root)
-    return place
+    return place, place_index(place, info, index, writable=True)

@@ -8,14 +8,32 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
-from deltastore.errors import BlobMissingError, ManifestInvalidError, RefSyntaxError, StoreError
+from deltastore.errors import (
+    BlobMissingError,
+    ManifestInvalidError,
+    RefSyntaxError,
+    StoreError,
+    StoreReadOnlyError,
+)
 from deltastore.refs import parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the system says of a name's directories; it changes with every file in them.
+
+    ``newest_ns`` is the last time of theirs, in nanoseconds on the file server's clock.
+    """
+
+    text: str
+    newest_ns: int
 
 
 class Names:
@@ -63,6 +81,29 @@ class Names:
             if entry.name.endswith(".json")
         )
         return sorted(number for number in numbers if number is not None)
+
+    def stamps(self) -> dict[str, Stamp]:
+        """What every name looks like, without reading any."""
+        found = ((name, self.stamp(name)) for name in self.all())
+        return {name: stamp for name, stamp in found if stamp is not None}
+
+    def stamp(self, name: str) -> Stamp | None:
+        """What a name looks like; None where there is none."""
+        directory = os.path.join(self._directory, name)  # noqa: PTH118 - thousands of them
+        try:
+            own = os.stat(directory)  # noqa: PTH116
+        except OSError:
+            return None
+        looked = [own]
+        # Without tags there is no such directory, and making it changes the one above.
+        with contextlib.suppress(OSError):
+            looked.append(os.stat(os.path.join(directory, "tags")))  # noqa: PTH116, PTH118
+        # The inode tells a directory that was put in another's place, the time of the change what
+        # has had its modification time set back, the size what some file systems' times do not.
+        text = " ".join(
+            f"{at.st_ino}:{at.st_mtime_ns}:{at.st_ctime_ns}:{at.st_size}" for at in looked
+        )
+        return Stamp(text, max(max(at.st_mtime_ns, at.st_ctime_ns) for at in looked))
 
     def irregular(self) -> list[tuple[Path, str]]:
         """Paths at which something is missing, or is nothing that this version makes; and why.
@@ -228,6 +269,12 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
         entries = os.scandir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
+    except PermissionError as error:
+        raise StoreReadOnlyError(
+            f"{directory} cannot be read: {error.strerror}.",
+            hint="`deltastore doctor` says whose it is, and what gives the group access.",
+            path=str(directory),
+        ) from error
     with entries:
         yield from entries
 

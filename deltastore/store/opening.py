@@ -8,16 +8,19 @@ import os
 from pathlib import Path
 
 from deltastore.blobs import LocalBlobs, durable
-from deltastore.catalog import Catalog, CatalogWriter
-from deltastore.errors import NotAStoreError
-from deltastore.store import indexing, layout
+from deltastore.catalog import Catalog, CatalogWriter, LocalIndex
+from deltastore.errors import NotAStoreError, StoreError
+from deltastore.store import indexing, layout, placing
+from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
 from deltastore.store.parts import Parts, Recovered
+from deltastore.store.placing import IndexPlace
+from deltastore.store.refreshing import refresh
 
 
-def open_parts(path: Path, *, create: bool) -> Parts:
+def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
     """See ``open_store``."""
     place = Layout(path.expanduser().absolute())
     info = layout.read_marker(place)
@@ -30,38 +33,63 @@ def open_parts(path: Path, *, create: bool) -> Parts:
         raise NotAStoreError(
             f"{place.root} stopped being a store while it was opened.", hint="Try again."
         )
-    writable = os.access(place.root, os.W_OK | os.X_OK) and (
-        not place.names.exists() or os.access(place.names, os.W_OK | os.X_OK)
-    )
     blobs = LocalBlobs(place.blobs, place.temp)
     names = Names(place.names, place.temp)
-
-    def fill(writer: CatalogWriter) -> None:
-        indexing.index_all(names, blobs, writer)
-
-    if writable:
+    leases = Leases(place.leases, place.temp)
+    closed = _closed(place)
+    where = placing.place_index(place, info, index, writable=not closed)
+    if not where.local and place.catalog.exists() and not os.access(place.catalog, os.W_OK):
+        closed = (*closed, place.catalog)
+    if not closed:
         # A store that was copied without its empty directories.
         with durable.translated(place.names):
             place.names.mkdir(exist_ok=True)
-        catalog = Catalog.at(place.catalog, read_only=False)
-    elif place.catalog.exists() and place.catalog.stat().st_size:
-        catalog = Catalog.at(place.catalog, read_only=True)
+        if where.local:
+            placing.mark_local(place)
+    catalog: Catalog
+    if where.local:
+        local, where = _local(where, info.id)
+        refresh(names, blobs, local, leases, writable=not closed)
+        catalog = local
     else:
-        # Nobody may write one here; the records are all that is needed.
-        catalog = Catalog.in_memory()
-    catalog.prepare(fill)
+        catalog = Catalog.at(place.catalog, read_only=bool(closed))
+        catalog.prepare(lambda writer: _fill(names, blobs, writer))
     parts = Parts(
         layout=place,
         info=info,
         blobs=blobs,
         names=names,
-        leases=Leases(place.leases, place.temp),
+        leases=leases,
+        claims=Claims(place.leases, place.temp),
         catalog=catalog,
-        writable=writable,
+        index=where,
+        closed=closed,
     )
-    if writable:
+    if parts.writable:
         return dataclasses.replace(parts, recovered=_recover(parts))
     return parts
+
+
+def _closed(place: Layout) -> tuple[Path, ...]:
+    """The directories that a change needs and in which this user may make no file."""
+    needed = (place.root, place.blobs, place.names, place.temp, place.leases)
+    return tuple(
+        path for path in needed if path.exists() and not os.access(path, os.W_OK | os.X_OK)
+    )
+
+
+def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:
+    """The index on this machine; in memory where there is no room for it."""
+    try:
+        return LocalIndex.open(where.path, store_id), where
+    except StoreError as error:
+        # All that is in it is in the records: without it every command reads them all.
+        reason = f"in memory: {error.message}"
+        return LocalIndex.unshared(store_id), dataclasses.replace(where, reason=reason)
+
+
+def _fill(names: Names, blobs: LocalBlobs, writer: CatalogWriter) -> None:
+    indexing.index_all(names, blobs, writer)
 
 
 def _recover(parts: Parts) -> Recovered:
@@ -77,5 +105,6 @@ def _recover(parts: Parts) -> Recovered:
             with contextlib.suppress(OSError):
                 lease.path.unlink()
                 leases += 1
+    leases += parts.claims.sweep()
     temps = parts.leases.stale_temps()
     return Recovered(leases, len(temps), sum(map(parts.leases.discard, temps)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import getpass
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from deltastore.blobs import LocalBlobs
 from deltastore.catalog import Catalog
 from deltastore.errors import StoreReadOnlyError
+from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
+from deltastore.store.placing import IndexPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +28,23 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """An open store's parts."""
+    """An open store's parts. ``closed``: the places in it that this user may not write."""
 
     layout: Layout
     info: StoreInfo
     blobs: LocalBlobs
     names: Names
     leases: Leases
+    claims: Claims
     catalog: Catalog
-    writable: bool
+    index: IndexPlace
+    closed: tuple[Path, ...]
     recovered: Recovered = Recovered()
+
+    @property
+    def writable(self) -> bool:
+        """Whether this user may change the store."""
+        return not self.closed
 
     def require_writable(self) -> None:
         """Refuse to change a store that cannot be changed.
@@ -44,10 +54,16 @@ class Parts:
         """
         if not self.writable:
             raise StoreReadOnlyError(
-                f"The store at {self.layout.root} cannot be written by this user.",
-                hint="Ask its owner for write permission, or use `--store` with another one.",
+                f"The store at {self.layout.root} cannot be written by this user: {self._shown()}.",
+                hint="`deltastore doctor` says what its owner can do about it; or use `--store` "
+                "with another one.",
                 path=str(self.layout.root),
             )
+
+    def _shown(self) -> str:
+        names = [str(path.relative_to(self.layout.root)) for path in self.closed]
+        shown = ", ".join("its directory" if name == "." else name for name in names)
+        return f"permission is missing for {shown}"
 
 
 def whoami() -> str:

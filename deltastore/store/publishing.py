@@ -108,8 +108,10 @@ def _commit(
     """The name's record of this artifact, and whether it was there before."""
     from deltastore import __version__
 
+    taken: set[int] = set()
     while True:
-        used = parts.names.versions(name)
+        # A network file system may show its clients a directory as it was a while ago.
+        used = sorted({*parts.names.versions(name), *taken})
         for version in reversed(used):
             try:
                 known = parts.names.read(name, version)
@@ -132,6 +134,7 @@ def _commit(
             parts.names.create(record, check=check)
         except FileExistsError:
             # Another process was first; it may even have published the same artifact.
+            taken.add(record.version)
             continue
         return record, False
 

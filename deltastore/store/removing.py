@@ -24,15 +24,22 @@ def remove(parts: Parts, artifact: Artifact) -> None:
     with changing(parts, "rm", name):
         steps.reached(Step.LEASE)
         # All of it under the catalog's write lock, so that nobody who sees the catalog and the
-        # records disagree adds the row again once it is gone.
-        with parts.catalog.writing() as writer:
+        # records disagree adds the row again once it is gone. The claim is for those who have
+        # another catalog, or none.
+        with (
+            parts.claims.hold(name, version, decided=lambda: _is_tombstone(parts, name, version)),
+            parts.catalog.writing() as writer,
+        ):
+            steps.reached(Step.CLAIMED)
             if _is_tombstone(parts, name, version):
                 # Another process was first. Nobody shall take its work for ours.
                 raise RefNotFoundError(
                     f"{artifact.ref} was removed meanwhile.",
                     hint="`deltastore list` shows what there is.",
                 )
-            for tag in parts.names.tags(name):
+            # Without a lock in common, a tag that is being set to another version could be taken
+            # for one of this version. What means a removed version means nothing, so it may stay.
+            for tag in () if parts.index.local else parts.names.tags(name):
                 with contextlib.suppress(FormatError, IntegrityError):
                     if parts.names.read_tag(name, tag).version == version:
                         parts.names.remove_tag(name, tag)

@@ -21,7 +21,7 @@ from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
 
 
-def open_store(path: str | Path, *, create: bool = True) -> Store:
+def open_store(path: str | Path, *, create: bool = True, index: str | None = None) -> Store:
     """Open the store in a directory.
 
     What a process that was stopped left half done is finished first.
@@ -29,6 +29,9 @@ def open_store(path: str | Path, *, create: bool = True) -> Store:
     Args:
         path: The store's directory.
         create: Whether to make a store where there is none.
+        index: Where the index is: ``store``, ``local``, or a directory for indexes on this
+            machine; None for what ``DELTASTORE_INDEX`` says, or else for what suits the file
+            system.
 
     Raises:
         StoreNotFoundError: There is none, and ``create`` is false.
@@ -38,7 +41,7 @@ def open_store(path: str | Path, *, create: bool = True) -> Store:
         StoreReadOnlyError: It would have to be made, and cannot be.
         CatalogError: Its catalog is damaged or locked.
     """
-    return Store(open_parts(Path(path), create=create))
+    return Store(open_parts(Path(path), create=create, index=index))
 
 
 class Store:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.errors import RefError, RefNotFoundError
+from deltastore.errors import FormatError, IntegrityError, RefError, RefNotFoundError
 from deltastore.refs import validate_tag
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
-from deltastore.store.records import Tag, printable
+from deltastore.store.records import Record, Tag, printable
 
 
 def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
@@ -24,7 +24,7 @@ def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
     # The file is replaced while the catalog's write lock is held: were two processes to set one
     # tag at the same time, file and row could otherwise end up with different versions.
     with parts.catalog.writing() as writer:
-        if version not in writer.versions(name):
+        if version not in writer.versions(name) or not is_live(parts, name, version):
             raise RefNotFoundError(
                 f"{name}:v{version} is not in the store.", hint="`deltastore list` shows what is."
             )
@@ -51,6 +51,14 @@ def remove_tag(parts: Parts, name: str, tag: str) -> None:
     steps.reached(Step.TAG_ROW)
 
 
+def is_live(parts: Parts, name: str, version: int) -> bool:
+    """Whether a version has a record: another machine may have removed it."""
+    try:
+        return isinstance(parts.names.read(name, version), Record)
+    except (FormatError, IntegrityError):
+        return False
+
+
 def refuse_other_case(parts: Parts, name: str, tag: str) -> None:
     """Refuse a tag that only case tells from another.
 
@@ -59,10 +67,23 @@ def refuse_other_case(parts: Parts, name: str, tag: str) -> None:
     """
     tags = parts.names.tags(name)
     for other in tags:
-        if other != tag and other.casefold() == tag.casefold() and tag not in tags:
+        if (
+            other != tag
+            and other.casefold() == tag.casefold()
+            and tag not in tags
+            and _means(parts, name, other)
+        ):
             raise RefError(
                 f"The tag {tag!r} differs from {other!r} only in upper and lower case, which some "
                 "file systems do not tell apart.",
                 hint=f"Use `{other}`, or another tag.",
                 tag=tag,
             )
+
+
+def _means(parts: Parts, name: str, tag: str) -> bool:
+    """Whether a tag means anything; one that cannot be read may."""
+    try:
+        return is_live(parts, name, parts.names.read_tag(name, tag).version)
+    except (FormatError, IntegrityError):
+        return True

@@ -97,12 +97,12 @@ COMMANDS: dict[str, tuple[Callable[[World], None], dict[str, tuple[str, ...]], t
     ),
     "tag": (tag, BEFORE | {"x:v1": ("old",), "x:v2": ("t",)}, ("LEASE", "TAG", "TAG_ROW")),
     "untag": (untag, BEFORE | {"x:v1": ("old",)}, ("LEASE", "TAG", "TAG_ROW")),
-    "rm": (rm, {"x:v2": (), "y:v1": ()}, ("LEASE", "UNTAGGED", "TOMBSTONE", "UNLISTED")),
+    "rm": (rm, {"x:v2": (), "y:v1": ()}, ("LEASE", "CLAIMED", "UNTAGGED", "TOMBSTONE", "UNLISTED")),
     "gc": (
         collect,
         {"x:v2": (), "y:v1": ()},
         (
-            *("LEASE", "UNTAGGED", "TOMBSTONE", "UNLISTED"),
+            *("LEASE", "CLAIMED", "UNTAGGED", "TOMBSTONE", "UNLISTED"),
             *("BIN", "GATE", "STALE", "BINNED", "OPENED", "EMPTIED"),
         ),
     ),

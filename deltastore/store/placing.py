@@ -1,0 +1,118 @@
+"""Where the index of a store lies: beside the records, or on this machine, one for each user.
+
+SQLite relies on locks that do not hold on every network file system, and two machines that write
+to one ``catalog.db`` there can damage it. So the records alone are shared there, and each user has
+an index of them that can be thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltastore.blobs import durable
+from deltastore.errors import StoreError, UsageError
+from deltastore.store import filesystem
+from deltastore.store.layout import Layout, StoreInfo
+
+VARIABLE = "DELTASTORE_INDEX"
+_NOTE = b"Every user has an index of this store on his own machine; catalog.db is not used.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlace:
+    """Where the index is. ``local``: it is not in the store; ``reason`` says why, for people."""
+
+    path: Path
+    local: bool
+    reason: str
+
+
+def place_index(
+    layout: Layout, info: StoreInfo, setting: str | None, *, writable: bool
+) -> IndexPlace:
+    """Decide where the index of a store lies.
+
+    Args:
+        layout: The store's paths.
+        info: The store's id.
+        setting: ``store``, ``local``, or a directory for indexes; None to ask the environment, and
+            if that says nothing, the file system.
+        writable: Whether the user may change the store.
+
+    Raises:
+        UsageError: The setting is none of these.
+        StoreError: It asks for an index in a store where there can be none.
+    """
+    setting = setting or os.environ.get(VARIABLE) or None
+    kind = filesystem.file_system_type(layout.root)
+    network = kind in filesystem.NETWORK_TYPES
+    if setting == "store":
+        if network:
+            raise StoreError(
+                f"The index of the store at {layout.root} cannot lie in it: that is on {kind}, a "
+                "network file system, where SQLite's locks need not hold.",
+                hint=f'Unset {VARIABLE} and the key "index" of the config file: the index is then '
+                "on this machine.",
+                path=str(layout.root),
+            )
+        if layout.local_index.exists():
+            raise StoreError(
+                f"The index of the store at {layout.root} cannot lie in it: {layout.local_index} "
+                "says that its users have indexes of their own.",
+                hint=f"Unset {VARIABLE}; or, if no other machine uses the store, delete that file "
+                "and run `deltastore reindex`.",
+                path=str(layout.root),
+            )
+        return IndexPlace(layout.catalog, local=False, reason="as asked for")
+    if setting is not None:
+        return IndexPlace(_local_path(layout, info, setting), local=True, reason="as asked for")
+    if network:
+        reason = f"the store is on {kind}, a network file system"
+        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+    if layout.local_index.exists():
+        reason = f"{layout.local_index.name} in the store asks for it"
+        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+    if not writable and not (layout.catalog.exists() and layout.catalog.stat().st_size):
+        reason = "the store has no catalog and cannot be written"
+        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+    return IndexPlace(layout.catalog, local=False, reason="in the store")
+
+
+def mark_local(layout: Layout) -> None:
+    """Have all users of the store use indexes of their own, on machines that see a disk as well.
+
+    A ``catalog.db`` would not follow what the others publish.
+
+    Raises:
+        StoreReadOnlyError: The user may not write.
+        NoSpaceError: The disk is full.
+    """
+    if layout.local_index.exists():
+        return
+    with durable.translated(layout.local_index):
+        try:
+            durable.create(durable.write_temp(layout.temp, [_NOTE]), layout.local_index)
+        except FileExistsError:
+            return
+
+
+def _local_path(layout: Layout, info: StoreInfo, setting: str) -> Path:
+    if setting == "local":
+        import platformdirs
+
+        directory = platformdirs.user_cache_path("deltastore", appauthor=False) / "indexes"
+    elif os.sep in setting:
+        directory = Path(setting).expanduser().absolute()
+    else:
+        raise UsageError(
+            "The index of a store can be 'store', 'local' or a directory; it was given as "
+            f"{setting!r}.",
+            hint=f'Correct {VARIABLE} or the key "index" of the config file; a directory\'s path '
+            f"has a {os.sep!r}.",
+        )
+    # The place counts as well: a copy of a store has its id, and other records.
+    key = hashlib.sha256(f"{info.id}\n{layout.root.resolve()}".encode(errors="surrogateescape"))
+    return directory / f"{key.hexdigest()[:32]}.db"
