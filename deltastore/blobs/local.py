@@ -323,6 +323,12 @@ def _other_bytes(digest: str, *, what: str) -> BlobCorruptError:
 
 
 def _unreadable(digest: str, error: OSError) -> BlobCorruptError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return BlobCorruptError(
+            f"Blob {digest} cannot be read: {error.strerror}.",
+            hint="Whoever put it has closed it to others: `deltastore doctor` says what to do.",
+            digest=digest,
+        )
     why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
     return BlobCorruptError(
         f"Blob {digest} cannot be read: {why}.", hint=_FETCH_AGAIN, digest=digest

@@ -26,7 +26,7 @@ def command(session: Session) -> None:
     """
     from deltastore.operations.doctor import doctor
 
-    diagnosis = doctor(session.store_path)
+    diagnosis = doctor(session.store_path, index=session.index)
     failed = [check.what for check in diagnosis.checks if check.status == "fail"]
     session.output.result(diagnosis, human=lambda: _human(diagnosis), quiet=failed)
     if not diagnosis.healthy:

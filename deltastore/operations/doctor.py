@@ -17,6 +17,7 @@ from typing import Literal
 
 import deltastore
 from deltastore.errors import DeltastoreError, StoreNotFoundError
+from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
 
@@ -54,12 +55,16 @@ class Diagnosis:
     checks: tuple[Check, ...]
 
 
-def doctor(path: str | Path) -> Diagnosis:
+def doctor(path: str | Path, *, index: str | None = None) -> Diagnosis:
     """Look at the machine, the installation and the store at ``path``; changes no artifact.
 
     Opening the store finishes what a stopped process left half done, as every command does.
+
+    Args:
+        path: The store.
+        index: Where its index is; see ``open_store``.
     """
-    checks = (*_installation(), *_store(Path(path).expanduser().absolute()))
+    checks = (*_installation(), *_store(Path(path).expanduser().absolute(), index))
     return Diagnosis(all(check.status != "fail" for check in checks), checks)
 
 
@@ -82,10 +87,10 @@ def _installation() -> Iterator[Check]:
     yield Check("sqlite", "ok", sqlite3.sqlite_version)
 
 
-def _store(path: Path) -> Iterator[Check]:
+def _store(path: Path, index: str | None) -> Iterator[Check]:
     yield Check("store", "ok", str(path))
     try:
-        with open_store(path, create=False) as store:
+        with open_store(path, create=False, index=index) as store:
             yield from _opened(store)
     except StoreNotFoundError as error:
         yield Check("store format", "warn", "there is no store yet", error.hint)
@@ -98,7 +103,9 @@ def _opened(store: Store) -> Iterator[Check]:
     yield Check("store format", "ok", f"{info.format}, id {info.id}, made {info.created[:10]}")
     yield _writable(store)
     yield _catalog(store)
-    yield _file_system(store.path)
+    yield _index(store)
+    yield _file_system(store)
+    yield _sharing(store)
     yield _space(store)
     yield from _clock(store)
     yield _leases(store)
@@ -106,24 +113,22 @@ def _opened(store: Store) -> Iterator[Check]:
 
 
 def _writable(store: Store) -> Check:
-    layout = store.parts.layout
+    closed = [path for path in store.parts.closed if path != store.path]
     if store.writable:
-        places = (layout.blobs, layout.names, layout.temp, layout.leases, layout.catalog)
-        closed = [place for place in places if place.exists() and not os.access(place, os.W_OK)]
-        if not closed:
-            return Check("store access", "ok", "read and write")
-        shown = ", ".join(str(place.relative_to(store.path)) for place in closed)
+        return Check("store access", "ok", "read and write")
+    if store.path in store.parts.closed:
         return Check(
             "store access",
-            "fail",
-            f"the store can be written, but not {shown}",
-            f"Have the owner run `chmod -R u+rwX,g+rwX {store.path}`, and set the umask to 002.",
+            "warn",
+            "read only",
+            "To extract into it, ask its owner for write permission.",
         )
+    shown = ", ".join(str(place.relative_to(store.path)) for place in closed)
     return Check(
         "store access",
-        "warn",
-        "read only",
-        "To extract into it, ask its owner for write permission.",
+        "fail",
+        f"the store can be written, but not {shown}",
+        f"Have the owner run `chmod -R u+rwX,g+rwX {store.path}`, and set the umask to 002.",
     )
 
 
@@ -137,16 +142,42 @@ def _catalog(store: Store) -> Check:
     return Check("catalog", "ok", found)
 
 
-def _file_system(path: Path) -> Check:
-    kind = file_system_type(path)
-    if kind in NETWORK_TYPES:
+def _index(store: Store) -> Check:
+    index, layout = store.parts.index, store.parts.layout
+    if not index.local:
+        return Check("index", "ok", "catalog.db in the store")
+    if index.reason.startswith("in memory"):
         return Check(
-            "file system",
+            "index",
             "warn",
-            f"{kind}, a network file system",
-            "Locks may not hold there; let one machine at a time write to this store.",
+            index.reason,
+            "Every command reads all records; name a directory for indexes in DELTASTORE_INDEX.",
         )
-    return Check("file system", "ok", kind or "unknown")
+    unused = "; catalog.db in the store is not used" if layout.catalog.exists() else ""
+    return Check("index", "ok", f"{index.path}: {index.reason}{unused}")
+
+
+def _file_system(store: Store) -> Check:
+    kind = file_system_type(store.path)
+    if kind not in NETWORK_TYPES:
+        return Check("file system", "ok", kind or "unknown")
+    found = f"{kind}, a network file system"
+    if store.parts.index.local:
+        return Check("file system", "ok", found)
+    return Check(
+        "file system",
+        "warn",
+        found,
+        "Locks may not hold there; let one machine at a time write to this store.",
+    )
+
+
+def _sharing(store: Store) -> Check:
+    try:
+        sharing = look_at_sharing(store)
+    except (OSError, DeltastoreError) as error:
+        return Check("sharing", "warn", str(error))
+    return Check("sharing", "warn" if sharing.next else "ok", sharing.found, sharing.next)
 
 
 def _space(store: Store) -> Check:

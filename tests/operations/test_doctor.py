@@ -77,6 +77,7 @@ def test_little_space_and_network_file_systems_are_warned_of(
 ) -> None:
     monkeypatch.setattr(module, "LOW_SPACE_BYTES", 1 << 62)
     monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
+    # Where the index is nevertheless in the store.
     checks = found(doctor(path))
     assert checks["free space"].status == "warn"
     assert "deltastore du" in checks["free space"].next
