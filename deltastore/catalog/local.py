@@ -108,6 +108,8 @@ class LocalIndex(Catalog):
                 raise damaged(where, str(found))
             if session.rows("SELECT id FROM local_store") != [(store_id,)]:
                 raise damaged(where, "it is of another store")
+            # A table that is missing is found here, where the index can still be made anew.
+            session.rows("SELECT name, stamp FROM local_seen LIMIT 0")
 
     def seen(self) -> dict[str, str]:
         """What each name looked like when it was last read."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import itertools
 import os
+import pwd
 import re
 import shlex
 import stat
@@ -129,8 +131,6 @@ def _umask() -> int | None:
 
 
 def _owner(uid: int) -> str:
-    import pwd
-
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -138,8 +138,6 @@ def _owner(uid: int) -> str:
 
 
 def _group(gid: int) -> str:
-    import grp
-
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -89,21 +89,23 @@ class Names:
 
     def stamp(self, name: str) -> Stamp | None:
         """What a name looks like; None where there is none."""
-        directory = os.path.join(self._directory, name)  # noqa: PTH118 - thousands of them
+        # Thousands are looked at on every open, so that this is written for speed.
+        directory = f"{self._directory}{os.sep}{name}"
         try:
             own = os.stat(directory)  # noqa: PTH116
         except OSError:
             return None
-        looked = [own]
-        # Without tags there is no such directory, and making it changes the one above.
-        with contextlib.suppress(OSError):
-            looked.append(os.stat(os.path.join(directory, "tags")))  # noqa: PTH116, PTH118
         # The inode tells a directory that was put in another's place, the time of the change what
         # has had its modification time set back, the size what some file systems' times do not.
-        text = " ".join(
-            f"{at.st_ino}:{at.st_mtime_ns}:{at.st_ctime_ns}:{at.st_size}" for at in looked
-        )
-        return Stamp(text, max(max(at.st_mtime_ns, at.st_ctime_ns) for at in looked))
+        text = f"{own.st_ino}:{own.st_mtime_ns}:{own.st_ctime_ns}:{own.st_size}"
+        newest = max(own.st_mtime_ns, own.st_ctime_ns)
+        try:
+            tags = os.stat(f"{directory}{os.sep}tags")  # noqa: PTH116
+        except OSError:
+            # Without tags there is no such directory, and making it changes the one above.
+            return Stamp(text, newest)
+        text = f"{text} {tags.st_ino}:{tags.st_mtime_ns}:{tags.st_ctime_ns}:{tags.st_size}"
+        return Stamp(text, max(newest, tags.st_mtime_ns, tags.st_ctime_ns))
 
     def irregular(self) -> list[tuple[Path, str]]:
         """Paths at which something is missing, or is nothing that this version makes; and why.
@@ -254,7 +256,7 @@ def _refuse_links(*directories: Path) -> None:
         StoreError: One of ``directories`` is a symbolic link.
     """
     for directory in directories:
-        if directory.is_symlink():
+        if _is_link(directory):
             raise StoreError(
                 f"{directory} is a symbolic link, which a store does not follow.",
                 hint="Put the directory that it names in its place, or remove it.",
@@ -262,8 +264,16 @@ def _refuse_links(*directories: Path) -> None:
             )
 
 
+def _is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link; not where that may not be known, nor anything else."""
+    try:
+        return path.is_symlink()
+    except PermissionError:
+        return False
+
+
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
-    if directory.is_symlink():
+    if _is_link(directory):
         return
     try:
         entries = os.scandir(directory)
