@@ -13,6 +13,7 @@ def isolated_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("DELTASTORE_HOME", str(home))
     monkeypatch.delenv("DELTASTORE_STORE", raising=False)
+    monkeypatch.delenv("DELTASTORE_INDEX", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     return home

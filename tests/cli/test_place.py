@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.cli.place import config_path, locate_store
+from deltastore.cli.place import config_path, configured_index, locate_store
 from deltastore.errors import DeltastoreError, StoreError, UsageError
 
 
@@ -84,3 +84,20 @@ def test_no_config_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(tmp_path / "none"))
     assert config_path().name == "config.toml"
     assert locate_store("team") == Path("team")
+
+
+def test_the_index_of_a_configured_store(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DELTASTORE_INDEX", raising=False)
+    config.write_text(
+        "[stores.a]\npath = '/srv/a'\nindex = 'local'\n"
+        "[stores.b]\npath = '/srv/b'\nindex = 'near/indexes'\n"
+        "[stores.c]\npath = '/srv/c'\n"
+        "[stores.d]\npath = '/srv/d'\nindex = 3\n"
+    )
+    assert configured_index("a") == "local"
+    assert configured_index("b") == str(config.parent / "near" / "indexes")
+    assert configured_index("c") is configured_index("./a") is configured_index(None) is None
+    with pytest.raises(UsageError, match="'d'.*got 3"):
+        configured_index("d")
+    monkeypatch.setenv("DELTASTORE_INDEX", "store")
+    assert configured_index("a") is None

@@ -143,3 +143,19 @@ def test_a_part_of_the_store_that_cannot_be_written_is_named(
     check = checked(path, "store access")
     assert (check.status, "blobs/sha256" in check.found) == ("fail", True)
     assert "chmod" in check.next
+
+
+def test_it_says_where_the_index_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(path, "index").found == "catalog.db in the store"
+    assert "alone may write" in checked(path, "sharing").found
+    indexes = path.parent / "indexes"
+    monkeypatch.setenv("DELTASTORE_INDEX", str(indexes))
+    monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
+    check = checked(path, "index")
+    assert check.status == "ok"
+    assert check.found.startswith(f"{indexes}/")
+    assert "catalog.db in the store is not used" in check.found
+    assert checked(path, "file system").status == "ok"
+    monkeypatch.setenv("DELTASTORE_INDEX", f"{path}/store.json/indexes")
+    check = checked(path, "index")
+    assert (check.status, "DELTASTORE_INDEX" in check.next) == ("warn", True)
