@@ -9,7 +9,7 @@ import sys, time
 import deltastore.operations.doctor as operation
 from deltastore.cli.main import run
 
-def sleeping(path):
+def sleeping(path, **options):
     try:
         print("ready", flush=True)
         time.sleep(60)

@@ -97,7 +97,7 @@ def test_the_index_of_a_configured_store(config: Path, monkeypatch: pytest.Monke
     assert configured_index("a") == "local"
     assert configured_index("b") == str(config.parent / "near" / "indexes")
     assert configured_index("c") is configured_index("./a") is configured_index(None) is None
-    with pytest.raises(UsageError, match="'d'.*got 3"):
+    with pytest.raises(UsageError, match=r"'d'.*got 3"):
         configured_index("d")
     monkeypatch.setenv("DELTASTORE_INDEX", "store")
     assert configured_index("a") is None
