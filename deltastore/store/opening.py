@@ -74,7 +74,12 @@ def _closed(place: Layout) -> tuple[Path, ...]:
     """The directories that a change needs and in which this user may make no file."""
     needed = (place.root, place.blobs, place.names, place.temp, place.leases)
     return tuple(
-        path for path in needed if path.is_dir() and not os.access(path, os.W_OK | os.X_OK)
+        path
+        for path in needed
+        # A file in the place of another one is not a matter of permission.
+        if (path.is_dir() or path == place.names)
+        and path.exists()
+        and not os.access(path, os.W_OK | os.X_OK)
     )
 
 
