@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store.artifacts import flip, publish
-from store.children import killed_at, start, succeeds, together
 
 from deltastore.blobs.steps import Step
 from deltastore.errors import RefNotFoundError, StoreError, UsageError
@@ -18,6 +16,8 @@ from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Store, filesystem, indexing, open_store, refreshing
+from deltastore.testing.artifacts import flip, publish
+from deltastore.testing.killing import killed_at, start, succeeds, together
 
 Listed = dict[str, tuple[str, ...]]
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from store.artifacts import publish
-from store.children import killed_at, start, succeeds
 
 from deltastore.blobs.steps import Step
 from deltastore.catalog import FileIdentity
@@ -24,6 +22,8 @@ from deltastore.operations.doctor import Check, doctor
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.testing.artifacts import publish
+from deltastore.testing.killing import killed_at, start, succeeds
 
 TEAM = 60000
 ANN, BOB = 60001, 60002
