@@ -57,6 +57,11 @@ class CatalogWriter:
         rows = self._session.rows(query, {"name": name, "unreadable": UNREADABLE})
         return {version for (version,) in rows}
 
+    def tags(self, name: str) -> dict[str, int]:
+        """The versions that a name's tags mean."""
+        query = "SELECT tag, version FROM tags WHERE name = :name"
+        return dict(self._session.rows(query, {"name": name}))
+
     def put_version(self, version: VersionRow, summary: Summary) -> None:
         """Add a version, or bring it up to date. Idempotent."""
         # Not deleted and inserted anew: that would take the tags away.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deltastore.blobs import BlobStore
 from deltastore.catalog import Catalog, CatalogWriter, Summary, VersionRow
@@ -97,22 +97,33 @@ def reconcile(names: Names, blobs: BlobStore, catalog: Catalog, name: str) -> No
 def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str) -> list[str]:
     """Make the rows of one name agree with its records, within the writer's transaction.
 
+    What cannot be read is not gone: a disk may fail for a moment, and a user may be kept out of
+    what others list. Its rows stay as they are.
+
     Returns:
         What could not be read.
     """
-    problems: list[str] = []
+    seen = _look(names, name)
+    if seen.closed:
+        return seen.problems
     known = writer.versions(name)
     # What could not be read then may be there now.
     unreadable = writer.unreadable(name)
-    live = _records(names, name, problems)
-    for version in known.keys() - {record.version for record in live}:
+    present = {record.version for record in seen.live} | seen.unreadable
+    for version in known.keys() - present:
         writer.remove_version(name, version)
-    for record in live:
+    for record in seen.live:
         if known.get(record.version) != record.digest or record.version in unreadable:
-            summary = _summary(blobs, record, problems)
+            summary = _summary(blobs, record, seen.problems)
             writer.put_version(version_row(record), summary)
-    writer.replace_tags(name, _tags(names, name, {r.version for r in live}, problems))
-    return problems
+    listed = {record.version for record in seen.live} | (known.keys() & seen.unreadable)
+    kept = {
+        tag: version
+        for tag, version in writer.tags(name).items()
+        if tag in seen.unreadable_tags and version in listed
+    }
+    writer.replace_tags(name, kept | {t: v for t, v in seen.tags.items() if v in listed})
+    return seen.problems
 
 
 def index_all(names: Names, blobs: BlobStore, writer: CatalogWriter) -> Indexed:
@@ -122,64 +133,69 @@ def index_all(names: Names, blobs: BlobStore, writer: CatalogWriter) -> Indexed:
     versions: list[VersionRow] = []
     tags: list[tuple[str, str, int]] = []
     for name in names.all():
-        live = _records(names, name, problems)
-        for record in live:
+        seen = _look(names, name)
+        problems.extend(seen.problems)
+        for record in seen.live:
             if record.digest not in summaries:
                 summaries[record.digest] = _summary(blobs, record, problems)
             versions.append(version_row(record))
-        found = _tags(names, name, {record.version for record in live}, problems)
-        tags.extend((name, tag, version) for tag, version in found.items())
+        listed = {record.version for record in seen.live}
+        tags.extend((name, tag, v) for tag, v in seen.tags.items() if v in listed)
     writer.replace_all(summaries.values(), versions, tags)
     return Indexed(len(summaries), len(versions), len(tags), tuple(problems))
 
 
 def _agrees(names: Names, catalog: Catalog, name: str) -> bool:
     """Whether there is nothing to do; found out without keeping writers waiting."""
-    live = _records(names, name, [])
-    digests = {record.version: record.digest for record in live}
-    tags = _tags(names, name, set(digests), [])
-    known = catalog.artifacts(name=name)
-    return digests == {row.version: row.digest for row in known} and tags == {
-        tag: row.version for row in known for tag in row.tags
+    seen = _look(names, name)
+    if seen.closed:
+        return True
+    digests = {record.version: record.digest for record in seen.live}
+    rows = [row for row in catalog.artifacts(name=name) if row.version not in seen.unreadable]
+    tags = {tag: version for tag, version in seen.tags.items() if version in digests}
+    return digests == {row.version: row.digest for row in rows} and tags == {
+        tag: row.version for row in rows for tag in row.tags if tag not in seen.unreadable_tags
     }
 
 
-def _records(names: Names, name: str, problems: list[str]) -> list[Record]:
-    found = []
+@dataclass(slots=True)
+class _Seen:
+    """What is there of one name. ``closed``: its directory cannot be read at all."""
+
+    live: list[Record] = field(default_factory=list)
+    tags: dict[str, int] = field(default_factory=dict)
+    unreadable: set[int] = field(default_factory=set)
+    unreadable_tags: set[str] = field(default_factory=set)
+    closed: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def _look(names: Names, name: str) -> _Seen:
+    seen = _Seen()
     try:
-        versions = names.versions(name)
+        versions, tags = names.versions(name), names.tags(name)
     except StoreError as error:
         # A directory that another user made, and closed to this one.
-        problems.append(error.message)
-        return []
+        seen.problems.append(error.message)
+        seen.closed = True
+        return seen
     for version in versions:
         try:
             record = names.read(name, version)
         except (FormatError, IntegrityError) as error:
-            problems.append(error.message)
+            seen.problems.append(error.message)
+            seen.unreadable.add(version)
         else:
             if isinstance(record, Record):
-                found.append(record)
-    return found
-
-
-def _tags(names: Names, name: str, versions: set[int], problems: list[str]) -> dict[str, int]:
-    found = {}
-    try:
-        tags = names.tags(name)
-    except StoreError as error:
-        problems.append(error.message)
-        return {}
+                seen.live.append(record)
     for tag in tags:
         try:
-            version = names.read_tag(name, tag).version
-        except (FormatError, IntegrityError) as error:
-            problems.append(error.message)
-        else:
             # A tag whose version was removed while the tag was being set means nothing.
-            if version in versions:
-                found[tag] = version
-    return found
+            seen.tags[tag] = names.read_tag(name, tag).version
+        except (FormatError, IntegrityError) as error:
+            seen.problems.append(error.message)
+            seen.unreadable_tags.add(tag)
+    return seen
 
 
 def _summary(blobs: BlobStore, record: Record, problems: list[str]) -> Summary:

@@ -171,11 +171,11 @@ def _check_lease(lease: Path) -> None:
 
 
 def _is_live(parts: Parts, record: Record) -> bool:
-    """Whether a record has not been removed since it was read or made."""
-    try:
-        found = parts.names.read(record.name, record.version)
-    except (FormatError, IntegrityError):
-        return False
+    """Whether a record has not been removed since it was read or made.
+
+    Removal leaves a tombstone in its place: what cannot be read is an error, not removed.
+    """
+    found = parts.names.read(record.name, record.version)
     return isinstance(found, Record) and found.digest == record.digest
 
 
