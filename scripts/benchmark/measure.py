@@ -42,7 +42,11 @@ def measure(argv: list[str], *, output: Path, env: dict[str, str]) -> Usage:
     """
     errors = output.with_suffix(".stderr")
     launcher = [sys.executable, "-I", "-S", __file__, str(output), str(errors), *argv]
-    done = subprocess.run(launcher, env=os.environ | env, capture_output=True, check=True)
+    # What the command before it left to be written would be written at this one's cost.
+    os.sync()
+    # A shell that forbids Python to keep compiled modules would have each run compile them again.
+    kept = {key: v for key, v in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(launcher, env=kept | env, capture_output=True, check=True)
     code, wall_s, cpu_s, peak_bytes = json.loads(done.stdout)
     if code:
         said = errors.read_text(errors="replace").strip()[-2000:]
