@@ -5,7 +5,9 @@ import sys
 import pytest
 
 SLEEPER = """
-import sys, time
+import signal, sys, time
+# A test run in the background may have been started with it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import deltastore.operations.doctor as operation
 from deltastore.cli.main import run
 
