@@ -5,7 +5,7 @@ Nothing here imports torch, but for old pickled weights, and then only when one 
 
 from deltastore.checkpoint.hub import Downloads
 from deltastore.checkpoint.location import Location, locate
-from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo, Weights
+from deltastore.checkpoint.model import TORCH_DTYPES, FileIdentity, Shard, TensorInfo, Weights
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
@@ -14,6 +14,7 @@ from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
 __all__ = [
     "SMALL_FILES",
+    "TORCH_DTYPES",
     "Checkpoint",
     "CheckpointWriter",
     "Downloads",

@@ -14,32 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from deltastore.checkpoint.files import identify, open_regular, read_at
 from deltastore.checkpoint.header import check_name, check_shape, unsupported_dtype
-from deltastore.checkpoint.model import TensorInfo
+from deltastore.checkpoint.model import TORCH_DTYPES, TensorInfo
 from deltastore.errors import CheckpointCorruptError, UnsafePickleError, UnsupportedDtypeError
 from deltastore.manifest.format import DTYPE_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "uint16": "U16",
-    "int16": "I16",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "uint32": "U32",
-    "int32": "I32",
-    "float32": "F32",
-    "uint64": "U64",
-    "int64": "I64",
-    "float64": "F64",
-    "complex64": "C64",
-}
 _ZIP = b"PK\x03\x04"
 _CONVERT = "Convert it where you trust its source: load it in torch and save it as safetensors."
 
@@ -233,7 +214,7 @@ def _plain(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
 
 def _info(name: str, value: torch.Tensor, shard: int, path: Path) -> TensorInfo:
     torch_name = str(value.dtype).removeprefix("torch.")
-    dtype = _DTYPES.get(torch_name)
+    dtype = TORCH_DTYPES.get(torch_name)
     if dtype is None:
         raise unsupported_dtype(torch_name, name, path)
     shape = tuple(value.shape)

@@ -14,6 +14,7 @@ from typing import Any
 import deltastore
 from deltastore.catalog import Artifact
 from deltastore.checkpoint import (
+    TORCH_DTYPES,
     Checkpoint,
     CheckpointWriter,
     ShardPlan,
@@ -39,14 +40,7 @@ from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
 from deltastore.store import Store
 
-DTYPE_NAMES = {
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float32": "F32",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
+DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
 """What ``--dtype`` takes, by the names that torch uses."""
 
 
@@ -141,7 +135,7 @@ def apply(
     """
     started = time.monotonic()
     progress = Staged(progress or Silent())
-    factors = _scales(refs, scales)
+    factors = checked_scales(refs, scales)
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
         named: list[str] = []
@@ -150,8 +144,7 @@ def apply(
         for ref, scale in zip(refs, factors, strict=True):
             artifact = store.resolve(ref)
             named.append(artifact.ref)
-            reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
-            stack.callback(reader.close)
+            reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
             deltas.append(_Delta(artifact, artifact.ref, scale, reader))
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
@@ -317,7 +310,12 @@ def _write(
     return tally.overflowed, restored
 
 
-def _scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
+def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
+    """A scale for each ref: 1 for all if none is given.
+
+    Raises:
+        UsageError: Their numbers differ, or a scale is no finite float32 number.
+    """
     if not refs:
         raise UsageError("There is nothing to apply: no ref was given.", hint="Give a ref.")
     if not scales:
@@ -400,7 +398,7 @@ def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:
     """The parts of all deltas, each once; what else is read is checked as it is read."""
     seen: dict[str, Descriptor] = {}
     for delta in deltas:
-        for layer in delta.reader.manifest.layers[: delta.config.parts]:
+        for layer in delta.reader.parts:
             seen.setdefault(layer.digest, layer)
     return list(seen.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,15 +39,29 @@ class ArtifactReader:
         self.manifest = manifest
         self.config = config
         self._blobs = blobs
-        self._parts = PartsReader(
-            manifest.layers[: config.parts], lambda layer: blobs.open(layer.digest, layer.size)
-        )
+        self.parts = manifest.layers[: config.parts]
+        self._parts = PartsReader(self.parts, lambda layer: blobs.open(layer.digest, layer.size))
         self._lock = threading.Lock()
         self._streams: dict[str, tuple[StreamReader, Decoder | None]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close all parts."""
         self._parts.close()
+
+    def check(self) -> None:
+        """Compare every part with its digest.
+
+        Raises:
+            IntegrityError: One is missing or damaged.
+        """
+        for layer in self.parts:
+            self._blobs.check(layer.digest, layer.size)
 
     def delta(self, entry: TensorEntry, start: int, out: npt.NDArray[Any]) -> None:
         """Overwrite ``out`` with the deltas of elements ``start .. start + out.size``.

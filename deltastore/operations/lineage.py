@@ -160,7 +160,9 @@ def _verdict(same: bool, cosine: float, unlike: float, elements: int) -> Verdict
     return "related" if cosine >= RELATED_FROM and not unlike else "distant"
 
 
-def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progress) -> None:
+def judge(
+    ref: str, base: str, figures: Lineage, *, force: bool, progress: Progress, hint: str = ""
+) -> None:
     """Refuse a base on which a delta is noise; warn of one on which it may be.
 
     Args:
@@ -169,6 +171,7 @@ def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progr
         figures: What was measured.
         force: Neither refuse nor warn.
         progress: Is told the warning.
+        hint: What helps where ``base`` is nothing that a command takes.
 
     Raises:
         LineageError: The base is unrelated to the delta's own.
@@ -186,7 +189,8 @@ def judge(ref: str, base: str, figures: Lineage, *, force: bool, progress: Progr
             f"{base} is unrelated to the base that {ref} was extracted from: expected a cosine "
             f"of {UNRELATED_BELOW} or more in nearly every tensor, got {measured}; the result "
             "would be noise.",
-            hint=f"See which deltas fit: `deltastore resolve --base {base}`; or give `--force`.",
+            hint=hint
+            or f"See which deltas fit: `deltastore resolve --base {base}`; or give `--force`.",
             ref=ref,
             **asdict(figures),
         )

@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import OutputTensor, ShardPlan, TensorInfo
+from deltastore.checkpoint import TORCH_DTYPES, OutputTensor, ShardPlan, TensorInfo
 from deltastore.codecs.values import decode_patch, encode_patch
 from deltastore.delta import Term, add
-from deltastore.errors import IncompatibleError, StructureMismatchError, UsageError
+from deltastore.errors import (
+    IncompatibleError,
+    RestoreOnlyError,
+    StructureMismatchError,
+    UsageError,
+)
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.operations import hashing, restoration
+from deltastore.operations.apply import checked_scales
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, judge, measure
@@ -36,21 +42,6 @@ if TYPE_CHECKING:
     import torch
 
 Bytes = npt.NDArray[np.uint8]
-
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "int64": "I64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +70,16 @@ class Patch:
 
 @dataclass(slots=True)
 class _Undo:
-    """Of one tensor: frames of what subtracting does not give back, by start; what came out."""
+    """Of one tensor: what subtracting does not give back, and what the patch left there.
+
+    ``frames`` by the chunk's first element; ``pending``: chunks that hold the delta, by first
+    element, with their sizes; ``after``: BLAKE3 hex of the whole.
+    """
 
     entry: TensorEntry
+    elements: int
     frames: dict[int, bytes] = field(default_factory=dict)
+    pending: dict[int, int] = field(default_factory=dict)
     after: str = ""
 
 
@@ -99,7 +96,8 @@ def patch(
 ) -> Patch:
     """Add a delta to a model's weights in place: Θ += α·Δ, rounded once to each weight's dtype.
 
-    Everything is checked before the first weight is changed.
+    Everything is checked before the first weight is changed. What fails or is interrupted after
+    that is taken back.
 
     Args:
         store: Where the delta is.
@@ -118,29 +116,44 @@ def patch(
         IntegrityError: A blob is missing or damaged.
     """
     progress = progress or Silent()
+    checked_scales([ref], [scale])
     artifact = store.resolve(ref)
-    reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
-    try:
+    with ArtifactReader(store.blobs, *store.load(artifact.digest)) as reader:
+        if reader.config.restore_only:
+            raise RestoreOnlyError(
+                f"{artifact.ref} was stored for restoration only; a model in memory cannot show "
+                "that it is its base.",
+                hint="Restore the checkpoint with `deltastore apply`, and load the result.",
+                refs=[artifact.ref],
+            )
         scaled = Scaled(artifact.ref, reader.config, scale)
         weights = ModelWeights(model, reader.config.tensors)
         report = check_structure(weights, [scaled], partial=partial)
-        made = recipes(weights, [scaled], report, None)
-        changed = _changed(made, artifact.ref, weights)
+        changed = _changed(recipes(weights, [scaled], report, None), artifact.ref, weights)
         figures = measure(store.blobs, reader.manifest, reader.config, weights, where=artifact.ref)
-        judge(artifact.ref, str(weights.path), figures, force=force, progress=progress)
+        judge(
+            artifact.ref,
+            str(weights.path),
+            figures,
+            force=force,
+            progress=progress,
+            hint="Load a model that descends from the delta's own base, or give `force=True`.",
+        )
         own: frozenset[str] = frozenset()
         if scale == 1 and figures.same:
             own = restoration.own_tensors(weights, reader.config, None, job_count(jobs), progress)
-        layers = reader.manifest.layers[: reader.config.parts]
-        for layer in layers:
-            store.blobs.check(layer.digest, layer.size)
+        reader.check()
         target = _Target(weights, reader, scale, changed)
         plan = [ShardPlan("", tuple(recipe.output for recipe in changed.values()))]
         progress.start("patching", sum(recipe.output.nbytes for recipe in changed.values()))
         applier = Applier(weights, [reader], [scale], patches=own, hashed=True)
-        tally = applier.write(target, plan, changed, store.blobs, [], job_count(jobs), progress)
-    finally:
-        reader.close()
+        try:
+            tally = applier.write(target, plan, changed, store.blobs, [], job_count(jobs), progress)
+        except BaseException:
+            # Stopped half way: a model that is neither would be taken for one of the two.
+            for task in list(_pending(target.undo)):
+                _take_out(weights, reader, target.undo[task.name], task, scale)
+            raise
     for name, undo in target.undo.items():
         undo.after = tally.digests[name]
     whole = figures.same and scale == 1 and not report.all
@@ -166,43 +179,39 @@ def unpatch(
 ) -> None:
     """Give a model the bits back that it had before a patch, the last one that is in it.
 
+    One that is stopped is finished by the next.
+
     Raises:
         UsageError: A weight is not what the patch left: it was trained, or patched again. Nothing
             is changed.
         IntegrityError: The delta is no longer in the store, or damaged.
     """
     progress = progress or Silent()
-    reader = ArtifactReader(store.blobs, *store.load(patched.digest))
-    try:
-        entries = [undo.entry for undo in patched._undo.values()]
-        weights = ModelWeights(model, entries)
-        for layer in reader.manifest.layers[: reader.config.parts]:
-            store.blobs.check(layer.digest, layer.size)
+    with ArtifactReader(store.blobs, *store.load(patched.digest)) as reader:
+        undo = patched._undo
+        weights = ModelWeights(model, [item.entry for item in undo.values()])
+        reader.check()
 
         def check(_number: int, name: str) -> None:
-            found = (
-                hashing.hash_tensor(weights, name, progress) if name in weights.tensors else None
-            )
-            if found != patched._undo[name].after:
+            item = undo[name]
+            if sum(item.pending.values()) < item.elements:
+                return  # an unpatch that was stopped has begun here: this one goes on
+            known = name in weights.tensors
+            if not known or hashing.hash_tensor(weights, name, progress) != item.after:
                 raise UsageError(
                     f"{name} is not what {patched.ref} left there; it was changed since.",
                     hint="Undo the patches in reverse order, or load the model again.",
                 )
 
-        crew_size = job_count(jobs)
-        progress.start("checking", sum(weights.tensors[n].nbytes for n in weights.tensors))
-        Crew(crew_size).run(list(patched._undo), check)
+        def restore(_number: int, task: _Chunk) -> None:
+            _take_out(weights, reader, undo[task.name], task, patched.scale)
+            progress.advance(task.count * DTYPE_BYTES[weights.tensors[task.name].dtype])
 
-        def restore(_number: int, task: tuple[str, int, int]) -> None:
-            name, start, count = task
-            undo, dtype = patched._undo[name], weights.tensors[name].dtype
-            weights.write(name, start, _subtracted(weights, reader, undo, task, patched.scale))
-            progress.advance(count * DTYPE_BYTES[dtype])
-
-        progress.start("unpatching", sum(weights.tensors[n].nbytes for n in weights.tensors))
-        Crew(crew_size).run(_chunks(weights, patched._undo, reader.config.chunk), restore)
-    finally:
-        reader.close()
+        total = sum(weights.tensors[name].nbytes for name in undo if name in weights.tensors)
+        progress.start("checking", total)
+        Crew(job_count(jobs)).run(list(undo), check)
+        progress.start("unpatching", total)
+        Crew(job_count(jobs)).run(list(_pending(undo)), restore)
 
 
 def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -220,10 +229,8 @@ def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     artifact = store.resolve(ref)
-    reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
-    try:
-        for layer in reader.manifest.layers[: reader.config.parts]:
-            store.blobs.check(layer.digest, layer.size)
+    with ArtifactReader(store.blobs, *store.load(artifact.digest)) as reader:
+        reader.check()
         for entry in reader.config.tensors:
             if entry.delta is None:
                 continue
@@ -236,8 +243,6 @@ def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:
             if entry.post is not None and entry.post.elements == tensor.numel():
                 tensor = tensor.reshape(entry.post.shape)
             yield entry.name, tensor
-    finally:
-        reader.close()
 
 
 class ModelWeights:
@@ -281,7 +286,12 @@ class ModelWeights:
         """Copy bytes of a weight, in row-major order, from its device."""
         target = np.frombuffer(buffer, np.uint8)
         size = DTYPE_BYTES[self.tensors[name].dtype]
-        piece = self._flat(name)[start_byte // size : (start_byte + target.size) // size]
+        first, count = start_byte // size, target.size // size
+        value = self._values[name]
+        if value.is_contiguous():
+            piece = value.view(-1)[first : first + count]
+        else:
+            piece = value[self._places(name, first, count)]
         np.copyto(target, _bytes(piece.cpu()))
 
     def read_samples(self, places: Sequence[tuple[str, int, Any]]) -> None:
@@ -301,14 +311,15 @@ class ModelWeights:
             if value.is_contiguous():
                 value.view(-1)[start : start + count].copy_(source)
             else:
-                # Rows of a transposed or sliced weight: positions in row-major order.
-                index = np.unravel_index(np.arange(start, start + count), tuple(value.shape))
-                places = tuple(torch.from_numpy(i).to(value.device) for i in index)
-                value[places] = source.to(value.device)
+                value[self._places(name, start, count)] = source.to(value.device)
 
-    def _flat(self, name: str) -> torch.Tensor:
+    def _places(self, name: str, start: int, count: int) -> tuple[torch.Tensor, ...]:
+        """Indices of a run of elements of a weight that is transposed or sliced."""
+        import torch
+
         value = self._values[name]
-        return value.view(-1) if value.is_contiguous() else value.reshape(-1)
+        index = np.unravel_index(np.arange(start, start + count), tuple(value.shape))
+        return tuple(torch.from_numpy(i).to(value.device) for i in index)
 
 
 class _Target:
@@ -324,48 +335,71 @@ class _Target:
         self._weights = weights
         self._reader = reader
         self._scale = scale
-        self.undo = {name: _Undo(recipe.terms[0][1]) for name, recipe in changed.items()}
+        self.undo = {
+            name: _Undo(recipe.terms[0][1], recipe.output.elements)
+            for name, recipe in changed.items()
+        }
         self._lock = threading.Lock()
 
     def write(self, name: str, start_byte: int, data: Bytes) -> None:
         """See ``Target.write``."""
-        size = DTYPE_BYTES[self._weights.tensors[name].dtype]
-        start = start_byte // size
+        dtype = self._weights.tensors[name].dtype
+        size = DTYPE_BYTES[dtype]
+        undo, task = self.undo[name], _Chunk(name, start_byte // size, data.size // size)
         before = scratch("before", data.size, np.uint8)
         self._weights.read_into(name, start_byte, before)
-        undo = self.undo[name]
-        self._weights.write(name, start, data)
-        task = (name, start, data.size // size)
-        back = _subtracted(self._weights, self._reader, undo, task, self._scale)
+        back = _subtracted(data, dtype, self._reader, undo, task, self._scale)
         old, got = before.view(f"u{size}"), back.view(f"u{size}")
         lost = np.flatnonzero(old != got)
-        if lost.size:
-            frame = encode_patch(lost, old[lost].view(np.uint8))
-            with self._lock:
-                undo.frames[start] = frame
+        frame = encode_patch(lost, old[lost].view(np.uint8)) if lost.size else b""
+        self._weights.write(name, task.start, data)
+        with self._lock:
+            if frame:
+                undo.frames[task.start] = frame
+            undo.pending[task.start] = task.count
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A run of elements of one tensor."""
+
+    name: str
+    start: int
+    count: int
+
+
+def _pending(undo: Mapping[str, _Undo]) -> Iterator[_Chunk]:
+    """The chunks that hold the delta."""
+    for name, item in undo.items():
+        for start, count in item.pending.items():
+            yield _Chunk(name, start, count)
+
+
+def _take_out(
+    weights: ModelWeights, reader: ArtifactReader, undo: _Undo, task: _Chunk, scale: float
+) -> None:
+    """Give one chunk its old bits back."""
+    dtype = weights.tensors[task.name].dtype
+    size = DTYPE_BYTES[dtype]
+    raw = scratch("after", task.count * size, np.uint8)
+    weights.read_into(task.name, task.start * size, raw)
+    out = _subtracted(raw, dtype, reader, undo, task, scale)
+    frame = undo.frames.get(task.start)
+    if frame is not None:
+        positions, values = decode_patch(frame, size, task.count, where=task.name)
+        out.view(f"u{size}")[positions] = values.view(f"u{size}")
+    weights.write(task.name, task.start, out)
+    del undo.pending[task.start]
 
 
 def _subtracted(
-    weights: ModelWeights,
-    reader: ArtifactReader,
-    undo: _Undo,
-    task: tuple[str, int, int],
-    scale: float,
+    raw: Bytes, dtype: str, reader: ArtifactReader, undo: _Undo, task: _Chunk, scale: float
 ) -> Bytes:
-    """Θ - α·Δ of one chunk, with what the undo frames say in place."""
-    name, start, count = task
-    dtype = weights.tensors[name].dtype
-    size = DTYPE_BYTES[dtype]
-    raw = scratch("after", count * size, np.uint8)
-    weights.read_into(name, start * size, raw)
-    out = scratch("back", count * size, np.uint8)
-    bits = scratch("undo", count, np.uint64 if undo.entry.wide else np.uint32)
-    reader.delta(undo.entry, start, bits)
+    """Θ - α·Δ of one chunk."""
+    out = scratch("back", raw.size, np.uint8)
+    bits = scratch("undo", task.count, np.uint64 if undo.entry.wide else np.uint32)
+    reader.delta(undo.entry, task.start, bits)
     add(raw, dtype, [Term(bits, -scale)], dtype, out)
-    frame = undo.frames.get(start)
-    if frame is not None:
-        positions, values = decode_patch(frame, size, count, where=name)
-        out.view(f"u{size}")[positions] = values.view(f"u{size}")
     return out
 
 
@@ -396,19 +430,6 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
     return found
 
 
-def _resizes(recipe: Recipe) -> bool:
-    return recipe.base is not None and recipe.output.shape != recipe.base.shape
-
-
-def _chunks(
-    weights: ModelWeights, undo: Mapping[str, _Undo], step: int
-) -> Iterator[tuple[str, int, int]]:
-    for name in undo:
-        elements = weights.tensors[name].elements
-        for start in range(0, elements, step):
-            yield name, start, min(step, elements - start)
-
-
 def _is_post(undo: Mapping[str, _Undo]) -> bool:
     posts = ((item.entry.post, item.after) for item in undo.values())
     return all(post is not None and post.blake3 == after for post, after in posts)
@@ -425,7 +446,7 @@ def _refuse_different(one: TensorEntry, other: TensorEntry) -> None:
 
 def _info(name: str, value: torch.Tensor, where: Path) -> TensorInfo:
     kind = str(value.dtype).removeprefix("torch.")
-    dtype = _DTYPES.get(kind)
+    dtype = TORCH_DTYPES.get(kind)
     if dtype is None or value.is_meta or value.is_sparse or value.is_quantized:
         raise IncompatibleError(
             f"{name} of {where} is {kind} on {value.device}; expected a dense tensor of numbers.",

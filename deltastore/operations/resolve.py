@@ -46,7 +46,7 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     """
     found: list[tuple[tuple[Any, ...], Candidate]] = []
     judged: dict[str, tuple[list[str], bool, Lineage | None]] = {}
-    with open_checkpoint(base) as checkpoint:
+    with open_checkpoint(base, look_only=True) as checkpoint:
         quantised = quantisation(checkpoint)
         for artifact in store.artifacts():
             if artifact.digest not in judged:

@@ -44,6 +44,14 @@ def headers(directory: Path) -> int:
     return sum(sizes) + POINTER * len(sizes)
 
 
+def test_resolve_downloads_no_weights(models: HubServer, store: Path, cache: Path) -> None:
+    with deltastore.open(store) as opened:
+        (found,) = opened.resolve("org/new-base")
+    assert found.compatible
+    assert not list(cache.rglob("*.safetensors"))
+    assert all(r.range for r in models.requests if r.kind == "cdn")
+
+
 def test_headers_and_samples_alone(
     models: HubServer, sources: Path, store: Path, cache: Path, tmp_path: Path
 ) -> None:

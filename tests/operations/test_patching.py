@@ -19,6 +19,7 @@ from deltastore.errors import (
     BlobMissingError,
     IncompatibleError,
     LineageError,
+    RestoreOnlyError,
     StructureMismatchError,
     UsageError,
 )
@@ -161,6 +162,74 @@ def test_a_model_that_was_changed_since_is_left_alone(
     with pytest.raises(UsageError, match=r"inner\.weight is not what delta:v1 left"):
         store.unpatch(net)
     assert_same_bits(stored(net), after)
+
+
+class Stop:
+    """Interrupts at the n-th piece of one stage."""
+
+    def __init__(self, stage: str, pieces: int) -> None:
+        self.stage, self.left, self.now = stage, pieces, ""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        self.now = label
+
+    def advance(self, done_bytes: int) -> None:
+        if self.now == self.stage:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    def warn(self, message: str) -> None: ...
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 6])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_patch_that_is_stopped_is_taken_back(
+    store: deltastore.DeltaStore, tmp_path: Path, pieces: int, jobs: int
+) -> None:
+    before = extracted(store, tmp_path, torch.bfloat16)
+    net = Net(torch.bfloat16, 1)
+    with pytest.raises(KeyboardInterrupt):
+        store.patch(net, "delta", jobs=jobs, progress=Stop("patching", pieces))
+    assert_same_bits(stored(net), before)
+    with pytest.raises(UsageError, match="no delta of this store"):
+        store.unpatch(net)
+    store.patch(net, "delta")
+    assert_same_bits(stored(net), load(tmp_path / "post"))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 6])
+def test_an_unpatch_that_is_stopped_is_finished_by_the_next(
+    store: deltastore.DeltaStore, tmp_path: Path, pieces: int
+) -> None:
+    before = extracted(store, tmp_path, torch.bfloat16)
+    net = Net(torch.bfloat16, 1)
+    store.patch(net, "delta")
+    with pytest.raises(KeyboardInterrupt):
+        store.unpatch(net, jobs=1, progress=Stop("unpatching", pieces))
+    store.unpatch(net)
+    assert_same_bits(stored(net), before)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e39])
+def test_a_scale_that_is_no_number(
+    store: deltastore.DeltaStore, tmp_path: Path, scale: float
+) -> None:
+    extracted(store, tmp_path, torch.bfloat16)
+    net = Net(torch.bfloat16, 1)
+    before = stored(net)
+    with pytest.raises(UsageError, match="finite"):
+        store.patch(net, "delta", scale)
+    assert_same_bits(stored(net), before)
+
+
+def test_a_delta_for_restoration_only(store: deltastore.DeltaStore, tmp_path: Path) -> None:
+    base = stored(Net(torch.bfloat16, 1))
+    save(tmp_path / "base", base)
+    save(tmp_path / "post", moved(base, 2))
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta", restore_only=True)
+    error = refused(store, Net(torch.bfloat16, 1), RestoreOnlyError)
+    assert "deltastore apply" in error.hint
 
 
 def test_weights_that_lie_across_memory(store: deltastore.DeltaStore, tmp_path: Path) -> None:
