@@ -6,7 +6,7 @@ the libraries that compute.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 from weakref import WeakKeyDictionary
@@ -144,8 +144,11 @@ class DeltaStore:
         base: str | PathLike[str],
         out: str | PathLike[str],
         scale: float | Sequence[float] = 1.0,
+        scale_for: Mapping[str, float | Sequence[float]] | None = None,
+        rename: Mapping[str, str] | None = None,
         dtype: str | None = None,
         partial: bool = False,
+        skip_embeddings: bool = False,
         force: bool = False,
         dry_run: bool = False,
         fsync: bool = False,
@@ -160,8 +163,13 @@ class DeltaStore:
             base: The new base: a path or a hub id.
             out: The directory to write, which must not exist.
             scale: What the deltas are multiplied by: one for all, or one each.
+            scale_for: The same for tensors whose names match a pattern, as in
+                ``{"model.layers.*.mlp.*": 0.7}``; the last that matches counts.
+            rename: What the new base calls the deltas' tensors: regular expressions, and what
+                replaces them wherever they are found in a name.
             dtype: Dtype of the output; by default the new base's, tensor by tensor.
             partial: Leave out tensors that do not match.
+            skip_embeddings: Leave the new base's embeddings and output head as they are.
             force: Accept a base of another lineage.
             dry_run: Check everything, write nothing.
             fsync: Return only when the output is on the disk.
@@ -177,18 +185,24 @@ class DeltaStore:
             CheckpointError: The base cannot be read, or ``out`` cannot be written.
         """
         from deltastore.operations.apply import apply
+        from deltastore.operations.naming import Renaming, ScaleRule
         from deltastore.operations.progress import Silent
 
         refs = _refs(artifacts)
-        scales = [float(scale)] * len(refs) if isinstance(scale, (int, float)) else list(scale)
+        scales = _numbers(scale) * (len(refs) if isinstance(scale, (int, float)) else 1)
         return apply(
             self._store,
             refs,
             base=str(base),
             out=str(out),
             scales=scales,
+            scale_rules=[
+                ScaleRule.checked(pattern, _numbers(x)) for pattern, x in (scale_for or {}).items()
+            ],
+            renaming=Renaming.of((rename or {}).items()),
             dtype=dtype,
             partial=partial,
+            skip_embeddings=skip_embeddings,
             force=force,
             dry_run=dry_run,
             fsync=fsync,
@@ -457,6 +471,11 @@ def _refs(artifacts: str | Artifact | Sequence[str | Artifact]) -> list[str]:
     if isinstance(artifacts, Sequence) and not isinstance(artifacts, str):
         return [_ref(artifact) for artifact in artifacts]
     return [_ref(artifacts)]
+
+
+def _numbers(scale: float | Sequence[float]) -> list[float]:
+    """One scale or several."""
+    return [float(scale)] if isinstance(scale, (int, float)) else [float(x) for x in scale]
 
 
 def _ref(artifact: str | Artifact) -> str:

@@ -277,6 +277,12 @@ class OutputExistsError(CheckpointError):
     exit_code = 67
 
 
+class TokenizerError(CheckpointError):
+    """A tokenizer that is needed to match rows by token cannot be read."""
+
+    exit_code = 68
+
+
 # --- remote: 70-79 ------------------------------------------------------------------------
 
 

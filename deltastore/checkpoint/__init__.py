@@ -10,6 +10,7 @@ from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
 from deltastore.checkpoint.small_files import SMALL_FILES
+from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "open_checkpoint",
     "plan_shards",
     "quantisation",
+    "read_vocabulary",
 ]

@@ -40,9 +40,30 @@ if TYPE_CHECKING:
     help="What a delta is multiplied by: once for all, or once per REF.  [default: 1]",
 )
 @click.option(
+    "--scale-for",
+    "scale_rules",
+    multiple=True,
+    metavar="'PATTERN=X'",
+    help="The scale of tensors whose names match, as in 'model.layers.*.mlp.*=0.7': one for all "
+    "REFs, or X,Y,… with one per REF. The last that matches counts.",
+)
+@click.option(
+    "--map",
+    "renames",
+    multiple=True,
+    metavar="'OLD=NEW'",
+    help="What the new base calls the delta's tensors: OLD is a regular expression, replaced "
+    "by NEW wherever it is found in a name.",
+)
+@click.option(
     "--dtype", metavar="D", help="Dtype of the output, as in bfloat16.  [default: the new base's]"
 )
 @click.option("--partial", is_flag=True, help="Leave out tensors that do not match.")
+@click.option(
+    "--skip-embeddings",
+    is_flag=True,
+    help="Leave the new base's embeddings and output head as they are.",
+)
 @click.option("--force", is_flag=True, help="Accept a base of another lineage.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
 @click.option("--fsync", is_flag=True, help="Return only when the output is on the disk.")
@@ -62,8 +83,11 @@ def command(
     base: str,
     out: str,
     scales: tuple[float, ...],
+    scale_rules: tuple[str, ...],
+    renames: tuple[str, ...],
     dtype: str | None,
     partial: bool,
+    skip_embeddings: bool,
     force: bool,
     dry_run: bool,
     fsync: bool,
@@ -88,6 +112,10 @@ def command(
             context,
         )
     from deltastore.operations.apply import apply
+    from deltastore.operations.naming import Renaming, ScaleRule
+
+    # Before anything is opened: what is mistyped is said at once.
+    renaming, rules = Renaming.parse(renames), [ScaleRule.parse(rule) for rule in scale_rules]
 
     with session.open_store() as store, session.progress() as progress:
         if from_base is not None and from_post is not None:
@@ -100,8 +128,11 @@ def command(
             base=base,
             out=out,
             scales=scales * len(refs) if len(scales) == 1 else scales,
+            scale_rules=rules,
+            renaming=renaming,
             dtype=dtype,
             partial=partial,
+            skip_embeddings=skip_embeddings,
             force=force,
             dry_run=dry_run,
             fsync=fsync,
@@ -128,6 +159,8 @@ def _human(result: ApplyResult) -> Iterator[str]:
                 "overflowed",
                 count(result.overflowed, "element") if result.overflowed else "",
             ),
+            *(("tokens", words) for words in map(_tokens, result.vocabulary) if words),
+            ("skipped", ", ".join(result.skipped)),
             ("left out", count(len(result.left_out), "tensor") if result.left_out else ""),
             ("took", duration(result.seconds)),
         ]
@@ -148,3 +181,19 @@ def _delta(ref: dict[str, Any], lineage: dict[str, Any]) -> str:
             f"distance {lineage['distance']:.3f} of the new base from its own"
         )
     return f"{ref['scale']:g} x {ref['ref']}, {near}"
+
+
+def _tokens(vocabulary: dict[str, Any]) -> str:
+    """How rows were matched; nothing where they are those of the delta's own base."""
+    if vocabulary["verdict"] != "matched":
+        return ""
+    said = [
+        f"{vocabulary['matched']:,} of the new base's {vocabulary['tokens']:,} matched by string"
+    ]
+    for key, what in (("added", "added"), ("renamed", "renamed"), ("lost", "without a row")):
+        listed = vocabulary[key]
+        if listed["count"]:
+            names = [" → ".join(t) if isinstance(t, list) else t for t in listed["tokens"][:3]]
+            more = ", …" if listed["count"] > len(names) else ""
+            said.append(f"{listed['count']:,} {what} ({', '.join(names)}{more})")
+    return printable("; ".join(said))

@@ -98,6 +98,17 @@ class TensorEntry:
     changed: int = 0
     l2: float = 0.0
     base_l2: float = 0.0
+    base_name: str | None = None
+
+    @property
+    def source(self) -> str:
+        """What the base calls the tensor that ``base`` is."""
+        return self.name if self.base_name is None else self.base_name
+
+    @property
+    def own_base(self) -> TensorSide | None:
+        """``base``, unless that is another entry's tensor too."""
+        return self.base if self.base_name is None else None
 
     @property
     def wide(self) -> bool:

@@ -100,6 +100,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
     names = [entry.name for entry in tensors]
     if names != sorted(set(names)):
         read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
+    _check_base_names(read, tensors)
     exactness = read.choice(fields.get("exactness"), "exactness", ("exact", "bounded", "lossy"))
     return Config(
         codec=read.text(fields.get("codec"), "codec", limit=64),
@@ -311,6 +312,12 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
     if (base is None) != (kind == "added") or (post is None) != (kind == "removed"):
         read.fail(field, f"the sides that kind {kind} has", "another set of sides")
 
+    base_name = None
+    if "base_name" in fields:
+        base_name = read.text(fields["base_name"], f"{field}.base_name")
+        if kind not in ("unchanged", "delta", "resized"):
+            read.fail(f"{field}.base_name", f"absent for kind {kind}", base_name)
+
     def frames(elements: int) -> int:
         return -(-elements // chunk)
 
@@ -378,7 +385,19 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
         changed=changed,
         l2=l2,
         base_l2=base_l2,
+        base_name=base_name,
     )
+
+
+def _check_base_names(read: _Reader, tensors: tuple[TensorEntry, ...]) -> None:
+    own = {entry.name: entry.own_base for entry in tensors}
+    for i, entry in enumerate(tensors):
+        if entry.base_name is not None and own.get(entry.base_name) != entry.base:
+            read.fail(
+                f"tensors[{i}].base_name",
+                "the name of a tensor whose base is this one's",
+                entry.base_name,
+            )
 
 
 def _check_pair(

@@ -81,6 +81,8 @@ def _tensor(entry: TensorEntry) -> dict[str, Any]:
         "base": _side(entry.base),
         "post": _side(entry.post),
     }
+    if entry.base_name is not None:
+        document["base_name"] = entry.base_name
     for role in ("delta", "values", "patch"):
         stream: Stream | None = getattr(entry, role)
         if stream is not None:

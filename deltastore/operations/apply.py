@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,14 +29,18 @@ from deltastore.errors import (
     UsageError,
 )
 from deltastore.manifest import Config, Descriptor
-from deltastore.manifest.format import DELTA_DTYPES, MAX_SMALL_FILE_BYTES
+from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.lineage import Lineage, judge, measure
+from deltastore.operations.lineage import Lineage, comparable, judge, measure
+from deltastore.operations.matching import Sides, compare_tokens, read_sides
+from deltastore.operations.naming import Renaming, ScaleRule, Scales, is_scale
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.structure import Recipe, Report, Scaled, check_structure, recipes
+from deltastore.operations.recipes import Recipe, recipes
+from deltastore.operations.structure import Delta, Report, check_structure
+from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
@@ -58,6 +61,8 @@ class ApplyResult:
         restored: The output is post, bit for bit, by its content digest.
         overflowed: Finite elements that the output's dtype could not hold.
         left_out: Tensors that could not be matched and were left as they are, with the reason.
+        skipped: Embeddings and heads that were left as they are because that was asked for.
+        vocabulary: For each delta, how its tokens stand to the new base's.
         dry_run: Nothing was written.
         seconds: Wall time.
     """
@@ -71,6 +76,8 @@ class ApplyResult:
     restored: bool
     overflowed: int
     left_out: list[dict[str, str]]
+    skipped: list[str]
+    vocabulary: list[dict[str, Any]]
     dry_run: bool
     seconds: float
 
@@ -83,6 +90,7 @@ class _Delta:
     ref: str
     scale: float
     reader: ArtifactReader
+    files: Sides
 
     @property
     def config(self) -> Config:
@@ -96,8 +104,11 @@ def apply(
     base: str | PathLike[str],
     out: str | PathLike[str],
     scales: Sequence[float] = (),
+    scale_rules: Sequence[ScaleRule] = (),
+    renaming: Renaming | None = None,
     dtype: str | None = None,
     partial: bool = False,
+    skip_embeddings: bool = False,
     force: bool = False,
     dry_run: bool = False,
     fsync: bool = False,
@@ -116,8 +127,11 @@ def apply(
         base: The new base: a local path, or a Hub id.
         out: The output directory; must not exist, or be empty.
         scales: α for each ref; 1 for all if empty.
+        scale_rules: α of the tensors whose names match a pattern.
+        renaming: What the new base calls the deltas' tensors.
         dtype: Output dtype of all floating-point tensors; each one's own if None.
         partial: Leave what does not match as it is, and list it, rather than refuse.
+        skip_embeddings: Leave embeddings and output head as they are.
         force: Go on where lineage speaks against it.
         dry_run: Check everything and write nothing.
         fsync: Wait until the output survives a power cut.
@@ -135,33 +149,43 @@ def apply(
     """
     started = time.monotonic()
     progress = Staged(progress or Silent())
-    factors = checked_scales(refs, scales)
+    alphas = Scales(checked_scales(refs, scales), scale_rules)
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
         named: list[str] = []
         stack.enter_context(_naming(named))
         deltas = []
-        for ref, scale in zip(refs, factors, strict=True):
+        for ref, scale in zip(refs, alphas.scales, strict=True):
             artifact = store.resolve(ref)
             named.append(artifact.ref)
             reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
-            deltas.append(_Delta(artifact, artifact.ref, scale, reader))
+            sides = read_sides(store.blobs, reader.manifest, reader.config)
+            deltas.append(_Delta(artifact, artifact.ref, scale, reader, sides))
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
         _refuse_quantised(checkpoint, deltas)
-        scaled = [Scaled(delta.ref, delta.config, delta.scale) for delta in deltas]
-        report = check_structure(checkpoint, scaled, partial=partial)
-        made = recipes(checkpoint, scaled, report, output_dtype)
+        matched = _matched(checkpoint, deltas, renaming or Renaming(), skip=skip_embeddings)
+        report = check_structure(checkpoint, matched, partial=partial, config=checkpoint.config)
+        made = recipes(checkpoint, matched, report, alphas, output_dtype)
+        alphas.check_used(made)
         lineages = [
-            measure(store.blobs, d.reader.manifest, d.config, checkpoint, where=d.ref)
-            for d in deltas
+            measure(
+                store.blobs,
+                delta.reader.manifest,
+                delta.config,
+                checkpoint,
+                where=delta.ref,
+                sources=comparable(places),
+            )
+            for delta, places in zip(deltas, report.places, strict=True)
         ]
         for delta, figures in zip(deltas, lineages, strict=True):
             label = checkpoint.repo or str(checkpoint.path)
             judge(delta.ref, label, figures, force=force, progress=progress)
         patches = None
-        may_restore = _may_restore(checkpoint, deltas, lineages, output_dtype)
+        plain = not (scale_rules or report.skipped or output_dtype or (renaming and renaming.rules))
+        may_restore = _may_restore(checkpoint, deltas, lineages, made, plain=plain)
         # Which patches fit is said by whole tensors, which a dry run does not download.
         if may_restore and (checkpoint.is_local or not dry_run):
             patches = restoration.patched_tensors(
@@ -172,7 +196,7 @@ def apply(
             {name: recipe.output for name, recipe in made.items()},
             max_shard_bytes=max_shard_bytes,
         )
-        summary = _Summary(checkpoint, deltas, lineages, report, dtype)
+        summary = _Summary(checkpoint, deltas, lineages, report, matched, alphas, dtype)
         overflowed, restored = 0, False
         if dry_run:
             check_destination(out, plan)
@@ -192,6 +216,8 @@ def apply(
             restored=restored,
             overflowed=overflowed,
             left_out=summary.left_out,
+            skipped=report.skipped,
+            vocabulary=summary.vocabulary,
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )
@@ -217,6 +243,8 @@ class _Summary:
     deltas: Sequence[_Delta]
     lineages: Sequence[Lineage]
     report: Report
+    matched: Sequence[Delta]
+    alphas: Scales
     dtype: str | None
 
     @property
@@ -243,6 +271,14 @@ class _Summary:
     @property
     def left_out(self) -> list[dict[str, str]]:
         return [{"name": item.name, "problem": item.problem} for item in self.report.all]
+
+    @property
+    def vocabulary(self) -> list[dict[str, Any]]:
+        return [
+            {"ref": delta.ref, **delta.vocabulary.report()}
+            for delta in self.matched
+            if delta.vocabulary is not None
+        ]
 
     def details(self) -> list[dict[str, Any]]:
         """The deltas as provenance and card tell of them."""
@@ -273,11 +309,12 @@ def _write(
 ) -> tuple[int, bool]:
     """Write the output; elements that overflowed, and whether it is post bit for bit."""
     checkpoint, deltas = summary.checkpoint, summary.deltas
-    files = _small_files(store, checkpoint, deltas, made)
+    sides = [(delta.files.base, delta.files.post) for delta in deltas]
+    words = summary.matched[-1].vocabulary or Vocabulary("not compared")
+    files = output_files.compose(checkpoint, sides, made, words)
     applier = Applier(
         checkpoint,
         [delta.reader for delta in deltas],
-        [delta.scale for delta in deltas],
         patches=patches or frozenset(),
         hashed=patches is not None,
     )
@@ -298,6 +335,9 @@ def _write(
             base=summary.base,
             dtype=summary.dtype,
             restored=restored,
+            scale_for=[asdict(rule) for rule in summary.alphas.rules],
+            skipped=summary.report.skipped,
+            vocabulary=summary.vocabulary,
             partial={m["name"]: m["problem"] for m in summary.left_out} or None,
             tool=tool,
         )
@@ -325,7 +365,7 @@ def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
             f"{len(scales)} scales were given for {len(refs)} refs.",
             hint="Give one `--scale` for each ref, or none.",
         )
-    if not all(math.isfinite(scale) and abs(scale) <= 3e38 for scale in scales):
+    if not all(map(is_scale, scales)):
         raise UsageError("A scale should be a finite float32 number.", hint="Give another scale.")
     return [float(scale) for scale in scales]
 
@@ -343,6 +383,21 @@ def _dtype(name: str | None) -> str | None:
     )
 
 
+def _matched(
+    checkpoint: Checkpoint, deltas: Sequence[_Delta], renaming: Renaming, *, skip: bool
+) -> list[Delta]:
+    """The deltas with what is to be known before their tensors are matched."""
+    tables = [[entry.name for entry in delta.config.tensors] for delta in deltas]
+    result = []
+    for delta, names in zip(deltas, renaming.names(tables), strict=True):
+        if skip:
+            vocabulary = Vocabulary("skipped")
+        else:
+            vocabulary = compare_tokens(checkpoint, delta.config, delta.files, names, ref=delta.ref)
+        result.append(Delta(delta.ref, delta.config, names, delta.files.base_config, vocabulary))
+    return result
+
+
 def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
     reason = quantisation(checkpoint)
     if reason is not None and not all(delta.config.restore_only for delta in deltas):
@@ -357,41 +412,23 @@ def _may_restore(
     checkpoint: Checkpoint,
     deltas: Sequence[_Delta],
     lineages: Sequence[Lineage],
-    output_dtype: str | None,
+    made: Mapping[str, Recipe],
+    *,
+    plain: bool,
 ) -> bool:
     """Whether the new base may be the one delta's source base, so that the output may be post.
 
     Raises:
         RestoreOnlyError: It cannot be, and an artifact is for its source base alone.
     """
-    alone = len(deltas) == 1 and deltas[0].scale == 1 and output_dtype is None
+    alone = len(deltas) == 1 and deltas[0].scale == 1 and plain
+    alone = alone and not any(recipe.by_rows for recipe in made.values())
     if alone and lineages[0].same:
         return True
     for delta in deltas:
         if delta.config.restore_only:
             raise restoration.not_the_source(delta.ref, checkpoint)
     return False
-
-
-def _small_files(
-    store: Store,
-    checkpoint: Checkpoint,
-    deltas: Sequence[_Delta],
-    made: Mapping[str, Recipe],
-) -> output_files.Files:
-    """The output's small files, from those of the new base and of all deltas."""
-    pairs = []
-    for delta in deltas:
-        sides: dict[str, dict[str, bytes]] = {"base": {}, "post": {}}
-        for entry in delta.config.files:
-            layer = delta.reader.manifest.layers[entry.layer]
-            what = f"{entry.side}/{entry.path}"
-            data = store.blobs.read(
-                layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what, size=layer.size
-            )
-            sides[entry.side][entry.path] = data
-        pairs.append((sides["base"], sides["post"]))
-    return output_files.compose(checkpoint, pairs, made)
 
 
 def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:

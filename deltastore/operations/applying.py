@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import ShardPlan, Weights
+from deltastore.checkpoint import ShardPlan, TensorInfo, Weights
 from deltastore.delta import Term, add, add_tokens
 from deltastore.digest import TensorHasher
 from deltastore.manifest import Descriptor
-from deltastore.manifest.format import CHUNK_ELEMENTS, DELTA_DTYPES, DTYPE_BYTES
+from deltastore.manifest.format import (
+    CHUNK_ELEMENTS,
+    DELTA_DTYPES,
+    DTYPE_BYTES,
+    KEEP,
+    KEEP_WIDE,
+)
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.pipeline import Crew, Turns
 from deltastore.operations.progress import Progress
-from deltastore.operations.structure import Recipe
+from deltastore.operations.recipes import Addend, Recipe
+from deltastore.operations.rows import runs
 from deltastore.scratch import scratch
 
 Bytes = npt.NDArray[np.uint8]
@@ -63,7 +71,6 @@ class Applier:
     Args:
         base: The new base.
         readers: One for each delta, in order.
-        scales: One α for each delta.
         patches: Names of the tensors whose restore patch is to be used.
         hashed: Whether to take the digest of every output tensor.
     """
@@ -72,14 +79,12 @@ class Applier:
         self,
         base: Weights,
         readers: Sequence[ArtifactReader],
-        scales: Sequence[float],
         *,
         patches: frozenset[str],
         hashed: bool,
     ) -> None:
         self._base = base
         self._readers = readers
-        self._scales = scales
         self._patches = patches
         self._hashed = hashed
         self._tally = Tally(0, 0, {})
@@ -167,45 +172,84 @@ class Applier:
         recipe = task.recipe
         info = recipe.base
         assert info is not None
-        size = DTYPE_BYTES[info.dtype]
-        raw = scratch("base", task.count * size, np.uint8)
-        self._base.read_into(info.name, task.start * size, raw)
-        if not recipe.terms:
+        raw = self._base_values(task, info)
+        if not recipe.addends:
             return self._converted(raw, info.dtype, recipe.output.dtype)
         out = scratch("out", task.count * DTYPE_BYTES[recipe.output.dtype], np.uint8)
         overflowed = self._add(task, raw, out)
         patched = 0
         if recipe.output.name in self._patches:
-            patched = self._readers[0].patch(recipe.terms[0][1], task.start, out)
+            patched = self._readers[0].patch(recipe.addends[0].entry, task.start, out)
         if overflowed or patched:
             with self._lock:
                 self._tally.overflowed += overflowed
                 self._tally.patched += patched
+        for addend in recipe.addends:
+            if addend.rows is not None:
+                self._place_values(task, addend, out)
         return out
+
+    def _base_values(self, task: _Chunk, info: TensorInfo) -> Bytes:
+        """The new base's elements of a chunk; zeros after its last, where rows of post will be."""
+        size = DTYPE_BYTES[info.dtype]
+        raw = scratch("base", task.count * size, np.uint8)
+        own = max(0, min(task.count, info.elements - task.start))
+        if own:
+            self._base.read_into(info.name, task.start * size, raw[: own * size])
+        raw[own * size :] = 0
+        return raw
 
     def _add(self, task: _Chunk, raw: Bytes, out: Bytes) -> int:
         """The chunk's sum, from ``raw`` into ``out``; how many elements overflowed."""
         recipe = task.recipe
         assert recipe.base is not None
         dtype, output_dtype = recipe.base.dtype, recipe.output.dtype
-        if len(recipe.terms) == 1 and dtype == output_dtype == "BF16":
-            index, entry = recipe.terms[0]
-            tokens = self._readers[index].tokens(entry, task.start, task.count)
+        first = recipe.addends[0]
+        if len(recipe.addends) == 1 and first.rows is None and dtype == output_dtype == "BF16":
+            tokens = self._readers[first.index].tokens(first.entry, task.start, task.count)
             if tokens is not None:
-                return add_tokens(raw, tokens, self._scales[index], out)
-        terms = []
-        for index, entry in recipe.terms:
-            kind = np.uint64 if entry.wide else np.uint32
-            chunk = scratch(f"delta{index}.{kind().itemsize}", task.count, kind)
-            self._readers[index].delta(entry, task.start, chunk)
-            terms.append(Term(chunk, self._scales[index]))
+                return add_tokens(raw, tokens, first.scale, out)
+        terms = [Term(self._delta(task, addend), addend.scale) for addend in recipe.addends]
         return add(raw, dtype, terms, output_dtype, out)
 
-    def _converted(self, raw: Bytes, dtype: str, output_dtype: str) -> Bytes:
+    def _delta(self, task: _Chunk, addend: Addend) -> npt.NDArray[Any]:
+        """One delta's elements of a chunk; *keep* where it has none."""
+        entry, reader = addend.entry, self._readers[addend.index]
+        kind = np.uint64 if entry.wide else np.uint32
+        chunk = scratch(f"delta{addend.index}.{kind().itemsize}", task.count, kind)
+        if addend.rows is None and task.start + task.count <= entry.common_elements:
+            reader.delta(entry, task.start, chunk)
+            return chunk
+        chunk[:] = KEEP_WIDE if entry.wide else KEEP
+        if entry.delta is None:
+            return chunk
+        if addend.rows is None:  # the output has further rows, of another delta
+            own = entry.common_elements - task.start
+            if own > 0:
+                reader.delta(entry, task.start, chunk[:own])
+            return chunk
+        width = _row_elements(task.recipe)
+        for at, source, count in runs(addend.rows.delta, width, task.start, task.count):
+            reader.delta(entry, source, chunk[at : at + count])
+        return chunk
+
+    def _place_values(self, task: _Chunk, addend: Addend, out: Bytes) -> None:
+        """Overwrite the rows of a chunk that are post's own."""
+        assert addend.rows is not None
+        post = addend.entry.post
+        assert post is not None
+        size, width = DTYPE_BYTES[task.recipe.output.dtype], _row_elements(task.recipe)
+        for at, source, count in runs(addend.rows.values, width, task.start, task.count):
+            raw = scratch("post", count * DTYPE_BYTES[post.dtype], np.uint8)
+            self._readers[addend.index].values(addend.entry, source, raw)
+            values = self._converted(raw, post.dtype, task.recipe.output.dtype, "post row")
+            out[at * size : (at + count) * size] = values
+
+    def _converted(self, raw: Bytes, dtype: str, output_dtype: str, role: str = "out") -> Bytes:
         """Values in the output's dtype, rounded once if it is another."""
         if dtype == output_dtype or dtype not in DELTA_DTYPES:
             return raw
-        out = scratch("out", raw.size // DTYPE_BYTES[dtype] * DTYPE_BYTES[output_dtype], np.uint8)
+        out = scratch(role, raw.size // DTYPE_BYTES[dtype] * DTYPE_BYTES[output_dtype], np.uint8)
         overflowed = add(raw, dtype, [], output_dtype, out)
         if overflowed:
             with self._lock:
@@ -222,3 +266,7 @@ class Applier:
             self._tally.digests[name] = hasher.hexdigest()
             del self._hashers[name]
         task.turns.done()
+
+
+def _row_elements(recipe: Recipe) -> int:
+    return math.prod(recipe.output.shape[1:])

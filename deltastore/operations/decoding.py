@@ -18,10 +18,12 @@ from deltastore.errors import CodecUnknownError, PartInvalidError
 from deltastore.manifest import Config, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
 from deltastore.parts import PartsReader, StreamReader
-from deltastore.scratch import scratch
 from deltastore.tokens import Tokens
 
 Bytes = npt.NDArray[np.uint8]
+
+
+_NOTHING = np.empty(0, np.uint8)
 
 
 def _require_plain(stream: Stream, where: str) -> None:
@@ -43,6 +45,7 @@ class ArtifactReader:
         self._parts = PartsReader(self.parts, lambda layer: blobs.open(layer.digest, layer.size))
         self._lock = threading.Lock()
         self._streams: dict[str, tuple[StreamReader, Decoder | None]] = {}
+        self._last = threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +88,7 @@ class ArtifactReader:
                 piece[:] = keep
 
         with self._blamed(entry.delta):
-            self._read(frames, start, entry.common_elements, out, decode)
+            self._read(frames, start, entry.common_elements, out, decode, f"{entry.name}/delta")
 
     def tokens(self, entry: TensorEntry, start: int, count: int) -> Tokens | None:
         """The same deltas as palette tokens, valid until the thread's next chunk.
@@ -125,7 +128,7 @@ class ArtifactReader:
         if entry.kind in ("added", "replaced"):
             total = entry.post.elements
         with self._blamed(entry.values):
-            self._read(frames, start, total, out.view(f"u{size}"), decode)
+            self._read(frames, start, total, out.view(f"u{size}"), decode, where)
 
     def patch(self, entry: TensorEntry, start: int, out: Bytes) -> int:
         """Overwrite the elements that have a restore patch; ``start`` is a chunk's start.
@@ -183,6 +186,14 @@ class ArtifactReader:
                 found = self._streams[key] = (frames, decoder)
             return found
 
+    def _whole(
+        self, key: str, index: int, elements: int, dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any] | None:
+        """The frame that this thread decoded last, if it is this one."""
+        last: tuple[str, int, npt.NDArray[Any]] = getattr(self._last, "frame", ("", 0, _NOTHING))
+        same = last[:2] == (key, index) and (last[2].size, last[2].dtype) == (elements, dtype)
+        return last[2] if same else None
+
     def _read(
         self,
         frames: StreamReader,
@@ -190,18 +201,24 @@ class ArtifactReader:
         total: int,
         out: npt.NDArray[Any],
         decode: Callable[[bytes, npt.NDArray[Any]], None],
+        key: str,
     ) -> None:
-        """Fill ``out`` from the frames that cover it, whole ones straight into place."""
+        """Fill ``out`` from the frames that cover it, whole ones straight into place.
+
+        Of a frame that is wanted in part the rest is most likely wanted next, by the same thread.
+        """
         chunk = self.config.chunk
         stop = start + out.size
         for index in range(start // chunk, -(-stop // chunk)):
             begin = index * chunk
             end = min(begin + chunk, total)
-            frame = frames.frame(index)
             if start <= begin and end <= stop:
-                decode(frame, out[begin - start : end - start])
+                decode(frames.frame(index), out[begin - start : end - start])
                 continue
-            whole = scratch(f"frame{out.itemsize}", end - begin, out.dtype)
-            decode(frame, whole)
+            whole = self._whole(key, index, end - begin, out.dtype)
+            if whole is None:
+                whole = np.empty(end - begin, out.dtype)
+                decode(frames.frame(index), whole)
+                self._last.frame = (key, index, whole)
             low, high = max(start, begin), min(stop, end)
             out[low - start : high - start] = whole[low - begin : high - begin]

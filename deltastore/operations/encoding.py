@@ -182,6 +182,7 @@ class _Assembler:
             changed=item.changed,
             l2=float(np.sqrt(item.squares)),
             base_l2=float(np.sqrt(item.base_squares)),
+            base_name=pair.base_name,
         )
         item.encoder = item.decoder = None
 

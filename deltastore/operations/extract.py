@@ -150,12 +150,12 @@ def extract(
                 manifest, config = _extract(
                     store, blobs, before, after, chosen.name, wanted, job_count(jobs), progress
                 )
-                for checkpoint, identities, side in (
-                    (before, files[0], "base"),
-                    (after, files[1], "post"),
+                known = (hashing.digests(config, "base"), hashing.digests(config, "post"))
+                for checkpoint, identities, digests in zip(
+                    (before, after), files, known, strict=True
                 ):
                     checkpoint.check_unchanged()
-                    hashing.remember(store, checkpoint, identities, hashing.digests(config, side))
+                    hashing.remember(store, checkpoint, identities, digests)
                 # The same pair, encoded by another version of deltastore, stays what it was.
                 pairs = store.find_pair(config.base.content, config.post.content, codec)
                 found = _reusable(store, pairs, wanted)
@@ -286,7 +286,7 @@ def _extract(
     encoded = encoding.encode(blobs, before, after, plans, codec, jobs, progress)
     entries = encoded.entries
     runs = samples.choose_runs(entries)
-    pieces = samples.read_runs(before, [entry.name for entry in entries], runs)
+    pieces = samples.read_runs(before, [entry.source for entry in entries], runs)
     stored_samples = store.blobs.put([piece.data for piece in pieces])
     layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in encoded.parts]
     layers.append(Descriptor(SAMPLES_MEDIA_TYPE, stored_samples.digest, stored_samples.size))
@@ -295,7 +295,7 @@ def _extract(
         codec=codec,
         exactness=get_codec(codec).exactness,
         chunk=CHUNK_ELEMENTS,
-        base=_source(before, [(e.name, e.base) for e in entries]),
+        base=_source(before, [(e.name, e.own_base) for e in entries]),
         post=_source(after, [(e.name, e.post) for e in entries]),
         tensors=entries,
         parts=len(encoded.parts),

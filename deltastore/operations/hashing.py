@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -68,9 +69,11 @@ def remember(
     )
 
 
-def digests(config: Config, side: str) -> dict[str, str]:
+def digests(config: Config, side: Literal["base", "post"]) -> dict[str, str]:
     """BLAKE3 hex by tensor of ``base`` or ``post``, as the config records them."""
-    sides = ((entry.name, getattr(entry, side)) for entry in config.tensors)
+    sides = (
+        (entry.name, entry.own_base if side == "base" else entry.post) for entry in config.tensors
+    )
     return {name: tensor.blake3 for name, tensor in sides if tensor is not None}
 
 

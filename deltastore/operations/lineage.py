@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from deltastore.errors import LineageError
 from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.operations.progress import Progress
+from deltastore.operations.structure import Place
 
 Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
 
@@ -65,10 +67,40 @@ class Lineage:
     elements: int
 
 
+def comparable(places: Mapping[str, Place]) -> dict[str, TensorInfo]:
+    """The new base's tensors in which an element is where it is in the source base's.
+
+    By the source base's names. Rows that go by token are elsewhere.
+    """
+    found: dict[str, TensorInfo] = {}
+    for name, place in places.items():
+        if place.base is None or place.rows is not None:
+            continue
+        # A head that is made of embeddings is like no head.
+        if place.base.name == name and place.entry.base_name is None:
+            found.setdefault(place.entry.source, place.base)
+    return found
+
+
 def measure(
-    blobs: BlobStore, manifest: Manifest, config: Config, base: Weights, *, where: str
+    blobs: BlobStore,
+    manifest: Manifest,
+    config: Config,
+    base: Weights,
+    *,
+    where: str,
+    sources: Mapping[str, TensorInfo] | None = None,
 ) -> Lineage:
     """Read the new base at the places of the samples: at most 256 short reads.
+
+    Args:
+        blobs: Where the samples are.
+        manifest: The delta's manifest.
+        config: Its config.
+        base: The new base.
+        where: What to call the delta.
+        sources: The new base's tensors to read, by the source base's names; those of the same
+            names if None.
 
     Raises:
         BlobCorruptError: The samples are damaged.
@@ -80,6 +112,7 @@ def measure(
         layer.digest, limit=MAX_SAMPLE_BYTES, what=f"the samples of {where}", size=layer.size
     )
     data = np.frombuffer(samples, np.uint8)
+    tensors = base.tensors if sources is None else sources
     position = 0
     same = bool(config.samples)
     runs: list[tuple[TensorEntry, TensorInfo, Bytes, Bytes]] = []
@@ -90,10 +123,9 @@ def measure(
         size = run.count * DTYPE_BYTES[entry.base.dtype]
         theirs = data[position : position + size]
         position += size
-        info = base.tensors.get(entry.name)
-        comparable = entry.base.dtype in DELTA_DTYPES
+        info = tensors.get(entry.name)
         if (
-            not comparable
+            entry.base.dtype not in DELTA_DTYPES
             or info is None
             or info.shape != entry.base.shape
             or info.dtype not in DELTA_DTYPES

@@ -17,8 +17,11 @@ from typing import Any
 
 from deltastore.checkpoint import Checkpoint
 from deltastore.manifest.nesting import is_nested_too_deeply
-from deltastore.operations.small_files import is_tokenizer_file, read_portable
-from deltastore.operations.structure import Recipe
+from deltastore.operations.added_tokens import with_post_tokens
+from deltastore.operations.embeddings import head_of, may_tie
+from deltastore.operations.recipes import Recipe
+from deltastore.operations.small_files import is_tokenizer_file, json_object, read_portable
+from deltastore.operations.vocabulary import Vocabulary
 
 Files = dict[str, bytes]
 
@@ -44,6 +47,7 @@ def compose(
     base: Checkpoint,
     deltas: Sequence[tuple[Mapping[str, bytes], Mapping[str, bytes]]],
     recipes: Mapping[str, Recipe],
+    words: Vocabulary,
 ) -> Files:
     """The small files of the output, but for provenance and card.
 
@@ -53,11 +57,15 @@ def compose(
             differs) and of post. The last one's tokenizer, template and generation config win;
             the licences of all hold.
         recipes: The output's tensors.
+        words: How the last delta's tokens stand to the new base's.
     """
     source_base, post = deltas[-1]
     own = {name: read_portable(name, path) for name, path in base.files.items()}
     files = {name: data for name, data in own.items() if name != "README.md"}
-    if _post_added_tokens(source_base, post) or not _has_tokenizer(own):
+    if words.verdict == "matched":
+        tokenizer = {name: data for name, data in own.items() if is_tokenizer_file(name)}
+        files |= with_post_tokens(tokenizer, post, words)
+    elif _post_added_tokens(source_base, post) or not _has_tokenizer(own):
         for name in [name for name in files if is_tokenizer_file(name)]:
             del files[name]
         files |= {name: data for name, data in post.items() if is_tokenizer_file(name)}
@@ -78,7 +86,11 @@ def compose(
                 _add_legal(files, name, data)
     if "config.json" in files:
         files["config.json"] = _model_config(
-            files["config.json"], source_base.get("config.json"), post.get("config.json"), recipes
+            base,
+            files["config.json"],
+            source_base.get("config.json"),
+            post.get("config.json"),
+            recipes,
         )
     return files
 
@@ -97,6 +109,9 @@ def provenance(
     refs: Sequence[Mapping[str, Any]],
     base: Mapping[str, Any],
     dtype: str | None,
+    scale_for: Sequence[Mapping[str, Any]],
+    skipped: Sequence[str],
+    vocabulary: Sequence[Mapping[str, Any]],
     restored: bool,
     partial: Mapping[str, Any] | None,
     tool: str,
@@ -108,6 +123,9 @@ def provenance(
         "formula": "out = base + sum(scale * delta)",
         "base": dict(base),
         "deltas": [dict(ref) for ref in refs],
+        "scale_for": [dict(rule) for rule in scale_for],
+        "skipped": list(skipped),
+        "vocabulary": [dict(words) for words in vocabulary],
         "dtype": dtype,
         "restored": restored,
         "left_out": dict(partial) if partial is not None else None,
@@ -170,7 +188,7 @@ def _post_added_tokens(source_base: Mapping[str, bytes], post: Mapping[str, byte
 
 def _tokens(data: bytes) -> set[str] | None:
     """The token strings of a vocabulary file; None if it is not understood."""
-    document = _object(data)
+    document = json_object(data)
     if document is None:
         return None
     model = document.get("model")
@@ -192,7 +210,7 @@ def _tokens(data: bytes) -> set[str] | None:
 
 def _with_special_tokens(own: bytes, post: bytes) -> bytes:
     """The new base's tokenizer_config.json with post's special tokens and chat template."""
-    document, other = _object(own), _object(post)
+    document, other = json_object(own), json_object(post)
     if document is None or other is None:
         return own
     for key in (*_SPECIAL_KEYS, "chat_template"):
@@ -204,14 +222,14 @@ def _with_special_tokens(own: bytes, post: bytes) -> bytes:
 def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
     """Post's chat template in whatever form post has it; none of the new base's beside it."""
     names = [name for name in post if _is_template(name)]
-    embedded = "chat_template" in (_object(post.get("tokenizer_config.json", b"")) or {})
+    embedded = "chat_template" in (json_object(post.get("tokenizer_config.json", b"")) or {})
     if not names and not embedded:
         return
     for name in [name for name in files if _is_template(name)]:
         del files[name]
     for name in names:
         files[name] = post[name]
-    own = _object(files.get("tokenizer_config.json", b""))
+    own = json_object(files.get("tokenizer_config.json", b""))
     if not embedded and own is not None and "chat_template" in own:
         del own["chat_template"]
         files["tokenizer_config.json"] = _rewritten(own, files["tokenizer_config.json"])
@@ -219,6 +237,29 @@ def _take_chat_template(files: Files, post: Mapping[str, bytes]) -> None:
 
 def _is_template(name: str) -> bool:
     return name.startswith(("chat_template", "additional_chat_templates/"))
+
+
+def _ties(
+    base: Checkpoint,
+    document: Mapping[str, Any],
+    source: bytes | None,
+    post: bytes | None,
+    recipes: Mapping[str, Recipe],
+) -> bool | None:
+    """What ``tie_word_embeddings`` of the output is; None if the new base's word holds.
+
+    A head that the output has and the new base ties would be ignored by its readers, and one that
+    it has no longer would be drawn at random.
+    """
+    heads = (head_of(base.tensors) is not None, head_of(recipes) is not None)
+    if heads[0] != heads[1]:
+        return heads[0]
+    before, after = json_object(source or b"") or {}, json_object(post or b"") or {}
+    tied = after.get("tie_word_embeddings")
+    if isinstance(tied, bool) and tied != before.get("tie_word_embeddings", not tied):
+        return tied
+    # A head beside embeddings that are said to be it is read by nobody, but post's is its own.
+    return False if heads[1] and may_tie(document) and not may_tie(after) else None
 
 
 def _main_dtype(tensors: Iterable[tuple[str, int]]) -> str | None:
@@ -231,18 +272,20 @@ def _main_dtype(tensors: Iterable[tuple[str, int]]) -> str | None:
 
 
 def _model_config(
-    data: bytes, source: bytes | None, post: bytes | None, recipes: Mapping[str, Recipe]
+    base: Checkpoint,
+    data: bytes,
+    source: bytes | None,
+    post: bytes | None,
+    recipes: Mapping[str, Recipe],
 ) -> bytes:
     """The new base's config with what the output's tensors say otherwise."""
-    document = _object(data)
+    document = json_object(data)
     if document is None:
         return data
     changed = False
-    before, after = _object(source or b"") or {}, _object(post or b"") or {}
-    tied = after.get("tie_word_embeddings")
-    if isinstance(tied, bool) and tied != before.get("tie_word_embeddings", not tied):
-        changed = document.get("tie_word_embeddings") != tied
-        document["tie_word_embeddings"] = tied
+    tied = _ties(base, document, source, post, recipes)
+    if tied is not None and document.get("tie_word_embeddings") != tied:
+        document["tie_word_embeddings"], changed = tied, True
     for recipe in recipes.values():
         resized = recipe.base is not None and recipe.base.shape != recipe.output.shape
         if not resized or len(recipe.output.shape) != 2:
@@ -261,14 +304,6 @@ def _model_config(
                 document[key] = _TORCH_NAMES[dtype]
                 changed = True
     return _rewritten(document, data) if changed else data
-
-
-def _object(data: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _rewritten(document: Mapping[str, Any], original: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Literal
 from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
+from deltastore.operations.embeddings import embedding_of, head_of, may_tie
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,13 @@ class Pair:
     kind: TensorKind
     base: TensorInfo | None
     post: TensorInfo | None
+
+    @property
+    def base_name(self) -> str | None:
+        """What the base calls its tensor, if that is another one's own too: see ``pair_up``."""
+        if self.base is None or self.base.name == self.name:
+            return None
+        return self.base.name
 
     @property
     def common_elements(self) -> int:
@@ -52,9 +60,19 @@ class Chunk:
 
 
 def pair_up(base: Checkpoint, post: Checkpoint) -> list[Pair]:
-    """Every tensor of either side, by name."""
+    """Every tensor of either side, by name.
+
+    A head that only post has, because its base uses the embeddings as one, is paired with these:
+    its delta then means the same on a new base, whether that has a head of its own or not.
+    """
     names = sorted(base.tensors.keys() | post.tensors.keys())
-    return [_pair(name, base.tensors.get(name), post.tensors.get(name)) for name in names]
+    sources = dict(base.tensors)
+    head, embedding = head_of(post.tensors), embedding_of(base.tensors)
+    if head is not None and embedding is not None and head_of(base.tensors) is None:
+        pair = _pair(head, base.tensors[embedding], post.tensors[head])
+        if pair.kind in ("delta", "resized") and may_tie(base.config):
+            sources[head] = base.tensors[embedding]
+    return [_pair(name, sources.get(name), post.tensors.get(name)) for name in names]
 
 
 def _pair(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair:

@@ -31,10 +31,13 @@ from deltastore.operations import hashing, restoration
 from deltastore.operations.apply import checked_scales
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.lineage import Lineage, judge, measure
+from deltastore.operations.lineage import Lineage, comparable, judge, measure
+from deltastore.operations.matching import read_sides
+from deltastore.operations.naming import Scales
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent
-from deltastore.operations.structure import Recipe, Scaled, check_structure, recipes
+from deltastore.operations.recipes import Recipe, recipes
+from deltastore.operations.structure import Delta, check_structure
 from deltastore.scratch import scratch
 from deltastore.store import Store
 
@@ -126,11 +129,20 @@ def patch(
                 hint="Restore the checkpoint with `deltastore apply`, and load the result.",
                 refs=[artifact.ref],
             )
-        scaled = Scaled(artifact.ref, reader.config, scale)
+        sides = read_sides(store.blobs, reader.manifest, reader.config)
+        delta = Delta(artifact.ref, reader.config, source_config=sides.base_config)
         weights = ModelWeights(model, reader.config.tensors)
-        report = check_structure(weights, [scaled], partial=partial)
-        changed = _changed(recipes(weights, [scaled], report, None), artifact.ref, weights)
-        figures = measure(store.blobs, reader.manifest, reader.config, weights, where=artifact.ref)
+        report = check_structure(weights, [delta], partial=partial)
+        made = recipes(weights, [delta], report, Scales([scale]), None)
+        changed = _changed(made, artifact.ref, weights)
+        figures = measure(
+            store.blobs,
+            reader.manifest,
+            reader.config,
+            weights,
+            where=artifact.ref,
+            sources=comparable(report.places[0]),
+        )
         judge(
             artifact.ref,
             str(weights.path),
@@ -146,7 +158,7 @@ def patch(
         target = _Target(weights, reader, scale, changed)
         plan = [ShardPlan("", tuple(recipe.output for recipe in changed.values()))]
         progress.start("patching", sum(recipe.output.nbytes for recipe in changed.values()))
-        applier = Applier(weights, [reader], [scale], patches=own, hashed=True)
+        applier = Applier(weights, [reader], patches=own, hashed=True)
         try:
             tally = applier.write(target, plan, changed, store.blobs, [], job_count(jobs), progress)
         except BaseException:
@@ -336,7 +348,7 @@ class _Target:
         self._reader = reader
         self._scale = scale
         self.undo = {
-            name: _Undo(recipe.terms[0][1], recipe.output.elements)
+            name: _Undo(recipe.addends[0].entry, recipe.output.elements)
             for name, recipe in changed.items()
         }
         self._lock = threading.Lock()
@@ -409,6 +421,7 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
         name
         for name, recipe in made.items()
         if recipe.base is None
+        or recipe.base.name != name
         or recipe.values is not None
         or recipe.output.shape != recipe.base.shape
     ]
@@ -423,10 +436,10 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
     found = {}
     for name, recipe in made.items():
         assert recipe.base is not None
-        terms = tuple(term for term in recipe.terms if term[1].delta is not None)
-        if terms and name not in weights.tied and recipe.base.elements:
+        addends = tuple(addend for addend in recipe.addends if addend.entry.delta is not None)
+        if addends and name not in weights.tied and recipe.base.elements:
             output = OutputTensor(name, recipe.base.dtype, recipe.base.shape)
-            found[name] = Recipe(output, recipe.base, terms)
+            found[name] = Recipe(output, recipe.base, addends)
     return found
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.errors import FormatError, IntegrityError
+from deltastore.manifest import Config
+from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, measure
-from deltastore.operations.structure import Scaled, check_structure
+from deltastore.operations.small_files import is_tokenizer_file
+from deltastore.operations.structure import Delta, Mismatch, check_structure
 from deltastore.store import Store
 
 _ORDER = ("same", "related", "distant", "unknown", "unrelated")
@@ -63,6 +67,15 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     return [candidate for _, candidate in sorted(found, key=lambda item: item[0])]
 
 
+def _match_by_token(problems: Sequence[Mismatch], config: Config, checkpoint: Checkpoint) -> bool:
+    """Whether all that differs is the number of tokens, and both have a tokenizer."""
+    tokenizers = (
+        any(is_tokenizer_file(entry.path) for entry in config.files),
+        any(is_tokenizer_file(name) for name in checkpoint.files),
+    )
+    return all(tokenizers) and all(has_token_rows(problem.name) for problem in problems)
+
+
 def _judge(
     store: Store, digest: str, ref: str, checkpoint: Checkpoint, quantised: str | None
 ) -> tuple[list[str], bool, Lineage | None]:
@@ -73,8 +86,11 @@ def _judge(
     except (IntegrityError, FormatError) as error:
         return [error.message], False, None
     reasons = []
-    report = check_structure(checkpoint, [Scaled(ref, config, 1.0)], partial=True)
-    if report.all:
+    # Small files are not read here: what the delta's base says of its head is taken on trust.
+    delta = Delta(ref, config, source_config={})
+    report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
+    by_token = bool(report.all) and _match_by_token(report.all, config, checkpoint)
+    if report.all and not by_token:
         reasons.append(f"structure: {report.summary}")
     if config.restore_only and not lineage.same:
         reasons.append("it restores its own pair only")
@@ -83,6 +99,8 @@ def _judge(
     if lineage.verdict == "unrelated":
         reasons.append("lineage: the base is unrelated to the delta's own")
     compatible = not reasons
+    if by_token:
+        reasons.append("vocabulary: another number of rows; apply matches them by token")
     if lineage.verdict == "distant":
         reasons.append("lineage: the base is far from the delta's own; test the result")
     elif lineage.verdict == "unknown":

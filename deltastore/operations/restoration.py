@@ -10,7 +10,7 @@ from deltastore.manifest import Config
 from deltastore.operations import hashing
 from deltastore.operations.pipeline import Crew
 from deltastore.operations.progress import Progress
-from deltastore.operations.structure import Recipe
+from deltastore.operations.recipes import Recipe
 from deltastore.store import Store
 
 
@@ -56,10 +56,14 @@ def own_tensors(
         progress: Is told when tensors are read.
     """
     patched = [entry for entry in config.tensors if entry.patch is not None]
-    names = [entry.name for entry in patched if entry.name in weights.tensors]
+    there = [entry for entry in patched if entry.source in weights.tensors]
+    names = sorted({entry.source for entry in there})
     digests = known if known is not None else _digests(weights, names, jobs, progress)
-    wanted = {entry.name: entry.base.blake3 for entry in patched if entry.base is not None}
-    return frozenset(name for name in names if digests[name] == wanted[name])
+    return frozenset(
+        entry.name
+        for entry in there
+        if entry.base is not None and digests[entry.source] == entry.base.blake3
+    )
 
 
 def is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:

@@ -27,9 +27,9 @@ def choose_runs(entries: tuple[TensorEntry, ...]) -> tuple[SampleRun, ...]:
     vectors, which are few numbers close to one and tell little.
     """
     eligible = [
-        (i, entry.base)
-        for i, entry in enumerate(entries)
-        if entry.base is not None and entry.base.dtype in DELTA_DTYPES and entry.base.elements
+        (i, side)
+        for i, side in enumerate(entry.own_base for entry in entries)
+        if side is not None and side.dtype in DELTA_DTYPES and side.elements
     ]
     eligible.sort(key=lambda item: (len(item[1].shape) < 2, _draw(entries[item[0]].name)))
     chosen = eligible[:MAX_SAMPLE_TENSORS]
@@ -49,7 +49,7 @@ def choose_runs(entries: tuple[TensorEntry, ...]) -> tuple[SampleRun, ...]:
 def read_runs(
     checkpoint: Checkpoint, names: list[str], runs: tuple[SampleRun, ...]
 ) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
-    """The bytes of each run; ``names`` is the tensor table's names."""
+    """The bytes of each run; ``names`` is what the base calls the table's tensors."""
     pieces = []
     for run in runs:
         info = checkpoint.tensors[names[run.tensor]]

@@ -1,48 +1,82 @@
-"""Whether deltas fit a new base, tensor by tensor, and what the output is made of."""
+"""Whether deltas fit a new base, tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
-from deltastore.errors import DeltaConflictError, StructureMismatchError
-from deltastore.manifest import Config, TensorEntry, TensorKind
+from deltastore.checkpoint import TensorInfo, Weights
+from deltastore.errors import StructureMismatchError
+from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of, may_tie
+from deltastore.operations.naming import suggested_map
+from deltastore.operations.rows import Rows
+from deltastore.operations.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
-    """One delta of an application: its config, its scale α, what to call it."""
+class Delta:
+    """One delta of an application, and what is known of it and the new base beforehand.
+
+    Attributes:
+        ref: What to call it.
+        config: Its config.
+        names: What the new base calls its tensors, where that is something else.
+        source_config: ``config.json`` of its base; None if it has none.
+        vocabulary: How its tokens stand to the new base's; None if that was not looked at.
+    """
 
     ref: str
     config: Config
-    scale: float
+    names: Mapping[str, str] = field(default_factory=dict)
+    source_config: Mapping[str, Any] | None = None
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One tensor that cannot be matched."""
+    """Something that cannot be matched: a tensor, or a field of ``config.json``."""
 
     name: str
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one tensor of a delta goes.
+
+    Attributes:
+        entry: The delta's tensor.
+        base: The new base's tensor that it is added to; None if there is none.
+        rows: Which row goes where; None where all rows stay in their order.
+    """
+
+    entry: TensorEntry
+    base: TensorInfo | None
+    rows: Rows | None = None
+
+
 @dataclass(slots=True)
 class Report:
-    """Every tensor that cannot be matched, over all deltas.
+    """Where every tensor goes, and every one that cannot be matched, over all deltas.
 
     ``missing``: a delta has it, the new base does not. ``extra``: the new base has it, a delta
-    knows nothing of it. ``mismatched``: shape or kind of dtype differ.
+    knows nothing of it. ``mismatched``: shape or kind of dtype differ. ``skipped``: embeddings
+    and heads that were to be left as they are. ``places`` has one table for each delta, by the
+    output's names.
     """
 
     missing: list[Mismatch] = field(default_factory=list)
     extra: list[Mismatch] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    places: list[dict[str, Place]] = field(default_factory=list)
 
     @property
     def all(self) -> list[Mismatch]:
-        """All of them."""
+        """All that cannot be matched."""
         return [*self.missing, *self.extra, *self.mismatched]
 
     @property
@@ -59,35 +93,24 @@ class Report:
         return f"{said}; the first is {self.all[0].name}: {self.all[0].problem}"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one output tensor comes about.
-
-    Attributes:
-        output: Name, dtype and shape.
-        base: The new base's tensor, if it contributes.
-        terms: Indices of the deltas to add, and their entries, in order.
-        values: Index and entry of the delta whose values make up the rest (or all) of it.
-    """
-
-    output: OutputTensor
-    base: TensorInfo | None
-    terms: tuple[tuple[int, TensorEntry], ...] = ()
-    values: tuple[int, TensorEntry] | None = None
-
-    @property
-    def common_elements(self) -> int:
-        """Elements that come from the new base; those after them are values."""
-        if self.base is None:
-            return 0
-        return min(self.base.elements, self.output.elements)
+_SAME_FIELDS = ("num_attention_heads", "num_key_value_heads", "head_dim", "n_head")
+"""Fields of ``config.json`` that say how a matrix is cut, which its shape does not show."""
 
 
-_STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
+def check_structure(
+    base: Weights,
+    deltas: Sequence[Delta],
+    *,
+    partial: bool,
+    config: Mapping[str, Any] | None = None,
+) -> Report:
+    """Find a place for every tensor of every delta in the new base.
 
-
-def check_structure(base: Weights, deltas: Sequence[Scaled], *, partial: bool) -> Report:
-    """Match every tensor of every delta with the new base.
+    Args:
+        base: The new base.
+        deltas: What is to be applied.
+        partial: Go on with what fits.
+        config: The new base's ``config.json``, if known.
 
     Raises:
         StructureMismatchError: Something cannot be matched and ``partial`` is false; ``facts``
@@ -95,141 +118,147 @@ def check_structure(base: Weights, deltas: Sequence[Scaled], *, partial: bool) -
     """
     report = Report()
     for delta in deltas:
-        entries = {entry.name: entry for entry in delta.config.tensors}
-        for entry in delta.config.tensors:
-            _match(base.tensors.get(entry.name), entry, delta, report)
-        for name in base.tensors:
-            if name not in entries:
-                report.extra.append(Mismatch(name, f"{delta.ref} knows nothing of it"))
+        _Matching(base, delta, report, tied=may_tie(config)).run()
+        _compare_configs(config or {}, delta, report)
+    report.skipped = sorted(set(report.skipped))
     if report.all and not partial:
         raise _mismatch_error(base, deltas, report)
     return report
 
 
-def recipes(
-    base: Weights, deltas: Sequence[Scaled], report: Report, dtype: str | None
-) -> dict[str, Recipe]:
-    """How every tensor of the output comes about.
-
-    Args:
-        base: The new base.
-        deltas: What to apply, in order.
-        report: What was left out; these tensors are the new base's own.
-        dtype: Output dtype of all floating-point tensors; None keeps each one's own.
-
-    Raises:
-        DeltaConflictError: Two deltas change the structure of the same tensor differently.
-    """
-    left_out = {item.name for item in (*report.missing, *report.mismatched)}
-    tables = [{entry.name: entry for entry in delta.config.tensors} for delta in deltas]
-    names = sorted(set(base.tensors).union(*tables))
-    result = {}
-    for name in names:
-        info = base.tensors.get(name)
-        found = []
-        if name not in left_out:
-            for index, (delta, table) in enumerate(zip(deltas, tables, strict=True)):
-                entry = table.get(name)
-                # What has no number to scale follows the delta whatever α is, unless α = 0.
-                if entry is not None and (delta.scale != 0 or entry.kind not in _STRUCTURAL):
-                    found.append((index, entry))
-        recipe = _recipe(name, info, found, deltas, dtype)
-        if recipe is not None:
-            result[name] = recipe
-    return result
+def _compare_configs(config: Mapping[str, Any], delta: Delta, report: Report) -> None:
+    source = delta.source_config or {}
+    for where in ("", "text_config"):
+        ours, theirs = (part.get(where) if where else part for part in (config, source))
+        for key in _SAME_FIELDS:
+            got, wanted = (p.get(key) if isinstance(p, Mapping) else None for p in (ours, theirs))
+            if isinstance(got, int) and isinstance(wanted, int) and got != wanted:
+                name = f"config.json {where}{'.' if where else ''}{key}"
+                problem = f"expected {wanted} as in the base of {delta.ref}, got {got}"
+                report.mismatched.append(Mismatch(name, problem))
 
 
-def _match(info: TensorInfo | None, entry: TensorEntry, delta: Scaled, report: Report) -> None:
-    if entry.base is None:
-        if info is not None:
-            problem = f"{delta.ref} adds it, and the new base has it already"
-            report.mismatched.append(Mismatch(entry.name, problem))
-        return
-    wanted = f"{entry.base.dtype} {list(entry.base.shape)}"
-    if info is None:
-        report.missing.append(Mismatch(entry.name, f"{delta.ref} has it as {wanted}"))
-        return
-    got = f"{info.dtype} {list(info.shape)}"
-    floating = info.dtype in DELTA_DTYPES
-    if info.shape != entry.base.shape or floating != (entry.base.dtype in DELTA_DTYPES):
-        problem = f"expected {wanted} as in {delta.ref}, got {got}"
-        report.mismatched.append(Mismatch(entry.name, problem))
+class _Matching:
+    """One delta and the new base."""
 
+    def __init__(self, base: Weights, delta: Delta, report: Report, *, tied: bool) -> None:
+        self._base = base
+        self._tied = tied
+        self._delta = delta
+        self._report = report
+        self._table = {
+            delta.names.get(entry.name, entry.name): entry for entry in delta.config.tensors
+        }
+        self._places: dict[str, Place] = {}
+        self._known: set[str] = set()
 
-def _recipe(
-    name: str,
-    info: TensorInfo | None,
-    found: Sequence[tuple[int, TensorEntry]],
-    deltas: Sequence[Scaled],
-    dtype: str | None,
-) -> Recipe | None:
-    structural = [item for item in found if item[1].kind in _STRUCTURAL]
-    numeric = tuple(item for item in found if item[1].kind in ("delta", "resized"))
-    if structural:
-        _refuse_conflict(name, found, structural, deltas)
-        index, entry = structural[0]
-        if entry.kind == "removed":
-            return None
-        assert entry.post is not None
-        if entry.kind == "resized":
-            assert info is not None
-            kept = _float_dtype(_output_dtype(info, numeric), dtype)
-            output = OutputTensor(name, kept, entry.post.shape)
-            further = structural[0] if entry.values is not None else None
-            return Recipe(output, info, numeric, further)
-        output = OutputTensor(name, _float_dtype(entry.post.dtype, dtype), entry.post.shape)
-        return Recipe(output, None, (), (index, entry))
-    if info is None:
+    def run(self) -> None:
+        self._report.places.append(self._places)
+        skips = self._delta.vocabulary is not None and self._delta.vocabulary.verdict == "skipped"
+        for name, entry in self._table.items():
+            self._known.add(name)
+            if skips and has_token_rows(name):
+                self._report.skipped.append(name)
+            else:
+                self._match(name, entry, self._source(name, entry))
+        for name, info in self._base.tensors.items():
+            if name not in self._known and not self._tie(name, info, skips=skips):
+                problem = f"{self._delta.ref} knows nothing of it"
+                self._report.extra.append(Mismatch(name, problem))
+
+    def _source(self, name: str, entry: TensorEntry) -> TensorInfo | None:
+        """The new base's tensor that a tensor of the delta is added to."""
+        own = self._base.tensors.get(name)
+        if own is not None or entry.base is None:
+            return own
+        if entry.base_name is not None:
+            source = self._delta.names.get(entry.base_name, entry.base_name)
+            return self._base.tensors.get(source)
+        if self._tied and name == head_of(self._table) and head_of(self._base.tensors) is None:
+            # The new base uses its embeddings as a head; the output has one of its own.
+            embedding = embedding_of(self._base.tensors)
+            if embedding is not None and entry.post is not None and embedding in self._table:
+                return self._base.tensors[embedding]
         return None
-    output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
-    return Recipe(OutputTensor(name, output_dtype, info.shape), info, numeric)
 
+    def _tie(self, name: str, info: TensorInfo, *, skips: bool) -> bool:
+        """Whether a tensor that the delta lacks is a head that the delta's base shares."""
+        embedding = embedding_of(self._table)
+        shared = (
+            embedding is not None
+            and head_of(self._table) is None
+            and name == head_of(self._base.tensors)
+            and may_tie(self._delta.source_config)
+            and self._table[embedding].base is not None
+        )
+        if shared and skips:
+            self._report.skipped.append(name)
+        elif shared and embedding is not None:
+            self._match(name, self._table[embedding], info)
+        return shared
 
-def _output_dtype(info: TensorInfo, numeric: Sequence[tuple[int, TensorEntry]]) -> str:
-    """The new base's dtype; post's where post's differed from its base's."""
-    dtype = info.dtype
-    for _, entry in numeric:
-        assert entry.base is not None
-        assert entry.post is not None
-        if entry.post.dtype != entry.base.dtype:
-            dtype = entry.post.dtype
-    return dtype
+    def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
+        ref, report = self._delta.ref, self._report
+        if entry.base is None:
+            if info is not None:
+                problem = f"{ref} adds it, and the new base has it already"
+                report.mismatched.append(Mismatch(name, problem))
+            else:
+                self._places[name] = Place(entry, None)
+            return
+        wanted = f"{entry.base.dtype} {list(entry.base.shape)}"
+        if info is None:
+            if entry.kind == "removed" and name == head_of(self._table):
+                return  # post shares its embeddings, and so does the new base already
+            report.missing.append(Mismatch(name, f"{ref} has it as {wanted}"))
+            return
+        floating = info.dtype in DELTA_DTYPES
+        fits = floating == (entry.base.dtype in DELTA_DTYPES)
+        rows = self._rows(name, entry, info) if fits else None
+        rows_only = rows is not None or self._drops_rows(name, entry, info)
+        if not fits or not (rows_only or info.shape == entry.base.shape):
+            problem = f"expected {wanted} as in {ref}, got {info.dtype} {list(info.shape)}"
+            report.mismatched.append(Mismatch(name, problem))
+            return
+        self._places[name] = Place(entry, info, rows)
 
+    def _drops_rows(self, name: str, entry: TensorEntry, info: TensorInfo) -> bool:
+        """Whether post has no such tensor of tokens, so that it does not matter which they are."""
+        words, base = self._delta.vocabulary, entry.base
+        matched = words is not None and words.verdict == "matched" and has_token_rows(name)
+        same = base is not None and info.shape[1:] == base.shape[1:]
+        return matched and same and entry.kind == "removed"
 
-def _float_dtype(own: str, override: str | None) -> str:
-    return override if override is not None and own in DELTA_DTYPES else own
-
-
-def _refuse_conflict(
-    name: str,
-    found: Sequence[tuple[int, TensorEntry]],
-    structural: Sequence[tuple[int, TensorEntry]],
-    deltas: Sequence[Scaled],
-) -> None:
-    """Two deltas agree only if they make the very same tensor, or one leaves it as it is."""
-    moving = [(i, entry) for i, entry in found if entry.kind != "unchanged"]
-    first = structural[0][1]
-    same = all(entry.kind == first.kind and entry.post == first.post for _, entry in moving)
-    # Two equal resizings still are two deltas on the common rows, of which one sum is meant.
-    if same and (len(moving) == 1 or first.kind != "resized"):
-        return
-    refs = " and ".join(f"{deltas[i].ref} ({entry.kind})" for i, entry in moving)
-    raise DeltaConflictError(
-        f"Tensor {name} is changed in different ways by {refs}.",
-        hint="Apply one of them, or one after the other with an output between them.",
-        tensor=name,
-        refs=[deltas[i].ref for i, _ in moving],
-    )
+    def _rows(self, name: str, entry: TensorEntry, info: TensorInfo) -> Rows | None:
+        """Rows by token, where tokens were matched and this tensor has a row for each."""
+        words = self._delta.vocabulary
+        if words is None or words.verdict != "matched" or not has_token_rows(name):
+            return None
+        if entry.base is None or entry.post is None or not info.shape:
+            return None
+        if entry.kind not in ("unchanged", "delta", "resized"):
+            return None
+        if info.shape[1:] != entry.base.shape[1:]:
+            return None
+        common = min(entry.base.shape[0], entry.post.shape[0])
+        return words.rows(info.shape[0], common, entry.post.shape[0])
 
 
 def _mismatch_error(
-    base: Weights, deltas: Sequence[Scaled], report: Report
+    base: Weights, deltas: Sequence[Delta], report: Report
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
+    hint = "Choose another base, or give `--partial` to apply what fits and list the rest."
+    names = [delta.names.get(e.name, e.name) for delta in deltas for e in delta.config.tensors]
+    renaming = suggested_map(names, base.tensors) if report.missing and report.extra else None
+    if renaming is not None:
+        hint = f"The names differ by what they begin with: give `--map '{renaming}'`."
+    elif report.mismatched and all(has_token_rows(m.name) for m in report.all):
+        hint = "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."
     return StructureMismatchError(
         f"{base.path} does not have the structure that {refs} was extracted from: "
         f"{report.summary}.",
-        hint="Choose another base, or give `--partial` to apply what fits and list the rest.",
+        hint=hint,
         missing=[(m.name, m.problem) for m in report.missing],
         extra=[(m.name, m.problem) for m in report.extra],
         mismatched=[(m.name, m.problem) for m in report.mismatched],

@@ -31,7 +31,11 @@ CONFIG = {
 def tokenizer(*words: str, added: tuple[str, ...] = ()) -> str:
     return json.dumps(
         {
-            "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}},
+            "model": {
+                "type": "WordLevel",
+                "unk_token": words[0],
+                "vocab": {word: i for i, word in enumerate(words)},
+            },
             "added_tokens": [{"content": word, "id": 50 + i} for i, word in enumerate(added)],
         }
     )

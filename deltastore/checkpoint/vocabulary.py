@@ -1,0 +1,138 @@
+"""The token strings and ids of a tokenizer, whatever files it is kept in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from deltastore.errors import MissingExtraError, TokenizerError
+
+MAX_TOKENS = 1 << 24
+"""More tokens, or a higher id, than any tokenizer has."""
+
+_HINT = "Repair or replace the file, or leave embeddings and head as they are: `--skip-embeddings`."
+
+
+def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int] | None:
+    """Ids by token string, added tokens included, as transformers would number them.
+
+    Args:
+        files: The tokenizer's files by name: ``tokenizer.json``, or else ``vocab.json``,
+            ``vocab.txt`` or a SentencePiece model, with ``added_tokens.json`` and the
+            ``added_tokens_decoder`` of ``tokenizer_config.json``.
+        where: What to call the checkpoint in an error.
+
+    Returns:
+        None if there is no tokenizer among the files.
+
+    Raises:
+        TokenizerError: The files cannot be read, or are of a kind that is not known here.
+        MissingExtraError: There is only a SentencePiece model, and its library is not installed.
+    """
+    if "tokenizer.json" in files:
+        return _checked(_fast(files["tokenizer.json"], where), "tokenizer.json", where)
+    for name, read in _SLOW.items():
+        if name in files:
+            found = _checked(read(files[name], f"{name} of {where}"), name, where)
+            return found | _added(files, where)
+    if "tekken.json" in files or any(name.endswith(".model") for name in files):
+        kept = sorted(name for name in files if name.endswith((".model", "tekken.json")))
+        raise TokenizerError(
+            f"The tokenizer of {where} is kept in {', '.join(kept)} alone, whose token ids are "
+            "not known here.",
+            hint="Save it with transformers' fast tokenizer, which writes a tokenizer.json, or "
+            "leave embeddings and head as they are: `--skip-embeddings`.",
+        )
+    return None
+
+
+def _fast(data: bytes, where: str) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    try:
+        return dict(Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True))
+    except BaseException as error:
+        # What the library does not foresee is a PanicException, which is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _unreadable(f"tokenizer.json of {where}", error) from error
+
+
+def _json_vocabulary(data: bytes, where: str) -> dict[str, Any]:
+    return _json_object(data, where)
+
+
+def _text_vocabulary(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        lines = data.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise _unreadable(where, error) from error
+    return {line: number for number, line in enumerate(lines)}
+
+
+def _sentencepiece(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{where} is a SentencePiece model, and the package sentencepiece is not installed.",
+            hint="Install it: `pip install 'deltastore[sentencepiece]'`; or leave embeddings and "
+            "head as they are: `--skip-embeddings`.",
+        ) from error
+    try:
+        model = SentencePieceProcessor(model_proto=data)
+        return {model.id_to_piece(number): number for number in range(model.get_piece_size())}
+    except Exception as error:
+        raise _unreadable(where, error) from error
+
+
+_SLOW = {
+    "vocab.json": _json_vocabulary,
+    "vocab.txt": _text_vocabulary,
+    "tokenizer.model": _sentencepiece,
+    "spiece.model": _sentencepiece,
+}
+
+
+def _added(files: Mapping[str, bytes], where: str) -> dict[str, int]:
+    """Tokens that were added to a tokenizer without a ``tokenizer.json``."""
+    found: dict[str, Any] = {}
+    if "added_tokens.json" in files:
+        found |= _json_object(files["added_tokens.json"], f"added_tokens.json of {where}")
+    if "tokenizer_config.json" in files:
+        config = _json_object(files["tokenizer_config.json"], f"tokenizer_config.json of {where}")
+        decoder = config.get("added_tokens_decoder")
+        for number, token in decoder.items() if isinstance(decoder, dict) else ():
+            if isinstance(token, dict) and number.isascii() and number.isdigit():
+                found[str(token.get("content"))] = int(number[:9])
+    return _checked(found, "the list of added tokens", where)
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(where, error) from error
+    if not isinstance(document, dict):
+        raise TokenizerError(f"{where} should be a JSON object.", hint=_HINT)
+    return document
+
+
+def _checked(found: Mapping[str, Any], name: str, where: str) -> dict[str, int]:
+    """``found`` if it is ids by strings."""
+    for token, number in found.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < MAX_TOKENS:
+            raise TokenizerError(
+                f"{name} of {where} gives token {token!r:.80} the id {number!r:.40}; expected an "
+                f"integer from 0 to {MAX_TOKENS - 1}.",
+                hint=_HINT,
+            )
+    return dict(found)
+
+
+def _unreadable(what: str, error: BaseException) -> TokenizerError:
+    return TokenizerError(f"{what} cannot be read as a tokenizer: {error!s:.200}.", hint=_HINT)
+
+
+__all__ = ["MAX_TOKENS", "read_vocabulary"]

@@ -1,0 +1,128 @@
+"""A new base's tokenizer with the tokens that post has added or renamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from deltastore.checkpoint import read_vocabulary
+from deltastore.errors import TokenizerError
+from deltastore.operations.small_files import json_object
+from deltastore.operations.vocabulary import Vocabulary
+
+Files = dict[str, bytes]
+
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def with_post_tokens(
+    own: Mapping[str, bytes], post: Mapping[str, bytes], words: Vocabulary
+) -> Files:
+    """The new base's tokenizer files, with the tokens of post that the output has as well.
+
+    Args:
+        own: The new base's tokenizer files.
+        post: Post's, which say how its tokens are to be recognised.
+        words: How tokens were matched.
+
+    Raises:
+        TokenizerError: The files cannot say what is wanted.
+    """
+    files = dict(own)
+    if not (words.added or words.renamed):
+        return files
+    new_ids = {token.content: token.id for token in words.added}
+    flags = _flags(post)
+    if "tokenizer.json" in files:
+        document = json_object(files["tokenizer.json"]) or {}
+        listed = document.get("added_tokens")
+        entries: list[Any] = list(listed) if isinstance(listed, list) else []
+        _rename(document, entries, dict(words.renamed), flags)
+        for token, number in new_ids.items():
+            entries.append({"id": number, "content": token} | flags.get(token, _DEFAULT))
+        document["added_tokens"] = entries
+        files["tokenizer.json"] = _json(document)
+    elif words.renamed:
+        raise _cannot("it has no tokenizer.json, in which tokens can be renamed")
+    if "added_tokens.json" in files or "tokenizer.json" not in files:
+        known = json_object(files.get("added_tokens.json", b"{}")) or {}
+        files["added_tokens.json"] = _json(known | new_ids)
+    if "tokenizer_config.json" in files:
+        files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
+    found = read_vocabulary(files, where="the output") or {}
+    wrong = [token for token, number in new_ids.items() if found.get(token) != number]
+    wrong += [new for _, new in words.renamed if new not in found]
+    if wrong:
+        raise _cannot(f"{wrong[0]!r} would get another id than its row")
+    return files
+
+
+_DEFAULT: dict[str, Any] = _FLAGS | {"special": True}
+
+
+def _flags(post: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """How post recognises its added tokens, by string."""
+    keys = (*_FLAGS, "special")
+    found: dict[str, dict[str, Any]] = {}
+    tokenizer = json_object(post.get("tokenizer.json", b"")) or {}
+    config = json_object(post.get("tokenizer_config.json", b"")) or {}
+    decoder = config.get("added_tokens_decoder")
+    lists = [
+        tokenizer.get("added_tokens"),
+        list(decoder.values()) if isinstance(decoder, dict) else None,
+    ]
+    for entries in lists:
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+                own = {key: entry[key] for key in keys if isinstance(entry.get(key), bool)}
+                found.setdefault(entry["content"], _DEFAULT | own)
+    return found
+
+
+def _rename(
+    document: dict[str, Any],
+    entries: list[Any],
+    renamed: Mapping[str, str],
+    flags: Mapping[str, dict[str, Any]],
+) -> None:
+    """Give tokens their new strings where ``tokenizer.json`` lists or counts them."""
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("content") in renamed:
+            entry["content"] = renamed[entry["content"]]
+            entry |= flags.get(entry["content"], {})
+    model = document.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(model, dict) and isinstance(vocabulary, dict):
+        model["vocab"] = {renamed.get(token, token): n for token, n in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        for piece in vocabulary:
+            if isinstance(piece, list) and piece and piece[0] in renamed:
+                piece[0] = renamed[piece[0]]
+
+
+def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]) -> bytes:
+    """``tokenizer_config.json`` with the added tokens in its list, if it has one."""
+    config = json_object(data)
+    if config is None or not isinstance(config.get("added_tokens_decoder"), dict):
+        return data
+    decoder = config["added_tokens_decoder"]
+    renamed = dict(words.renamed)
+    for entry in decoder.values():
+        if isinstance(entry, dict) and entry.get("content") in renamed:
+            entry["content"] = renamed[entry["content"]]
+            entry |= flags.get(entry["content"], {})
+    for token in words.added:
+        decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
+    return _json(config)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def _cannot(why: str) -> TokenizerError:
+    return TokenizerError(
+        f"The new base's tokenizer cannot take post's tokens: {why}.",
+        hint="Leave embeddings and head as they are: `--skip-embeddings`.",
+    )

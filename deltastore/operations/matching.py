@@ -1,0 +1,134 @@
+"""What is found out about a delta and a new base before their tensors are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltastore.blobs import BlobStore
+from deltastore.checkpoint import Checkpoint, read_vocabulary
+from deltastore.manifest import Config, Manifest, TensorEntry
+from deltastore.manifest.format import MAX_SMALL_FILE_BYTES
+from deltastore.operations.embeddings import embedding_of, has_token_rows
+from deltastore.operations.small_files import is_tokenizer_file, json_object, read_portable
+from deltastore.operations.vocabulary import Vocabulary, match_tokens
+
+Files = dict[str, bytes]
+
+_NO_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The small files of a delta: of its base what post changed there, and all of post's."""
+
+    base: Files
+    post: Files
+
+    @property
+    def base_config(self) -> dict[str, Any] | None:
+        """The source base's ``config.json``; None if it has none."""
+        return json_object(self.base.get("config.json", b""))
+
+    @property
+    def base_tokenizer(self) -> Files:
+        """The source base's; it is stored only where post's differs."""
+        return _tokenizer(self.base) or _tokenizer(self.post)
+
+    @property
+    def post_tokenizer(self) -> Files:
+        """Post's; its base's if it has none."""
+        return _tokenizer(self.post) or _tokenizer(self.base)
+
+
+def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
+    """The small files of an artifact.
+
+    Raises:
+        IntegrityError: One of them is missing or damaged.
+    """
+    sides = Sides({}, {})
+    for entry in config.files:
+        layer = manifest.layers[entry.layer]
+        data = blobs.read(
+            layer.digest,
+            limit=MAX_SMALL_FILE_BYTES,
+            what=f"{entry.side}/{entry.path}",
+            size=layer.size,
+        )
+        (sides.base if entry.side == "base" else sides.post)[entry.path] = data
+    return sides
+
+
+def compare_tokens(
+    base: Checkpoint, config: Config, sides: Sides, names: Mapping[str, str], *, ref: str
+) -> Vocabulary:
+    """How the tokens of a delta stand to those of a new base.
+
+    Tokenizers are read only where their files or the tensors' shapes differ.
+
+    Args:
+        base: The new base.
+        config: The delta's config.
+        sides: Its small files.
+        names: What the new base calls its tensors.
+        ref: What to call the delta in an error.
+
+    Raises:
+        TokenizerError: A tokenizer that is needed cannot be read.
+        MissingExtraError: It needs a library that is not installed.
+        CheckpointError: A file of the new base cannot be read.
+    """
+    table = {names.get(entry.name, entry.name): entry for entry in config.tensors}
+    own = {n: read_portable(n, path) for n, path in base.files.items() if is_tokenizer_file(n)}
+    source, post = sides.base_tokenizer, sides.post_tokenizer
+    embedding, ours = embedding_of(table), embedding_of(base.tensors)
+    if embedding is None or ours is None or not own or not source:
+        return Vocabulary("not compared")
+    entry = table[embedding]
+    if entry.base is None or entry.post is None or not (entry.base.shape and entry.post.shape):
+        return Vocabulary("not compared")
+    alike = _same_rows(base, table)
+    if alike and _defining(own) == _defining(source):
+        return Vocabulary("same")
+    where = base.repo or str(base.path)
+    new = read_vocabulary(own, where=where)
+    before = read_vocabulary(source, where=f"the base of {ref}")
+    after = read_vocabulary(post, where=f"the post of {ref}")
+    if new is None or before is None or after is None:
+        return Vocabulary("not compared")
+    if alike and new == before:
+        return Vocabulary("same", tokens=len(new))
+    return match_tokens(
+        before,
+        after,
+        new,
+        common=min(entry.base.shape[0], entry.post.shape[0]),
+        post_rows=entry.post.shape[0],
+        new_rows=base.tensors[ours].shape[0],
+    )
+
+
+def _same_rows(base: Checkpoint, table: Mapping[str, TensorEntry]) -> bool:
+    """Whether every tensor with a row for each token has as many rows as in the source base."""
+    for name, entry in table.items():
+        info = base.tensors.get(name)
+        if info is None or entry.base is None or not has_token_rows(name):
+            continue
+        if info.shape != entry.base.shape:
+            return False
+    return True
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Files:
+    return {name: data for name, data in files.items() if is_tokenizer_file(name)}
+
+
+def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:
+    """What gives tokens their ids, to be compared."""
+    if "tokenizer.json" in tokenizer:
+        return [tokenizer["tokenizer.json"]]
+    vocabulary = {n: data for n, data in tokenizer.items() if n not in _NO_TOKENS}
+    config = json_object(tokenizer.get("tokenizer_config.json", b"")) or {}
+    return [vocabulary, config.get("added_tokens_decoder")]

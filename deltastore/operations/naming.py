@@ -1,0 +1,221 @@
+"""``--map 'old=new'`` and ``--scale-for 'pattern=x'``: what is said of tensors by their names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from deltastore.errors import UsageError
+
+_FORM = (
+    r"Give it as 'old=new', where old is a regular expression, as in '^model\.=language_model.'."
+)
+_MAX_FLOAT32 = 3.4028234e38
+_MAX_SUGGESTIONS = 100
+
+
+def is_scale(value: float) -> bool:
+    """Whether α can be ``value``: a finite float32 number."""
+    return math.isfinite(value) and abs(value) <= _MAX_FLOAT32
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    r"""Names of a delta's tensors as the new base has them.
+
+    Each rule replaces its regular expression wherever it is found in a name; rules follow on each
+    other in the order given, and ``new`` may refer to groups, as in ``\1``.
+    """
+
+    rules: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Renaming:
+        """Rules of the form ``old=new``; the last ``=`` divides.
+
+        Raises:
+            UsageError: One of them has another form, or is no regular expression.
+        """
+        pairs = []
+        for text in texts:
+            old, divider, new = text.rpartition("=")
+            if not divider or not old:
+                raise UsageError(f"{text!r} is no renaming.", hint=_FORM)
+            pairs.append((old, new))
+        return cls.of(pairs)
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> Renaming:
+        """Rules from pairs of old and new.
+
+        Raises:
+            UsageError: One of them is no regular expression.
+        """
+        rules = []
+        for old, new in pairs:
+            try:
+                rules.append((re.compile(old), new))
+            except re.error as error:
+                raise _no_map(old, new, error) from error
+        return cls(tuple(rules))
+
+    def names(self, tables: Sequence[Iterable[str]]) -> list[dict[str, str]]:
+        """The new names of several deltas' tensors, by their own.
+
+        Raises:
+            UsageError: A rule changes no name of any of them, or two names become one.
+        """
+        used = [False] * len(self.rules)
+        result = []
+        for table in tables:
+            renamed: dict[str, str] = {}
+            owner: dict[str, str] = {}
+            for name in table:
+                now = name
+                for number, (pattern, new) in enumerate(self.rules):
+                    before = now
+                    try:
+                        now = pattern.sub(new, before)
+                    except (re.error, IndexError) as error:  # no such group
+                        raise _no_map(pattern.pattern, new, error) from error
+                    used[number] |= before != now
+                if now in owner:
+                    raise UsageError(
+                        f"{owner[now]} and {name} would both be called {now}.",
+                        hint="Give a `--map` that keeps names apart.",
+                    )
+                owner[now] = name
+                renamed[name] = now
+            result.append(renamed)
+        for (pattern, _), one in zip(self.rules, used, strict=True):
+            if not one:
+                raise UsageError(
+                    f"`--map` {pattern.pattern!r} changes the name of no tensor of the delta.",
+                    hint="See its names with `deltastore show REF`.",
+                )
+        return result
+
+
+def _no_map(old: str, new: str, error: Exception) -> UsageError:
+    return UsageError(f"'{old}={new}' cannot be used to rename: {error}.", hint=_FORM)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRule:
+    """α of the tensors whose name matches a pattern: one for all deltas, or one for each."""
+
+    pattern: str
+    scales: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> ScaleRule:
+        """``pattern=x``, or ``pattern=x,y`` with a scale for each delta.
+
+        Raises:
+            UsageError: It has another form.
+        """
+        pattern, _, numbers = text.rpartition("=")
+        try:
+            scales = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            scales = []
+        if not pattern or not scales:
+            raise UsageError(
+                f"{text!r} is no scale for a pattern of names.",
+                hint="Give it as in 'model.layers.*.mlp.*=0.7', or with a number for each ref: "
+                "'model.layers.*.mlp.*=0.7,0.3'.",
+            )
+        return cls.checked(pattern, scales)
+
+    @classmethod
+    def checked(cls, pattern: str, scales: Sequence[float]) -> ScaleRule:
+        """The rule, if every scale is a finite float32 number.
+
+        Raises:
+            UsageError: One is not.
+        """
+        if not all(map(is_scale, scales)):
+            raise UsageError(
+                f"The scale for {pattern!r} should be a finite float32 number.",
+                hint="Give another scale.",
+            )
+        return cls(pattern, tuple(scales))
+
+    def of(self, delta: int) -> float:
+        """α for a delta by its number."""
+        return self.scales[delta] if len(self.scales) > 1 else self.scales[0]
+
+
+class Scales:
+    """α of every tensor and delta. The last rule whose pattern matches a name counts.
+
+    Args:
+        scales: α of each delta where no rule matches.
+        rules: Exceptions. ``*`` in a pattern stands for any characters, dots included.
+
+    Raises:
+        UsageError: A rule has scales for another number of deltas.
+    """
+
+    def __init__(self, scales: Sequence[float], rules: Sequence[ScaleRule] = ()) -> None:
+        self.scales = tuple(scales)
+        self.rules = tuple(rules)
+        for rule in rules:
+            if len(rule.scales) not in (1, len(scales)):
+                raise UsageError(
+                    f"{len(rule.scales)} scales were given for {rule.pattern!r} and "
+                    f"{len(scales)} refs.",
+                    hint="Give one for all, or one for each ref.",
+                )
+
+    def __call__(self, name: str, delta: int) -> float:
+        """α of a delta for the output tensor ``name``."""
+        for rule in reversed(self.rules):
+            if fnmatchcase(name, rule.pattern):
+                return rule.of(delta)
+        return self.scales[delta]
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Refuse a pattern that matches none of these names: it is most likely mistyped.
+
+        Raises:
+            UsageError: There is one.
+        """
+        every = list(names)
+        for rule in self.rules:
+            if not any(fnmatchcase(name, rule.pattern) for name in every):
+                raise UsageError(
+                    f"`--scale-for` {rule.pattern!r} matches no tensor of the output.",
+                    hint="See the names with `deltastore show REF`; * stands for any characters.",
+                )
+
+
+def suggested_map(names: Sequence[str], known: Iterable[str]) -> str | None:
+    """A ``--map`` that makes all names known ones, if one beginning for another does it.
+
+    Args:
+        names: A delta's names.
+        known: The new base's.
+    """
+    there = set(known)
+    first = next((name.split(".") for name in names if name not in there), None)
+    if first is None:
+        return None
+    alike = [name.split(".") for name in sorted(there) if name.split(".")[-2:] == first[-2:]]
+    for other in alike[:_MAX_SUGGESTIONS]:
+        pairs = enumerate(zip(reversed(first), reversed(other), strict=False))
+        shorter = min(len(first), len(other))
+        same = next((n for n, (ours, theirs) in pairs if ours != theirs), shorter)
+        # The shortest beginning that leaves alone what matches already.
+        for ending in range(same, 0, -1):
+            old, new = ("".join(f"{p}." for p in parts[:-ending]) for parts in (first, other))
+            if all(_swapped(name, old, new) in there for name in names):
+                return f"^{re.escape(old)}={new}"
+    return None
+
+
+def _swapped(name: str, old: str, new: str) -> str:
+    return new + name[len(old) :] if name.startswith(old) else name

@@ -1,0 +1,196 @@
+"""What the output of an application is made of, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
+from deltastore.errors import DeltaConflictError
+from deltastore.manifest import TensorEntry, TensorKind
+from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.naming import Scales
+from deltastore.operations.rows import Rows
+from deltastore.operations.structure import Delta, Place, Report
+
+_STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
+_NUMERIC: frozenset[TensorKind] = frozenset({"delta", "resized"})
+
+
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """α·Δ of one delta.
+
+    Attributes:
+        index: Which delta.
+        entry: Its tensor.
+        scale: α.
+        rows: Which row goes where; None where all rows stay in their order.
+    """
+
+    index: int
+    entry: TensorEntry
+    scale: float
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one output tensor comes about.
+
+    Attributes:
+        output: Name, dtype and shape.
+        base: The new base's tensor, if it contributes.
+        addends: What is added to it, in order.
+        values: Index and entry of the delta whose values make up the rest (or all) of it, unless
+            rows say where they go.
+    """
+
+    output: OutputTensor
+    base: TensorInfo | None
+    addends: tuple[Addend, ...] = ()
+    values: tuple[int, TensorEntry] | None = None
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether rows go to other places than they come from."""
+        return any(addend.rows is not None for addend in self.addends)
+
+    @property
+    def common_elements(self) -> int:
+        """Elements that are computed; those after them are values."""
+        if self.base is None:
+            return 0
+        if self.by_rows:
+            return self.output.elements
+        return min(self.base.elements, self.output.elements)
+
+
+def recipes(
+    base: Weights, deltas: Sequence[Delta], report: Report, scales: Scales, dtype: str | None
+) -> dict[str, Recipe]:
+    """How every tensor of the output comes about.
+
+    Args:
+        base: The new base.
+        deltas: What to apply, in order.
+        report: Where their tensors go; what has no place is the new base's own.
+        scales: α of every tensor and delta.
+        dtype: Output dtype of all floating-point tensors; None keeps each one's own.
+
+    Raises:
+        DeltaConflictError: Two deltas change the structure of the same tensor differently.
+    """
+    left_out = {item.name for item in (*report.missing, *report.mismatched)}
+    result = {}
+    for name in sorted(set(base.tensors).union(*report.places)):
+        found: list[tuple[Addend, Place]] = []
+        for index, places in enumerate(report.places):
+            place = places.get(name)
+            if place is None or name in left_out:
+                continue
+            scale = scales(name, index)
+            # What has no number to scale follows the delta whatever α is, unless α = 0.
+            own = name in base.tensors and place.entry.kind not in _STRUCTURAL
+            if scale != 0 or own:
+                found.append((Addend(index, place.entry, scale, place.rows), place))
+        source = base.tensors.get(name) or next((p.base for _, p in found if p.base), None)
+        recipe = _recipe(name, source, [addend for addend, _ in found], deltas, dtype)
+        if recipe is not None:
+            result[name] = recipe
+    return result
+
+
+def _recipe(
+    name: str,
+    info: TensorInfo | None,
+    found: Sequence[Addend],
+    deltas: Sequence[Delta],
+    dtype: str | None,
+) -> Recipe | None:
+    by_rows = [addend for addend in found if addend.rows is not None]
+    structural = [
+        addend for addend in found if addend.entry.kind in _STRUCTURAL and addend.rows is None
+    ]
+    numeric = tuple(addend for addend in found if addend.entry.kind in _NUMERIC)
+    if by_rows:
+        return _by_rows(name, info, by_rows, structural, numeric, deltas, dtype)
+    if structural:
+        _refuse_conflict(name, found, structural, deltas)
+        first = structural[0]
+        entry = first.entry
+        if entry.kind == "removed":
+            return None
+        assert entry.post is not None
+        if entry.kind == "resized":
+            assert info is not None
+            kept = _float_dtype(_output_dtype(info, numeric), dtype)
+            output = OutputTensor(name, kept, entry.post.shape)
+            further = (first.index, entry) if entry.values is not None else None
+            return Recipe(output, info, numeric, further)
+        output = OutputTensor(name, _float_dtype(entry.post.dtype, dtype), entry.post.shape)
+        return Recipe(output, None, (), (first.index, entry))
+    if info is None:
+        return None
+    output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
+    return Recipe(OutputTensor(name, output_dtype, info.shape), info, numeric)
+
+
+def _by_rows(
+    name: str,
+    info: TensorInfo | None,
+    by_rows: Sequence[Addend],
+    structural: Sequence[Addend],
+    numeric: tuple[Addend, ...],
+    deltas: Sequence[Delta],
+    dtype: str | None,
+) -> Recipe:
+    """A tensor with a row for each token: the new base's rows, and what post added after them."""
+    assert info is not None
+    giving = [a for a in by_rows if a.rows is not None and (a.rows.values >= 0).any()]
+    if structural or len(giving) > 1:
+        raise _conflict(name, [*structural, *giving], deltas)
+    rows = max(addend.rows.count for addend in by_rows if addend.rows is not None)
+    output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
+    output = OutputTensor(name, output_dtype, (rows, *info.shape[1:]))
+    # An unchanged tensor has no delta to add, but its rows may have to grow with the others.
+    addends = [a for a in numeric if a not in by_rows] + list(by_rows)
+    return Recipe(output, info, tuple(sorted(addends, key=lambda addend: addend.index)))
+
+
+def _output_dtype(info: TensorInfo, numeric: Sequence[Addend]) -> str:
+    """The new base's dtype; post's where post's differed from its base's."""
+    dtype = info.dtype
+    for addend in numeric:
+        assert addend.entry.base is not None
+        assert addend.entry.post is not None
+        if addend.entry.post.dtype != addend.entry.base.dtype:
+            dtype = addend.entry.post.dtype
+    return dtype
+
+
+def _float_dtype(own: str, override: str | None) -> str:
+    return override if override is not None and own in DELTA_DTYPES else own
+
+
+def _refuse_conflict(
+    name: str, found: Sequence[Addend], structural: Sequence[Addend], deltas: Sequence[Delta]
+) -> None:
+    """Two deltas agree only if they make the very same tensor, or one leaves it as it is."""
+    moving = [addend for addend in found if addend.entry.kind != "unchanged"]
+    first = structural[0].entry
+    same = all(a.entry.kind == first.kind and a.entry.post == first.post for a in moving)
+    # Two equal resizings still are two deltas on the common rows, of which one sum is meant.
+    if same and (len(moving) == 1 or first.kind != "resized"):
+        return
+    raise _conflict(name, moving, deltas)
+
+
+def _conflict(name: str, moving: Sequence[Addend], deltas: Sequence[Delta]) -> DeltaConflictError:
+    refs = " and ".join(f"{deltas[a.index].ref} ({a.entry.kind})" for a in moving)
+    return DeltaConflictError(
+        f"Tensor {name} is changed in different ways by {refs}.",
+        hint="Apply one of them, or one after the other with an output between them.",
+        tensor=name,
+        refs=[deltas[a.index].ref for a in moving],
+    )
