@@ -422,7 +422,7 @@ def _may_restore(
         RestoreOnlyError: It cannot be, and an artifact is for its source base alone.
     """
     alone = len(deltas) == 1 and deltas[0].scale == 1 and plain
-    alone = alone and not any(recipe.by_rows for recipe in made.values())
+    alone = alone and not any(recipe.order is not None for recipe in made.values())
     if alone and lineages[0].same:
         return True
     for delta in deltas:

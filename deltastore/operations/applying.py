@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -117,7 +117,8 @@ class Applier:
             data = self._compute(task)
             name = task.recipe.output.name
             size = DTYPE_BYTES[task.recipe.output.dtype]
-            writer.write(name, task.start * size, data)
+            for at, start, count in _spots(task):
+                writer.write(name, start * size, data[at * size : (at + count) * size])
             if task.turns is not None:
                 self._hash(task, data)
             progress.advance(data.size)
@@ -184,8 +185,8 @@ class Applier:
             with self._lock:
                 self._tally.overflowed += overflowed
                 self._tally.patched += patched
-        for addend in recipe.addends:
-            if addend.rows is not None:
+        if recipe.order is not None:
+            for addend in recipe.addends:
                 self._place_values(task, addend, out)
         return out
 
@@ -193,10 +194,12 @@ class Applier:
         """The new base's elements of a chunk; zeros after its last, where rows of post will be."""
         size = DTYPE_BYTES[info.dtype]
         raw = scratch("base", task.count * size, np.uint8)
-        own = max(0, min(task.count, info.elements - task.start))
-        if own:
-            self._base.read_into(info.name, task.start * size, raw[: own * size])
-        raw[own * size :] = 0
+        for at, start, count in _spots(task):
+            piece = raw[at * size : (at + count) * size]
+            own = max(0, min(count, info.elements - start)) * size
+            if own:
+                self._base.read_into(info.name, start * size, piece[:own])
+            piece[own:] = 0
         return raw
 
     def _add(self, task: _Chunk, raw: Bytes, out: Bytes) -> int:
@@ -205,7 +208,7 @@ class Applier:
         assert recipe.base is not None
         dtype, output_dtype = recipe.base.dtype, recipe.output.dtype
         first = recipe.addends[0]
-        if len(recipe.addends) == 1 and first.rows is None and dtype == output_dtype == "BF16":
+        if len(recipe.addends) == 1 and recipe.order is None and dtype == output_dtype == "BF16":
             tokens = self._readers[first.index].tokens(first.entry, task.start, task.count)
             if tokens is not None:
                 return add_tokens(raw, tokens, first.scale, out)
@@ -217,17 +220,10 @@ class Applier:
         entry, reader = addend.entry, self._readers[addend.index]
         kind = np.uint64 if entry.wide else np.uint32
         chunk = scratch(f"delta{addend.index}.{kind().itemsize}", task.count, kind)
-        if addend.rows is None and task.start + task.count <= entry.common_elements:
+        if addend.rows is None:
             reader.delta(entry, task.start, chunk)
             return chunk
         chunk[:] = KEEP_WIDE if entry.wide else KEEP
-        if entry.delta is None:
-            return chunk
-        if addend.rows is None:  # the output has further rows, of another delta
-            own = entry.common_elements - task.start
-            if own > 0:
-                reader.delta(entry, task.start, chunk[:own])
-            return chunk
         width = _row_elements(task.recipe)
         for at, source, count in runs(addend.rows.delta, width, task.start, task.count):
             reader.delta(entry, source, chunk[at : at + count])
@@ -266,6 +262,14 @@ class Applier:
             self._tally.digests[name] = hasher.hexdigest()
             del self._hashers[name]
         task.turns.done()
+
+
+def _spots(task: _Chunk) -> Iterable[tuple[int, int, int]]:
+    """Where a chunk's elements are in the output: first of the chunk, first there, how many."""
+    order = task.recipe.order
+    if order is None:
+        return [(0, task.start, task.count)]
+    return runs(order, _row_elements(task.recipe), task.start, task.count)
 
 
 def _row_elements(recipe: Recipe) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
 from deltastore.errors import DeltaConflictError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.naming import Scales
-from deltastore.operations.rows import Rows
+from deltastore.operations.rows import Places, Rows, first_rows, source_order
 from deltastore.operations.structure import Delta, Place, Report
 
 _STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
@@ -25,7 +25,7 @@ class Addend:
         index: Which delta.
         entry: Its tensor.
         scale: α.
-        rows: Which row goes where; None where all rows stay in their order.
+        rows: Which row goes where, in the recipe's order; None where all stay in theirs.
     """
 
     index: int
@@ -44,24 +44,22 @@ class Recipe:
         addends: What is added to it, in order.
         values: Index and entry of the delta whose values make up the rest (or all) of it, unless
             rows say where they go.
+        order: The order in which the output's rows are computed; None for their own. All addends
+            have rows then, which follow it.
     """
 
     output: OutputTensor
     base: TensorInfo | None
     addends: tuple[Addend, ...] = ()
     values: tuple[int, TensorEntry] | None = None
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether rows go to other places than they come from."""
-        return any(addend.rows is not None for addend in self.addends)
+    order: Places | None = None
 
     @property
     def common_elements(self) -> int:
         """Elements that are computed; those after them are values."""
         if self.base is None:
             return 0
-        if self.by_rows:
+        if self.order is not None:
             return self.output.elements
         return min(self.base.elements, self.output.elements)
 
@@ -153,9 +151,15 @@ def _by_rows(
     rows = max(addend.rows.count for addend in by_rows if addend.rows is not None)
     output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
     output = OutputTensor(name, output_dtype, (rows, *info.shape[1:]))
-    # An unchanged tensor has no delta to add, but its rows may have to grow with the others.
-    addends = [a for a in numeric if a not in by_rows] + list(by_rows)
-    return Recipe(output, info, tuple(sorted(addends, key=lambda addend: addend.index)))
+    first = by_rows[0].rows
+    assert first is not None
+    order = source_order(first, rows)
+    addends = []
+    for addend in numeric:
+        assert addend.entry.base is not None
+        own = addend.rows or first_rows(addend.entry.base.shape[0])
+        addends.append(replace(addend, rows=own.in_order(order)))
+    return Recipe(output, info, tuple(addends), order=order)
 
 
 def _output_dtype(info: TensorInfo, numeric: Sequence[Addend]) -> str:

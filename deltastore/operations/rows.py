@@ -34,12 +34,38 @@ class Rows:
         """Rows of the output."""
         return self.delta.size
 
+    def in_order(self, order: Places) -> Rows:
+        """The same for the output's rows in another order; rows beyond these have no source."""
+        padding = np.full(order.size - self.count, NONE, np.int64)
+        places = (np.concatenate((side, padding)) for side in (self.delta, self.values))
+        return Rows(*(side[order] for side in places))
+
+
+def first_rows(count: int) -> Rows:
+    """Rows that stay where they are, without any of post's own."""
+    return Rows(np.arange(count, dtype=np.int64), np.full(count, NONE, np.int64))
+
+
+def source_order(rows: Rows, count: int) -> Places:
+    """The output's rows in the order of the delta's; those that have none follow in their own.
+
+    Frames of a delta are decoded once if they are wanted in their order; rows of the new base and
+    the output can be read and written in any.
+
+    Args:
+        rows: Where each row comes from.
+        count: Rows of the output, which may be more.
+    """
+    places = rows.in_order(np.arange(count, dtype=np.int64)).delta
+    key = np.where(places == NONE, np.iinfo(np.int64).max, places)
+    return np.argsort(key, kind="stable")
+
 
 def runs(places: Places, width: int, start: int, count: int) -> Iterator[tuple[int, int, int]]:
     """Pieces of a chunk that lie together in the source too.
 
     Args:
-        places: ``Rows.delta`` or ``Rows.values``.
+        places: The source's row for each row: ``Rows.delta``, ``Rows.values``, or an order.
         width: Elements of a row.
         start: The chunk's first element.
         count: How many elements it has.
