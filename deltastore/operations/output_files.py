@@ -2,7 +2,8 @@
 
 * ``config.json`` is the new base's (its rope and context length are its own), with the vocabulary
   size of the output's embeddings and the dtype of the output.
-* The tokenizer is the new base's, unless post has tokens that its base lacked.
+* The tokenizer is the new base's, unless post has tokens that its base lacked, or has dropped rows
+  of the vocabulary: the new base's would then give tokens that have no row.
 * Chat template, generation config and special tokens are post's.
 * ``deltastore.json`` says what was applied to what; ``README.md`` says it to people.
 """
@@ -65,7 +66,11 @@ def compose(
     if words.verdict == "matched":
         tokenizer = {name: data for name, data in own.items() if is_tokenizer_file(name)}
         files |= with_post_tokens(tokenizer, post, words)
-    elif _post_added_tokens(source_base, post) or not _has_tokenizer(own):
+    elif (
+        not _has_tokenizer(own)
+        or _post_added_tokens(source_base, post)
+        or (_has_tokenizer(post) and _drops_rows(own.get("config.json", b""), recipes))
+    ):
         for name in [name for name in files if is_tokenizer_file(name)]:
             del files[name]
         files |= {name: data for name, data in post.items() if is_tokenizer_file(name)}
@@ -286,16 +291,9 @@ def _model_config(
     tied = _ties(base, document, source, post, recipes)
     if tied is not None and document.get("tie_word_embeddings") != tied:
         document["tie_word_embeddings"], changed = tied, True
-    for recipe in recipes.values():
-        resized = recipe.base is not None and recipe.base.shape != recipe.output.shape
-        if not resized or len(recipe.output.shape) != 2:
-            continue
-        assert recipe.base is not None
-        for part in (document, document.get("text_config")):
-            # Rows that grew where the vocabulary is the row count: embeddings and heads.
-            if isinstance(part, dict) and part.get("vocab_size") == recipe.base.shape[0]:
-                part["vocab_size"] = recipe.output.shape[0]
-                changed = True
+    for part, _, rows in _resized_vocabularies(document, recipes):
+        changed = changed or part["vocab_size"] != rows
+        part["vocab_size"] = rows
     own = _main_dtype((r.base.dtype, r.base.elements) for r in recipes.values() if r.base)
     dtype = _main_dtype((r.output.dtype, r.output.elements) for r in recipes.values())
     if dtype is not None and dtype != own:
@@ -304,6 +302,30 @@ def _model_config(
                 document[key] = _TORCH_NAMES[dtype]
                 changed = True
     return _rewritten(document, data) if changed else data
+
+
+def _resized_vocabularies(
+    config: dict[str, Any], recipes: Mapping[str, Recipe]
+) -> list[tuple[dict[str, Any], int, int]]:
+    """The parts of a config whose vocabulary was resized, with the rows before and after.
+
+    Embeddings and heads are told by having as many rows as the vocabulary.
+    """
+    found = []
+    for recipe in recipes.values():
+        if recipe.base is None or len(recipe.output.shape) != 2:
+            continue
+        before, after = recipe.base.shape[0], recipe.output.shape[0]
+        for part in (config, config.get("text_config")):
+            if before != after and isinstance(part, dict) and part.get("vocab_size") == before:
+                found.append((part, before, after))
+    return found
+
+
+def _drops_rows(config: bytes, recipes: Mapping[str, Recipe]) -> bool:
+    """Whether the output has fewer rows for tokens than the new base."""
+    resized = _resized_vocabularies(json_object(config) or {}, recipes)
+    return any(after < before for _, before, after in resized)
 
 
 def _rewritten(document: Mapping[str, Any], original: bytes) -> bytes:
