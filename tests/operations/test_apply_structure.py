@@ -158,6 +158,21 @@ def test_a_tensor_that_post_added_and_the_new_base_has(
     assert [item["name"] for item in result.left_out] == ["bias"]
 
 
+def test_a_tensor_that_post_removed_and_the_new_base_never_had(
+    store: deltastore.DeltaStore, base: Tensors, post: Tensors, tmp_path: Path
+) -> None:
+    """As with position_ids, a buffer that older versions of transformers saved."""
+    old = base | {"position_ids": torch.arange(8)[None]}
+    ref = extracted(store, tmp_path, "removing", old, post)
+    new = trained(base, "new")
+    save(tmp_path / "new", new)
+    result = store.apply(ref, base=tmp_path / "new", out=tmp_path / "out")
+    assert result.left_out == []
+    assert not result.restored
+    expected = {n: oracle.applied(t, [Step(base[n], post[n])]) for n, t in new.items()}
+    assert_same_bits(load(tmp_path / "out"), expected)
+
+
 def test_another_dtype_of_the_same_kind_is_no_mismatch(
     store: deltastore.DeltaStore, delta: str, base: Tensors, post: Tensors, tmp_path: Path
 ) -> None:
