@@ -148,11 +148,16 @@ def answer(model: Any, tokenizer: Any) -> torch.Tensor:
 
 
 def by_hand(base: Tensors, post: Tensors, new: Tensors, scale: float) -> Tensors:
-    """Θ_out in torch: summed in float32, rounded once; rows that only post has are post's."""
+    """Θ_out in torch, summed in float32 (float64 of float32 weights) and rounded once.
+
+    Rows that only post has are post's; the result has post's tensors.
+    """
     result = {}
     for name, after in post.items():
         rows = min(len(after), len(base[name]))
         before, end, start = base[name][:rows], after[:rows], new[name][:rows]
-        moved = (start.float() + scale * (end.float() - before.float())).to(start.dtype)
-        result[name] = torch.cat([torch.where(before == end, start, moved), after[rows:]])
+        wide = torch.float64 if start.dtype == torch.float32 else torch.float32
+        moved = start.to(wide) + scale * (end.to(wide) - before.to(wide))
+        common = torch.where(before == end, start, moved.to(start.dtype))
+        result[name] = torch.cat([common, after[rows:]])
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,7 @@ import deltastore
 LLAMA, TIED_LLAMA = FAMILIES["untied llama"], FAMILIES["tied llama"]
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """The progress bars of loading; and one thread, as the models are tiny."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[deltastore.DeltaStore]:
-    with deltastore.open(tmp_path / "store") as opened:
-        yield opened
-
+pytestmark = pytest.mark.usefixtures("quiet")
 
 TOKENIZERS = {
     "as many tokens": lambda: make_tokenizer(),
