@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -13,6 +14,7 @@ from hub_server import HubServer, Request
 import deltastore
 from deltastore.checkpoint import locate, open_checkpoint
 from deltastore.checkpoint.hub import Unwatched
+from deltastore.cli.main import main
 from deltastore.errors import HubError
 
 
@@ -58,6 +60,30 @@ def test_a_branch_that_moves_between_two_reads(
         provenance = json.loads((out / "deltastore.json").read_text())
         assert provenance["base"]["revision"] == after
         assert provenance["deltas"][0]["source_base"] == source.content
+
+
+def test_a_branch_that_moves_between_two_commands(
+    models: HubServer, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command says which commit it took; the one a dry run checked can be named afterwards."""
+
+    def run(*argv: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["--store", str(tmp_path / "store"), "--json", *argv]) == 0
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    run("extract", "--base", "org/base", "--post", "org/post", "--name", "x")
+    apply = ("apply", "x", "--out", str(tmp_path / "out"))
+    checked = run(*apply, "--base", "org/base", "--dry-run")["base"]
+    moved_to = models.publish("org/base", sources / "new-base")
+    assert run("show", "x")["sources"]["base"]["revision"] == checked["revision"] != moved_to
+    moved = run(*apply, "--base", "org/base", "--dry-run")
+    assert moved["base"]["revision"] == moved_to
+    assert not moved["lineage"][0]["same"]
+    named = run(*apply, "--base", f"org/base@{checked['revision']}")
+    assert named["base"] == checked
+    assert named["restored"]
 
 
 def test_without_a_connection_the_cached_commit_serves(
