@@ -60,8 +60,11 @@ def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
 
 
 def _listed(error: BaseException) -> Iterator[str]:
-    """Every tensor that a structure error is about, however many: the sentence has the first."""
-    if not isinstance(error, StructureMismatchError):
+    """Every tensor that a structure error is about, however many: the sentence has the first.
+
+    None where the base is another model altogether: the sentence says so.
+    """
+    if not isinstance(error, StructureMismatchError) or "other_model" in error.facts:
         return
     for what, items in error.facts.items():
         if isinstance(items, (list, tuple)):

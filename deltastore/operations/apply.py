@@ -26,12 +26,14 @@ from deltastore.errors import (
     FormatError,
     IntegrityError,
     QuantisedCheckpointError,
+    StructureMismatchError,
     UsageError,
 )
 from deltastore.manifest import Config, Descriptor
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
+from deltastore.operations.architecture import explained
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides
@@ -166,7 +168,10 @@ def apply(
         )
         _refuse_quantised(checkpoint, deltas)
         matched = _matched(checkpoint, deltas, renaming or Renaming(), skip=skip_embeddings)
-        report = check_structure(checkpoint, matched, partial=partial, config=checkpoint.config)
+        try:
+            report = check_structure(checkpoint, matched, partial=partial, config=checkpoint.config)
+        except StructureMismatchError as error:
+            raise explained(error, checkpoint, matched) from None
         made = recipes(checkpoint, matched, report, alphas, output_dtype)
         alphas.check_used(made)
         lineages = [
@@ -365,8 +370,12 @@ def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
             f"{len(scales)} scales were given for {len(refs)} refs.",
             hint="Give one `--scale` for each ref, or none.",
         )
-    if not all(map(is_scale, scales)):
-        raise UsageError("A scale should be a finite float32 number.", hint="Give another scale.")
+    for ref, scale in zip(refs, scales, strict=True):
+        if not is_scale(scale):
+            raise UsageError(
+                f"The scale of {ref} is {scale:g}; expected a finite float32 number.",
+                hint="Give another scale; 1 adds the delta as it was measured.",
+            )
     return [float(scale) for scale in scales]
 
 
@@ -403,7 +412,8 @@ def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
     if reason is not None and not all(delta.config.restore_only for delta in deltas):
         raise QuantisedCheckpointError(
             f"{checkpoint.path} is quantised ({reason}); a delta is added to floating point.",
-            hint="Dequantise it first.",
+            hint="Give the model that it was quantised from, or dequantise it first (in "
+            "transformers: `model.dequantize()`, then `model.save_pretrained(...)`).",
             path=str(checkpoint.path),
         )
 

@@ -34,6 +34,10 @@ class Delta:
     source_config: Mapping[str, Any] | None = None
     vocabulary: Vocabulary | None = None
 
+    def named(self, entry: TensorEntry) -> str:
+        """What the new base calls a tensor of the delta."""
+        return self.names.get(entry.name, entry.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
@@ -146,9 +150,7 @@ class _Matching:
         self._tied = tied
         self._delta = delta
         self._report = report
-        self._table = {
-            delta.names.get(entry.name, entry.name): entry for entry in delta.config.tensors
-        }
+        self._table = {delta.named(entry): entry for entry in delta.config.tensors}
         self._places: dict[str, Place] = {}
         self._known: set[str] = set()
 
@@ -250,7 +252,7 @@ def _mismatch_error(
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
     hint = "Choose another base, or give `--partial` to apply what fits and list the rest."
-    names = [delta.names.get(e.name, e.name) for delta in deltas for e in delta.config.tensors]
+    names = [delta.named(entry) for delta in deltas for entry in delta.config.tensors]
     renaming = suggested_map(names, base.tensors) if report.missing and report.extra else None
     if renaming is not None:
         hint = f"The names differ by what they begin with: give `--map '{renaming}'`."
