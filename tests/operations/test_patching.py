@@ -325,28 +325,24 @@ def test_what_is_kept_goes_with_the_model(store: deltastore.DeltaStore, tmp_path
     assert len(store._patches) == 0
 
 
-def test_in_transformers(store: deltastore.DeltaStore, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    from operations.test_transformers import FAMILIES, built, generated, loaded, tokenizer
-    from operations.test_transformers import moved as step
-    from operations.test_transformers import save as save_model
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", ["tied llama", "tied gpt2"])
+def test_in_transformers(store: deltastore.DeltaStore, tmp_path: Path, name: str) -> None:
+    from operations import families
 
-    transformers.utils.logging.disable_progress_bar()
-    for family in ("tied llama", "gpt2"):
-        config, tokens, place = FAMILIES[family], tokenizer(), tmp_path / family
-        base, post, new = (built(config(), 1) for _ in range(3))
-        step(post, 2, 0.02)
-        step(new, 3, 0.02)
-        for name, model in (("base", base), ("post", post), ("new", new)):
-            save_model(model, tokens, place / name)
-        name = family.replace(" ", "-")
-        store.extract(place / "base", place / "post", name=name)
-        store.apply(name, base=place / "new", out=place / "out", scale=0.7)
-        model = loaded(place / "new")
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        store.patch(model, name, scale=0.7)
-        want = loaded(place / "out")
-        assert_same_bits(dict(model.state_dict()), dict(want.state_dict()))
-        assert generated(model, tokens) == generated(want, tokens)
-        store.unpatch(model)
-        assert_same_bits(dict(model.state_dict()), before)
+    family, tokenizer = families.FAMILIES[name], families.make_tokenizer()
+    base, post, new = (family.build(1) for _ in range(3))
+    families.move(post, 2, 0.02)
+    families.move(new, 3, 0.02)
+    for side, model in (("base", base), ("post", post), ("new", new)):
+        families.save(model, tokenizer, tmp_path / side)
+    ref = store.extract(tmp_path / "base", tmp_path / "post").ref
+    store.apply(ref, base=tmp_path / "new", out=tmp_path / "out", scale=0.7)
+    model = family.load(tmp_path / "new")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    store.patch(model, ref, scale=0.7)
+    want = family.load(tmp_path / "out")
+    assert_same_bits(dict(model.state_dict()), dict(want.state_dict()))
+    assert torch.equal(families.answer(model, tokenizer), families.answer(want, tokenizer))
+    store.unpatch(model)
+    assert_same_bits(dict(model.state_dict()), before)
