@@ -162,11 +162,29 @@ def _human(result: ApplyResult) -> Iterator[str]:
             *(("tokens", words) for words in map(_tokens, result.vocabulary) if words),
             ("skipped", ", ".join(result.skipped)),
             ("left out", count(len(result.left_out), "tensor") if result.left_out else ""),
+            ("files", _files(result)),
+            (
+                "config",
+                f"{count(len(result.config_left), 'field')} that post changed and that "
+                f"{'stays' if len(result.config_left) == 1 else 'stay'} the new base's"
+                if result.config_left
+                else "",
+            ),
             ("took", duration(result.seconds)),
         ]
     )
     for item in result.left_out:
         yield printable(f"    {item['name']}: {item['problem']}")
+    for row in result.config_left:
+        yield printable(f"    {row['field']}: {row['output']}; post has {row['post']}")
+
+
+def _files(result: ApplyResult) -> str:
+    """The small files, by whose they are."""
+    groups: dict[str, list[str]] = {}
+    for row in result.files:
+        groups.setdefault(row["from"], []).append(row["name"])
+    return "; ".join(f"{origin}: {', '.join(names)}" for origin, names in sorted(groups.items()))
 
 
 def _delta(ref: dict[str, Any], lineage: dict[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from deltastore.checkpoint import read_vocabulary
 from deltastore.errors import TokenizerError
-from deltastore.operations.small_files import json_object
+from deltastore.operations.output.documents import read_object, to_json
 from deltastore.operations.vocabulary import Vocabulary
 
 Files = dict[str, bytes]
@@ -35,19 +34,19 @@ def with_post_tokens(
     new_ids = {token.content: token.id for token in words.added}
     flags = _flags(post)
     if "tokenizer.json" in files:
-        document = json_object(files["tokenizer.json"]) or {}
+        document = read_object(files["tokenizer.json"]) or {}
         listed = document.get("added_tokens")
         entries: list[Any] = list(listed) if isinstance(listed, list) else []
         _rename(document, entries, dict(words.renamed), flags)
         for token, number in new_ids.items():
             entries.append({"id": number, "content": token} | flags.get(token, _DEFAULT))
         document["added_tokens"] = entries
-        files["tokenizer.json"] = _json(document)
+        files["tokenizer.json"] = to_json(document)
     elif words.renamed:
         raise _cannot("it has no tokenizer.json, in which tokens can be renamed")
     if "added_tokens.json" in files or "tokenizer.json" not in files:
-        known = json_object(files.get("added_tokens.json", b"{}")) or {}
-        files["added_tokens.json"] = _json(known | new_ids)
+        known = read_object(files.get("added_tokens.json", b"{}")) or {}
+        files["added_tokens.json"] = to_json(known | new_ids)
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
     found = read_vocabulary(files, where="the output") or {}
@@ -65,8 +64,8 @@ def _flags(post: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     """How post recognises its added tokens, by string."""
     keys = (*_FLAGS, "special")
     found: dict[str, dict[str, Any]] = {}
-    tokenizer = json_object(post.get("tokenizer.json", b"")) or {}
-    config = json_object(post.get("tokenizer_config.json", b"")) or {}
+    tokenizer = read_object(post.get("tokenizer.json", b"")) or {}
+    config = read_object(post.get("tokenizer_config.json", b"")) or {}
     decoder = config.get("added_tokens_decoder")
     lists = [
         tokenizer.get("added_tokens"),
@@ -103,7 +102,7 @@ def _rename(
 
 def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]) -> bytes:
     """``tokenizer_config.json`` with the added tokens in its list, if it has one."""
-    config = json_object(data)
+    config = read_object(data)
     if config is None or not isinstance(config.get("added_tokens_decoder"), dict):
         return data
     decoder = config["added_tokens_decoder"]
@@ -114,11 +113,7 @@ def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]
             entry |= flags.get(entry["content"], {})
     for token in words.added:
         decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
-    return _json(config)
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    return to_json(config)
 
 
 def _cannot(why: str) -> TokenizerError:

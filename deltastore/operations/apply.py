@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,12 @@ from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
-from deltastore.operations.matching import Sides, compare_tokens, read_sides
+from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, is_scale
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, recipes
 from deltastore.operations.structure import Delta, Report, check_structure
-from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
@@ -65,6 +64,10 @@ class ApplyResult:
         left_out: Tensors that could not be matched and were left as they are, with the reason.
         skipped: Embeddings and heads that were left as they are because that was asked for.
         vocabulary: For each delta, how its tokens stand to the new base's.
+        files: The output's small files: name, ``from`` (new base, post, both or written), and a
+            note where there is something to say.
+        config_left: Fields of config.json that post changed and that stay the new base's: field,
+            what post says, what the output does.
         dry_run: Nothing was written.
         seconds: Wall time.
     """
@@ -80,6 +83,8 @@ class ApplyResult:
     left_out: list[dict[str, str]]
     skipped: list[str]
     vocabulary: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+    config_left: list[dict[str, str]]
     dry_run: bool
     seconds: float
 
@@ -196,6 +201,14 @@ def apply(
             patches = restoration.patched_tensors(
                 store, checkpoint, deltas[0].config, deltas[0].ref, job_count(jobs), progress
             )
+        files = [
+            replace(delta.files, words=one.vocabulary)
+            for delta, one in zip(deltas, matched, strict=True)
+            if one.vocabulary is not None
+        ]
+        composed = output_files.compose(checkpoint, files, made, restoring=may_restore)
+        for warning in composed.ledger.warnings:
+            progress.warn(warning)
         plan = plan_shards(
             checkpoint,
             {name: recipe.output for name, recipe in made.items()},
@@ -207,7 +220,7 @@ def apply(
             check_destination(out, plan)
         else:
             overflowed, restored = _write(
-                store, summary, made, plan, patches, Path(out), fsync, jobs, progress, output_dtype
+                store, summary, made, composed, plan, patches, Path(out), fsync, jobs, progress
             )
         if overflowed:
             progress.warn(f"{overflowed} elements are too large for the output's dtype.")
@@ -223,6 +236,8 @@ def apply(
             left_out=summary.left_out,
             skipped=report.skipped,
             vocabulary=summary.vocabulary,
+            files=composed.ledger.report(),
+            config_left=composed.ledger.config_left,
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )
@@ -304,19 +319,22 @@ def _write(
     store: Store,
     summary: _Summary,
     made: Mapping[str, Recipe],
+    composed: output_files.Composed,
     plan: Sequence[ShardPlan],
     patches: frozenset[str] | None,
     out: Path,
     fsync: bool,
     jobs: int | None,
     progress: Progress,
-    output_dtype: str | None,
 ) -> tuple[int, bool]:
     """Write the output; elements that overflowed, and whether it is post bit for bit."""
     checkpoint, deltas = summary.checkpoint, summary.deltas
-    sides = [(delta.files.base, delta.files.post) for delta in deltas]
-    words = summary.matched[-1].vocabulary or Vocabulary("not compared")
-    files = output_files.compose(checkpoint, sides, made, words)
+    tool = f"deltastore {deltastore.__version__}"
+    models = [(summary.label, checkpoint.repo)]
+    models += [(delta.artifact.post, delta.config.post.repo) for delta in deltas]
+    details = summary.details()
+    card = output_files.card(composed, models, details, tool)
+    files = composed.files | {"README.md": card}
     applier = Applier(
         checkpoint,
         [delta.reader for delta in deltas],
@@ -333,8 +351,6 @@ def _write(
         restored = patches is not None and restoration.is_post(
             deltas[0].config, made, tally.digests
         )
-        tool = f"deltastore {deltastore.__version__}"
-        details = summary.details()
         files["deltastore.json"] = output_files.provenance(
             refs=details,
             base=summary.base,
@@ -345,10 +361,8 @@ def _write(
             vocabulary=summary.vocabulary,
             partial={m["name"]: m["problem"] for m in summary.left_out} or None,
             tool=tool,
+            composed=composed,
         )
-        posts = [delta.config.post.repo for delta in deltas]
-        repos = [repo for repo in (checkpoint.repo, *posts) if repo is not None]
-        files["README.md"] = output_files.card(summary.label, details, tool, repos)
         for name, data in sorted(files.items()):
             writer.write_file(name, data)
         writer.commit(fsync=fsync)
@@ -400,7 +414,7 @@ def _matched(
     result = []
     for delta, names in zip(deltas, renaming.names(tables), strict=True):
         if skip:
-            vocabulary = Vocabulary("skipped")
+            vocabulary = skip_tokens(checkpoint, delta.files, ref=delta.ref)
         else:
             vocabulary = compare_tokens(checkpoint, delta.config, delta.files, names, ref=delta.ref)
         result.append(Delta(delta.ref, delta.config, names, delta.files.base_config, vocabulary))

@@ -8,10 +8,13 @@ from typing import Any
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, read_vocabulary
+from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.manifest.format import MAX_SMALL_FILE_BYTES
 from deltastore.operations.embeddings import embedding_of, has_token_rows
-from deltastore.operations.small_files import is_tokenizer_file, json_object, read_portable
+from deltastore.operations.output.documents import read_object
+from deltastore.operations.rows import NONE
+from deltastore.operations.small_files import is_tokenizer_file, read_portable
 from deltastore.operations.vocabulary import Vocabulary, match_tokens
 
 Files = dict[str, bytes]
@@ -21,15 +24,19 @@ _NO_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """The small files of a delta: of its base what post changed there, and all of post's."""
+    """The small files of a delta: of its base what post changed there, and all of post's.
 
-    base: Files
-    post: Files
+    ``words`` says how its tokens stand to those of a new base, as far as that was looked at.
+    """
+
+    base: Mapping[str, bytes]
+    post: Mapping[str, bytes]
+    words: Vocabulary = Vocabulary("not compared")
 
     @property
     def base_config(self) -> dict[str, Any] | None:
         """The source base's ``config.json``; None if it has none."""
-        return json_object(self.base.get("config.json", b""))
+        return read_object(self.base.get("config.json", b""))
 
     @property
     def base_tokenizer(self) -> Files:
@@ -48,17 +55,18 @@ def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
     Raises:
         IntegrityError: One of them is missing or damaged.
     """
-    sides = Sides({}, {})
+    base: Files = {}
+    post: Files = {}
     for entry in config.files:
         layer = manifest.layers[entry.layer]
-        data = blobs.read(
+        side = base if entry.side == "base" else post
+        side[entry.path] = blobs.read(
             layer.digest,
             limit=MAX_SMALL_FILE_BYTES,
             what=f"{entry.side}/{entry.path}",
             size=layer.size,
         )
-        (sides.base if entry.side == "base" else sides.post)[entry.path] = data
-    return sides
+    return Sides(base, post)
 
 
 def compare_tokens(
@@ -110,6 +118,25 @@ def compare_tokens(
     )
 
 
+def skip_tokens(base: Checkpoint, sides: Sides, *, ref: str) -> Vocabulary:
+    """What is known of tokens where their rows are left as they are: ids of equal strings.
+
+    Raises:
+        CheckpointError: A file of the new base cannot be read.
+    """
+    own = {n: read_portable(n, path) for n, path in base.files.items() if is_tokenizer_file(n)}
+    try:
+        new = read_vocabulary(own, where=base.repo or str(base.path))
+        post = read_vocabulary(sides.post_tokenizer, where=f"the post of {ref}")
+    except (TokenizerError, MissingExtraError):
+        # To get by without tokenizers is what skipping is for.
+        new = post = None
+    if new is None or post is None:
+        return Vocabulary("skipped")
+    found = {number: new.get(token, NONE) for token, number in post.items()}
+    return Vocabulary("skipped", tokens=len(new), ids=found)
+
+
 def _same_rows(base: Checkpoint, table: Mapping[str, TensorEntry]) -> bool:
     """Whether every tensor with a row for each token has as many rows as in the source base."""
     for name, entry in table.items():
@@ -130,5 +157,5 @@ def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:
     if "tokenizer.json" in tokenizer:
         return [tokenizer["tokenizer.json"]]
     vocabulary = {n: data for n, data in tokenizer.items() if n not in _NO_TOKENS}
-    config = json_object(tokenizer.get("tokenizer_config.json", b"")) or {}
+    config = read_object(tokenizer.get("tokenizer_config.json", b"")) or {}
     return [vocabulary, config.get("added_tokens_decoder")]

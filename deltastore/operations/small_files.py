@@ -145,12 +145,3 @@ def _without_paths(value: Any) -> Any:
 def is_tokenizer_file(name: str) -> bool:
     """Whether a small file is a part of the tokenizer."""
     return name in TOKENIZER_FILES or name.startswith("tokenizer.model")
-
-
-def json_object(data: bytes) -> dict[str, Any] | None:
-    """A JSON object; None if ``data`` is anything else."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None

@@ -39,7 +39,8 @@ class Vocabulary:
         added: Tokens that post has added and the output has now.
         renamed: Tokens that post calls otherwise than its base and the new base: old, new.
         lost: Tokens of post that have no row in the output.
-        ids: Post's ids by the output's; those that are equal are left out, ``NONE`` is lost.
+        ids: The output's ids by post's; ``NONE`` is lost. Those that are left out are equal, or
+            lost where rows were skipped.
         pairs: Row of post and row of the output, for all tokens that have both.
     """
 
@@ -55,9 +56,7 @@ class Vocabulary:
 
     def translate(self, token: int) -> int | None:
         """The output's id for an id of post; None if the output does not have that token."""
-        if self.verdict == "skipped":
-            return None
-        found = self.ids.get(token, token)
+        found = self.ids.get(token, NONE if self.verdict == "skipped" else token)
         return None if found == NONE else found
 
     def report(self) -> dict[str, object]:

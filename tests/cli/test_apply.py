@@ -18,6 +18,7 @@ Call = Callable[..., Any]
 Say = Callable[..., str]
 
 KEYS = {"out", "refs", "base", "lineage", "tensors", "bytes", "restored", "seconds"}
+KEYS |= {"files", "config_left"}
 
 
 def test_onto_a_new_base(models: Models, store: Path, tmp_path: Path, call: Call) -> None:
@@ -63,6 +64,7 @@ def test_a_dry_run_writes_nothing(models: Models, store: Path, tmp_path: Path, s
     out = tmp_path / "out"
     text = say("apply", "instruct", "--base", models.new_base, "--out", str(out), "--dry-run")
     assert "nothing was written" in text
+    assert "written: README.md, deltastore.json" in text
     assert not out.exists()
 
 

@@ -24,7 +24,7 @@ from deltastore.digest import sha256_digest
 from deltastore.errors import DeltastoreError
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
-from deltastore.operations.output_files import compose
+from deltastore.operations.output_files import card, compose
 from deltastore.operations.show import _tensor
 from deltastore.parts import PartsReader
 from deltastore.refs import default_name, parse_ref, validate_tag
@@ -180,14 +180,20 @@ def refs(data: bytes) -> None:
 def small(data: bytes) -> None:
     """Two letters for a small file and its side, then the file: must never fail at all."""
     names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
+    names += ("generation_config.json", "special_tokens_map.json", "README.md")
     name = names[(data[:1] or b"\0")[0] % len(names)]
     source, post = {"tokenizer_config.json": b"{}"}, {name: data[2:]}
     if data[1:2] == b"b":
         source = {name: data[2:]}
     base = _base()
     (base.path / name).write_bytes(data[2:] if data[1:2] == b"o" else b'{"chat_template": "x"}')
-    composed = compose(base, [(source, post)], {})
-    assert all(isinstance(content, bytes) for content in composed.values())
+    composed = compose(base, [Sides(source, post)], {})
+    assert all(isinstance(content, bytes) for content in composed.files.values())
+    assert composed.ledger.origins.keys() - composed.files.keys() == {
+        "deltastore.json",
+        "README.md",
+    }
+    assert card(composed, [("base", None), ("post", "org/post")], [], "deltastore 0")
 
 
 @functools.cache
@@ -319,6 +325,10 @@ def _small() -> Iterator[bytes]:
     yield b"\0p" + json.dumps(tokenizer).encode()
     yield b"\1p" + json.dumps({"chat_template": "x", "bos_token": "<s>"}).encode()
     yield b"\3o" + json.dumps({"vocab_size": 3, "text_config": {}}).encode()
+    yield b"\3p" + json.dumps({"eos_token_id": [1, 2], "id2label": {"0": "a"}}).encode()
+    yield b"\4p" + json.dumps({"eos_token_id": [1, 2], "bad_words_ids": [[1]]}).encode()
+    yield b"\5p" + json.dumps({"eos_token": {"content": "<s>"}}).encode()
+    yield b"\6p---\nlicense: other\nlicense_name: a\ntags: [x, y]\nlanguage:\n- en\n---\n# Card\n"
 
 
 _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {

@@ -64,6 +64,8 @@ def test_headers_and_samples_alone(
     ]
     assert (result.tensors, result.bytes) == (expected.tensors, expected.bytes)
     assert not out.exists()
+    assert result.files == expected.files
+    assert {"config.json", "README.md"} <= {row["name"] for row in result.files}
     # To the byte: what lies between two samples that are read as one is the gap at most.
     fetched = models.sent["cdn"] - headers(sources / "new-base")
     (lineage,) = result.lineage

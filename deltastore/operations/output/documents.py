@@ -1,0 +1,54 @@
+"""JSON documents of small files, which strangers wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from deltastore.manifest.nesting import is_nested_too_deeply
+
+_SHOWN_CHARS = 80
+
+
+def read_object(data: bytes | None) -> dict[str, Any] | None:
+    """The JSON object in ``data``; None where there is none, or none that any tool wrote.
+
+    What is nested deeper than ``MAX_JSON_DEPTH`` counts as not understood: comparing and writing
+    it again would recurse.
+    """
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or is_nested_too_deeply(document):
+        return None
+    return document
+
+
+def to_json(document: Mapping[str, Any]) -> bytes:
+    """``document`` as transformers would write it."""
+    try:
+        return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+        return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two values mean the same in a configuration, where null is as good as absent."""
+    if isinstance(first, bool) is not isinstance(second, bool):
+        return False  # for Python, 1 equals true
+    # NaN, which Python writes into JSON, does not equal itself; its text does.
+    return bool(first == second) or _text(first) == _text(second)
+
+
+def brief(value: Any) -> str:
+    """A value of a document as it may stand in a report: JSON of at most 80 characters."""
+    text = _text(value)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,51 @@
+"""Small files put together without any weights: what compose makes of three sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from deltastore.operations.matching import Sides
+from deltastore.operations.output_files import Composed, compose
+from deltastore.operations.vocabulary import Vocabulary
+
+Files = Mapping[str, str | bytes]
+
+
+def as_bytes(files: Files) -> dict[str, bytes]:
+    return {name: x.encode() if isinstance(x, str) else x for name, x in files.items()}
+
+
+def composed(
+    place: Path,
+    source: Files,
+    post: Files,
+    own: Files,
+    *,
+    words: Vocabulary | None = None,
+    **options: Any,
+) -> tuple[Path, Composed]:
+    """The output's files, written to a directory, and what is said of them."""
+    paths = written(place / "new", own)
+    base: Any = SimpleNamespace(files=paths, tensors={})
+    words = words or Vocabulary("not compared")
+    made = compose(base, [Sides(as_bytes(source), as_bytes(post), words)], {}, **options)
+    written(place / "out", made.files)
+    return place / "out", made
+
+
+def written(place: Path, files: Files) -> dict[str, Path]:
+    place.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, data in as_bytes(files).items():
+        paths[name] = place / name
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        paths[name].write_bytes(data)
+    return paths
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
