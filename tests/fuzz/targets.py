@@ -189,6 +189,7 @@ def small(data: bytes) -> None:
     (base.path / name).write_bytes(data[2:] if data[1:2] == b"o" else b'{"chat_template": "x"}')
     composed = compose(base, [Sides(source, post)], {})
     assert all(isinstance(content, bytes) for content in composed.files.values())
+    assert composed.files.keys() <= composed.ledger.origins.keys()
     assert composed.ledger.origins.keys() - composed.files.keys() == {
         "deltastore.json",
         "README.md",

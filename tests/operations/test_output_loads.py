@@ -179,7 +179,8 @@ def test_fields_that_post_changed_and_that_stay_are_listed(
     path = tmp_path / "post"
     states = {name: load(place / name) for name in ("base", "post")}
     config = json.loads((place / "post" / "config.json").read_text())
-    save(path, states["post"], config=config | {"rope_theta": 7.0, "max_position_embeddings": 99})
+    changed = config | {"rope_theta": 7.0, "max_position_embeddings": 99}
+    save(path, states["post"], config=changed, files={"README.md": "---\nlicense: [\n---\n"})
     with deltastore.open(tmp_path / "store") as store:
         artifact = store.extract(place / "base", path)
         done = store.apply(artifact, base=place / "new", out=tmp_path / "out")
@@ -194,7 +195,11 @@ def test_fields_that_post_changed_and_that_stay_are_listed(
     assert provenance["config_left"] == done.config_left
     target = ["--base", str(place / "new"), "--out", str(tmp_path / "other"), "--dry-run"]
     command = ["--store", str(tmp_path / "store"), "apply", artifact.ref, *target]
-    said = CliRunner().invoke(cli, command).stdout
+    result = CliRunner().invoke(cli, command)
+    said = result.stdout
+    assert "README.md: the metadata of post's card is not used: it is no YAML." in result.stderr
+    (row,) = [row for row in done.files if row["name"] == "README.md"]
+    assert row["note"] == "the metadata of post's card is not used: it is no YAML"
     assert "2 fields that post changed and that stay the new base's" in said
     assert "    max_position_embeddings: 512; post has 99\n" in said
 

@@ -219,11 +219,9 @@ def _take_flags(
     """
     if not has_tokenizer(source_base):
         return  # the same as post's, or there is none to compare with
-    changed = {
-        token: flags
-        for token, flags in _all_flags(post, reader, source_base).items()
-        if flags != _all_flags(source_base, reader, post).get(token)
-    }
+    before = _all_flags(source_base, reader, post)
+    after = _all_flags(post, reader, source_base)
+    changed = {token: flags for token, flags in after.items() if flags != before.get(token)}
     if not changed:
         return
     moved: set[str] = set()
