@@ -163,6 +163,7 @@ HOSTILE = {
     "control": "license: \x07",
     "large": "license: mit\nx: " + "y" * (1 << 17),
     "two documents": "license: mit\n...\nlicense: x",
+    "second document": "license: mit\n--- {license: x}",
     "unhashable": "? [a]\n: b",
     "escape": 'license: "\\UFFFFFFFF"',
     "escape beyond Unicode": 'license: "\\U00110000"',
