@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deltastore.blobs import BlobStore
@@ -31,7 +31,7 @@ class Sides:
 
     base: Mapping[str, bytes]
     post: Mapping[str, bytes]
-    words: Vocabulary = Vocabulary("not compared")
+    words: Vocabulary = field(default_factory=lambda: Vocabulary("not compared"))
 
     @property
     def base_config(self) -> dict[str, Any] | None:

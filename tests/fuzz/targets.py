@@ -24,6 +24,7 @@ from deltastore.digest import sha256_digest
 from deltastore.errors import DeltastoreError
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
+from deltastore.operations.matching import Sides
 from deltastore.operations.output_files import card, compose
 from deltastore.operations.show import _tensor
 from deltastore.parts import PartsReader

@@ -15,8 +15,8 @@ from deltastore.checkpoint import OutputTensor, TensorInfo
 from deltastore.operations.output.config import Configs, model_config
 from deltastore.operations.output.ids import translated
 from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.recipes import Recipe
 from deltastore.operations.rows import NONE
-from deltastore.operations.structure import Recipe
 from deltastore.operations.vocabulary import Vocabulary
 
 BASE = {"model_type": "llama", "vocab_size": 96, "use_cache": True}
