@@ -7,6 +7,7 @@ and post; applying leaves such an element of the new base as it is.
 """
 
 from deltastore.delta.add import Term, add, add_tokens
+from deltastore.delta.products import Products, products
 from deltastore.delta.subtract import (
     Difference,
     are_differences,
@@ -17,11 +18,13 @@ from deltastore.delta.subtract import (
 
 __all__ = [
     "Difference",
+    "Products",
     "Term",
     "add",
     "add_tokens",
     "are_differences",
     "is_wide",
+    "products",
     "subtract",
     "subtract_to_tokens",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.delta.floats import bfloat16_bits
+from deltastore.delta.floats import bfloat16_bits, fold
 from deltastore.jit import bits_from_float32, float32_from_bits, kernel
 from deltastore.manifest import format as fmt
 from deltastore.tokens import BLOCK, deltas_from_block, tokens_from_block, upper_halves
@@ -67,19 +67,6 @@ def _subtract_block(
 
 
 @kernel
-def _fold(values: npt.NDArray[np.float32], size: int) -> float:
-    """Sum of ``values[:size]``, a power of two, by halving: vector code in a fixed order."""
-    while size > 8:
-        size //= 2
-        for i in range(size):
-            values[i] += values[i + size]
-    total = 0.0
-    for i in range(size):
-        total += np.float64(values[i])
-    return total
-
-
-@kernel
 def _sums_of_block(
     base: Halves,
     delta: Singles,
@@ -89,8 +76,8 @@ def _sums_of_block(
     """Sums of the squares of the deltas and of the base; overwrites ``squares``, ``[BLOCK]``."""
     squares[base.size :] = np.float32(0)
     base_squares[base.size :] = np.float32(0)
-    total = _fold(squares, BLOCK)
-    base_total = _fold(base_squares, BLOCK)
+    total = fold(squares, BLOCK)
+    base_total = fold(base_squares, BLOCK)
     # Float32 squares overflow near 1e19 and vanish near 1e-19: such blocks are summed again.
     if not 1e-25 < total < 1e30 or not 1e-25 < base_total < 1e30:
         total = 0.0

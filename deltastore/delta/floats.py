@@ -156,6 +156,23 @@ def _round_to_odd(wide: npt.NDArray[np.uint64], out: npt.NDArray[np.uint32]) -> 
 
 
 @kernel
+def fold(values: npt.NDArray[Any], size: int) -> float:
+    """Sum of ``values[:size]``, a power of two, by halving: vector code in a fixed order.
+
+    Shapes:
+        values: at least ``[size]``, float32 or float64; overwritten.
+    """
+    while size > 8:
+        size //= 2
+        for i in range(size):
+            values[i] += values[i + size]
+    total = 0.0
+    for i in range(size):
+        total += np.float64(values[i])
+    return total
+
+
+@kernel
 def sum_of_squares(values: npt.NDArray[Any]) -> float:
     """Sum of the squares of the finite values, in float64, in a fixed order.
 
