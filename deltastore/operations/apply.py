@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -22,19 +22,13 @@ from deltastore.checkpoint import (
     plan_shards,
     quantisation,
 )
-from deltastore.errors import (
-    FormatError,
-    IntegrityError,
-    QuantisedCheckpointError,
-    StructureMismatchError,
-    UsageError,
-)
+from deltastore.errors import QuantisedCheckpointError, StructureMismatchError, UsageError
 from deltastore.manifest import Config, Descriptor
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
-from deltastore.operations.decoding import ArtifactReader
+from deltastore.operations.decoding import ArtifactReader, naming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, is_scale
@@ -160,7 +154,7 @@ def apply(
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
         named: list[str] = []
-        stack.enter_context(_naming(named))
+        stack.enter_context(naming(named))
         deltas = []
         for ref, scale in zip(refs, alphas.scales, strict=True):
             artifact = store.resolve(ref)
@@ -241,18 +235,6 @@ def apply(
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )
-
-
-@contextmanager
-def _naming(refs: Sequence[str]) -> Iterator[None]:
-    """Say of a damaged or unreadable blob which artifact it belongs to."""
-    try:
-        yield
-    except (IntegrityError, FormatError) as error:
-        if not refs:
-            raise
-        message = f"{error.message} It was read for {', '.join(refs)}."
-        raise type(error)(message, hint=error.hint, **error.facts, refs=list(refs)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from deltastore.blobs import BlobStore
 from deltastore.codecs import Decoder, get_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
-from deltastore.errors import CodecUnknownError, PartInvalidError
+from deltastore.errors import CodecUnknownError, FormatError, IntegrityError, PartInvalidError
 from deltastore.manifest import Config, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
 from deltastore.parts import PartsReader, StreamReader
@@ -24,6 +24,18 @@ Bytes = npt.NDArray[np.uint8]
 
 
 _NOTHING = np.empty(0, np.uint8)
+
+
+@contextmanager
+def naming(refs: Sequence[str]) -> Iterator[None]:
+    """Say of a damaged or unreadable blob which artifact it belongs to."""
+    try:
+        yield
+    except (IntegrityError, FormatError) as error:
+        if not refs:
+            raise
+        message = f"{error.message} It was read for {', '.join(refs)}."
+        raise type(error)(message, hint=error.hint, **error.facts, refs=list(refs)) from error
 
 
 def _require_plain(stream: Stream, where: str) -> None:
