@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from deltastore.operations.apply import ApplyResult
+    from deltastore.operations.compare import Comparison
     from deltastore.operations.du import Usage
     from deltastore.operations.export import ExportReport
     from deltastore.operations.extract import ExtractResult
@@ -223,6 +224,44 @@ class DeltaStore:
         from deltastore.operations.resolve import resolve
 
         return resolve(self._store, str(base))
+
+    def compare(
+        self,
+        *artifacts: str | Artifact,
+        plot: str | PathLike[str] | None = None,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Comparison:
+        """Whether deltas point the same way, cancel, or are orthogonal.
+
+        Args:
+            artifacts: Refs or artifacts, two or more.
+            plot: Also draw the cosines, as a ``.png``, ``.svg`` or ``.pdf``.
+            jobs: Threads; by default the processors this process may use.
+            progress: Is told how far the work is.
+
+        Returns:
+            The cosine of every two deltas, over all and by layer and kind of module.
+
+        Raises:
+            UsageError: There are fewer than two, or no such picture can be written.
+            MissingExtraError: A picture is wanted, and matplotlib is not installed.
+            RefError: There is no such artifact.
+            IncompatibleError: Two deltas have no tensor in common, or one is for restoration only.
+            IntegrityError: Stored bytes are damaged.
+            StoreError: The picture cannot be written.
+        """
+        from deltastore.operations.compare import compare
+
+        refs = _refs(artifacts)
+        if plot is not None:
+            from deltastore.operations.plots import check_plot, plot_comparison
+
+            check_plot(plot, len(refs))
+        comparison = compare(self._store, refs, jobs=jobs, progress=progress)
+        if plot is not None:
+            plot_comparison(comparison, plot)
+        return comparison
 
     def patch(
         self,

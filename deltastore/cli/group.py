@@ -12,6 +12,7 @@ COMMANDS = (
     "list",
     "show",
     "resolve",
+    "compare",
     "verify",
     "tag",
     "untag",

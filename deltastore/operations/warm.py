@@ -21,6 +21,7 @@ from deltastore.delta import (
     add_tokens,
     are_differences,
     is_wide,
+    products,
     subtract,
     subtract_to_tokens,
 )
@@ -46,6 +47,10 @@ def _arithmetic() -> None:
         for out_dtype in ("BF16", "F32"):
             out = np.zeros(16 * DTYPE_BYTES[out_dtype], np.uint8)
             add(base, dtype, [Term(delta, 1.0)], out_dtype, out)
+    narrow, wide = np.zeros(16, np.uint32), np.zeros(16, np.uint64)
+    for one in (narrow, wide):
+        for other in (narrow, wide):
+            products(one, other)
 
 
 def _codec() -> None:

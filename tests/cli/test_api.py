@@ -36,6 +36,12 @@ def test_the_readme_in_the_library(models: Models, tmp_path: Path) -> None:
         )
         assert [ref["scale"] for ref in scaled.refs] == [1.0, -1.0]
 
+        compared = store.compare(artifact, listing, plot=tmp_path / "plot.svg", jobs=1)
+        assert [pair.overall.cosine for pair in compared.pairs] == [1.0]
+        assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+        with pytest.raises(deltastore.errors.UsageError):
+            store.compare(artifact)
+
         assert store.show(artifact).tags == ("good",)
         assert store.verify().problems == ()
         assert store.verify(artifact).checked > 0

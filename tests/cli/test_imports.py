@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.cli.conftest import Models
 
-HEAVY = {"torch", "numba", "numpy", "transformers", "huggingface_hub", "rich"}
+HEAVY = {"torch", "numba", "numpy", "transformers", "huggingface_hub", "rich", "matplotlib"}
 
 PROBE = """
 import sys
@@ -39,7 +39,7 @@ def test_looking_needs_nothing_that_computes(store: Path, argv: list[str]) -> No
     assert imported(*argv) & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", ["extract", "apply", "verify"])
+@pytest.mark.parametrize("command", ["extract", "apply", "verify", "compare"])
 def test_help_needs_not_even_the_store(command: str) -> None:
     assert imported(command, "--help") & (HEAVY | {"sqlalchemy", "sqlite3"}) == set()
 
