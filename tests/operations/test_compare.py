@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from operations.checkpoints import DTYPES, Tensors, load, random_bits, save
 from operations.oracle import Step
@@ -174,7 +174,10 @@ tensor_plans = st.lists(
 
 @given(plans=tensor_plans, seed=st.integers(0, 99))
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.generate],  # an example takes long: making it smaller would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_bits_in_any_dtypes(
     plans: list[tuple[str, str, str, int, str]],
