@@ -264,7 +264,7 @@ def encoded_as(case: Case) -> Iterator[None]:
     builder = partial(PartBuilder, part_bytes=case.part_bytes)
     with (
         patch("deltastore.operations.encoding.CHUNK_ELEMENTS", case.chunk),
-        patch("deltastore.operations.extract.CHUNK_ELEMENTS", case.chunk),
+        patch("deltastore.operations.storing.CHUNK_ELEMENTS", case.chunk),
         patch("deltastore.operations.encoding.PartBuilder", builder),
     ):
         yield

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import click
 
-from deltastore.cli import options
-from deltastore.cli.output import fields, message
+from deltastore.cli import options, stored
 from deltastore.cli.session import Session
-from deltastore.cli.units import count, duration, size
-
-if TYPE_CHECKING:
-    from deltastore.operations.extract import ExtractResult
 
 
 @options.command("extract")
 @click.option("--base", required=True, metavar="CKPT", help="The model before post-training.")
 @click.option("--post", required=True, metavar="CKPT", help="The same model after it.")
-@click.option("--name", metavar="NAME", help="Name in the store.  [default: last part of post]")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag it; repeatable.")
+@options.name_option("last part of post")
+@options.tag_option
 @click.option("--codec", default="exact", show_default=True, metavar="SPEC", help="Codec to use.")
 @options.jobs_option
 @click.option("--rehash", is_flag=True, help="Read files again whose digests are remembered.")
@@ -61,29 +53,4 @@ def command(
             restore_only=restore_only,
             progress=progress,
         )
-    if result.resumed_bytes and not session.quiet:
-        message(
-            "resumed",
-            f"{size(result.resumed_bytes)} of parts were in the store from a run that was stopped",
-        )
-    session.output.result(result, human=lambda: _human(result), quiet=[result.ref])
-
-
-def _human(result: ExtractResult) -> Iterator[str]:
-    yield f"{result.ref}  {result.digest}"
-    yield from fields(
-        [
-            (
-                "stored",
-                f"{size(result.stored_bytes)} for {size(result.raw_bytes)} of weights "
-                f"({result.bits_per_weight:.2f} bits per weight, codec {result.codec})",
-            ),
-            (
-                "tensors",
-                f"{count(result.tensors, 'tensor')}, {result.unchanged:,} unchanged, "
-                f"{result.patched:,} with a restore patch",
-            ),
-            ("reused", "the store had this pair already" if result.reused else ""),
-            ("took", duration(result.seconds)),
-        ]
-    )
+    stored.show(session, result)

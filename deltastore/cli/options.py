@@ -112,6 +112,18 @@ def refs_argument(*, required: bool) -> Callable[[Function], Function]:
     )
 
 
+def name_option(default: str) -> Callable[[Function], Function]:
+    """``--name``: what the artifact that is stored is called; ``default`` is for the help."""
+    return click.option("--name", metavar="NAME", help=f"Name in the store.  [default: {default}]")
+
+
+def tag_option(function: Function) -> Function:
+    """``--tag``: tags of the artifact that is stored."""
+    return click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag it; repeatable.")(
+        function
+    )
+
+
 def jobs_option(function: Function) -> Function:
     """``--jobs``: how many threads compute."""
     return click.option(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Weights
 from deltastore.codecs import Decoder, Encoder
 from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import encode_patch, encode_values
@@ -32,7 +32,7 @@ class EncodedChunk:
 
 
 def encode_chunk(
-    base: Checkpoint, post: Checkpoint, item: Plan, chunk: Chunk, turn: Turns, number: int
+    base: Weights, post: Weights, item: Plan, chunk: Chunk, turn: Turns, number: int
 ) -> EncodedChunk:
     """Do all that one chunk needs; the tensor's chunks take turns only in being hashed.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deltastore.blobs import BlobStore, StoredBlob
-from deltastore.checkpoint import Checkpoint, TensorInfo
+from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.manifest import Stream, TensorEntry, TensorSide
 from deltastore.manifest.format import CHUNK_ELEMENTS, DTYPE_BYTES
@@ -41,8 +41,8 @@ class Encoded:
 
 def encode(
     blobs: BlobStore,
-    base: Checkpoint,
-    post: Checkpoint,
+    base: Weights,
+    post: Weights,
     plans: Sequence[Plan],
     codec: str,
     jobs: int,

@@ -6,38 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any, Self
 
-from deltastore.blobs import LocalBlobs, StoredBlob
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.codecs import get_codec
-from deltastore.digest import content_digest, fingerprint, sha256_digest
-from deltastore.errors import (
-    FormatError,
-    IntegrityError,
-    NoSpaceError,
-    QuantisedCheckpointError,
-)
-from deltastore.manifest import (
-    Config,
-    Descriptor,
-    Manifest,
-    SourceModel,
-    config_bytes,
-)
-from deltastore.manifest.format import (
-    CHUNK_ELEMENTS,
-    CONFIG_MEDIA_TYPE,
-    SAMPLES_MEDIA_TYPE,
-    TENSORS_MEDIA_TYPE,
-)
-from deltastore.operations import encoding, hashing, planning, samples, small_files
-from deltastore.operations.pairing import pair_up
+from deltastore.digest import fingerprint
+from deltastore.errors import QuantisedCheckpointError
+from deltastore.manifest import Config, Manifest
+from deltastore.operations import hashing, small_files
+from deltastore.operations.embeddings import may_tie
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
+from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
 from deltastore.refs import default_name, validate_name, validate_tag
-from deltastore.store import Store
-
-_MARGIN_BYTES = 64 << 20
+from deltastore.store import Published, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +56,47 @@ class ExtractResult:
     reused: bool
     resumed_bytes: int
     seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        published: Published,
+        manifest: Manifest,
+        config: Config,
+        *,
+        reused: bool,
+        blobs: CountedBlobs,
+        started: float,
+        **more: Any,
+    ) -> Self:
+        """The result of what was just published.
+
+        Args:
+            published: The version.
+            manifest: The artifact's manifest.
+            config: Its config.
+            reused: Whether it was found, not made.
+            blobs: By which its parts were put.
+            started: When the work began, by the monotonic clock.
+            **more: What a further result says besides.
+        """
+        reused = reused or published.reused
+        return cls(
+            name=published.name,
+            version=published.version,
+            digest=published.digest,
+            codec=config.codec,
+            raw_bytes=config.post.nbytes,
+            stored_bytes=published.stored_bytes,
+            bits_per_weight=config.bits_per_weight(manifest),
+            tensors=len(config.tensors),
+            unchanged=sum(entry.kind == "unchanged" for entry in config.tensors),
+            patched=sum(entry.patch is not None for entry in config.tensors),
+            reused=reused,
+            resumed_bytes=0 if reused else blobs.reused_bytes,
+            seconds=time.monotonic() - started,
+            **more,
+        )
 
     @property
     def ref(self) -> str:
@@ -138,17 +161,28 @@ def extract(
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))
-        wanted = _Wanted(small_files.collect(before, after), restore_only, thorough=rehash)
+        small = small_files.collect(before, after)
+        wanted = Wanted(small_files.digests(small), restore_only, thorough=rehash)
         with store.lease("extract"):
             found = None
             if not rehash:
                 pairs = _already_there(store, before, after, codec, progress, jobs)
-                found = _reusable(store, pairs, wanted)
+                found = reusable(store, pairs, wanted)
             reused = found is not None
-            blobs = _CountedBlobs(store)
+            blobs = CountedBlobs(store)
             if found is None:
-                manifest, config = _extract(
-                    store, blobs, before, after, chosen.name, wanted, job_count(jobs), progress
+                manifest, config = encode_pair(
+                    store,
+                    blobs,
+                    Source(before, before.repo, before.revision),
+                    Source(after, after.repo, after.revision),
+                    codec=chosen.name,
+                    files=small,
+                    may_tie=may_tie(before.config),
+                    restore_only=restore_only,
+                    doing="extracting",
+                    jobs=job_count(jobs),
+                    progress=progress,
                 )
                 known = (hashing.digests(config, "base"), hashing.digests(config, "post"))
                 for checkpoint, identities, digests in zip(
@@ -158,58 +192,14 @@ def extract(
                     hashing.remember(store, checkpoint, identities, digests)
                 # The same pair, encoded by another version of deltastore, stays what it was.
                 pairs = store.find_pair(config.base.content, config.post.content, codec)
-                found = _reusable(store, pairs, wanted)
+                found = reusable(store, pairs, wanted)
                 reused = found is not None
             if found is not None:
                 manifest, config = found
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
-    return ExtractResult(
-        name=published.name,
-        version=published.version,
-        digest=published.digest,
-        codec=config.codec,
-        raw_bytes=config.post.nbytes,
-        stored_bytes=published.stored_bytes,
-        bits_per_weight=config.bits_per_weight(manifest),
-        tensors=len(config.tensors),
-        unchanged=sum(entry.kind == "unchanged" for entry in config.tensors),
-        patched=sum(entry.patch is not None for entry in config.tensors),
-        reused=reused or published.reused,
-        resumed_bytes=0 if reused or published.reused else blobs.reused_bytes,
-        seconds=time.monotonic() - started,
+    return ExtractResult.of(
+        published, manifest, config, reused=reused, blobs=blobs, started=started
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What an artifact of the same weights must have in common to be the same artifact.
-
-    ``thorough``: all its bytes are compared with their digests, rather than their sizes.
-    """
-
-    files: small_files.SmallFiles
-    restore_only: bool
-    thorough: bool
-
-
-def _reusable(
-    store: Store, digests: Sequence[str], wanted: _Wanted
-) -> tuple[Manifest, Config] | None:
-    """The first of these artifacts that is what is wanted and whole; a damaged one is replaced."""
-    for digest in digests:
-        try:
-            manifest, config = store.load(digest)
-            if wanted.thorough:
-                for blob in manifest.blobs:
-                    store.blobs.check(blob.digest, blob.size)
-        except (IntegrityError, FormatError):
-            continue
-        if any(store.blobs.size(blob.digest) != blob.size for blob in manifest.blobs):
-            continue
-        same = small_files.same_files(wanted.files, manifest, config)
-        if same and config.restore_only == wanted.restore_only:
-            return manifest, config
-    return None
 
 
 def _already_there(
@@ -251,75 +241,6 @@ def _already_there(
     )
 
 
-class _CountedBlobs(LocalBlobs):
-    """The store's blobs, counting the bytes that are put and were there already."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.parts.layout.blobs, store.parts.layout.temp)
-        self.reused_bytes = 0
-
-    def put(
-        self, pieces: Sequence[bytes | bytearray | memoryview], *, digest: str | None = None
-    ) -> StoredBlob:
-        """See ``BlobStore.put``; one thread at a time puts parts."""
-        stored = super().put(pieces, digest=digest)
-        if stored.reused:
-            self.reused_bytes += stored.size
-        return stored
-
-
-def _extract(
-    store: Store,
-    blobs: _CountedBlobs,
-    before: Checkpoint,
-    after: Checkpoint,
-    codec: str,
-    wanted: _Wanted,
-    jobs: int,
-    progress: Progress,
-) -> tuple[Manifest, Config]:
-    pairs = pair_up(before, after)
-    progress.start("planning", 0)
-    plans, estimate = planning.plan(before, after, pairs, codec, jobs)
-    _require_space(store, estimate)
-    progress.start("extracting", before.nbytes + after.nbytes)
-    encoded = encoding.encode(blobs, before, after, plans, codec, jobs, progress)
-    entries = encoded.entries
-    runs = samples.choose_runs(entries)
-    pieces = samples.read_runs(before, [entry.source for entry in entries], runs)
-    stored_samples = store.blobs.put([piece.data for piece in pieces])
-    layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in encoded.parts]
-    layers.append(Descriptor(SAMPLES_MEDIA_TYPE, stored_samples.digest, stored_samples.size))
-    files = small_files.store_files(store.blobs, wanted.files, layers)
-    config = Config(
-        codec=codec,
-        exactness=get_codec(codec).exactness,
-        chunk=CHUNK_ELEMENTS,
-        base=_source(before, [(e.name, e.own_base) for e in entries]),
-        post=_source(after, [(e.name, e.post) for e in entries]),
-        tensors=entries,
-        parts=len(encoded.parts),
-        samples=runs,
-        files=files,
-        restore_only=wanted.restore_only,
-    )
-    data = config_bytes(config)
-    descriptor = Descriptor(CONFIG_MEDIA_TYPE, sha256_digest(data), len(data))
-    return Manifest(config=descriptor, layers=tuple(layers)), config
-
-
-def _source(checkpoint: Checkpoint, sides: Sequence[tuple[str, object]]) -> SourceModel:
-    rows = hashing.rows(sides)
-    return SourceModel(
-        content=content_digest(rows),
-        fingerprint=fingerprint((name, shape) for name, _, shape, _ in rows),
-        nbytes=checkpoint.nbytes,
-        parameters=checkpoint.parameters,
-        repo=checkpoint.repo,
-        revision=checkpoint.revision,
-    )
-
-
 def _label(checkpoint: Checkpoint) -> str:
     """What listings call a checkpoint: its Hub id, or the last part of its path."""
     return checkpoint.repo or checkpoint.path.resolve().name
@@ -332,17 +253,4 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} is quantised ({reason}); a delta needs weights in floating point.",
             hint="Dequantise it first, or give `--restore-only` to keep it for this base alone.",
             path=str(checkpoint.path),
-        )
-
-
-def _require_space(store: Store, estimate: int) -> None:
-    needed = estimate + estimate // 10 + _MARGIN_BYTES
-    free = store.free_bytes()
-    if free < needed:
-        raise NoSpaceError(
-            f"The artifact will take about {needed / 1e9:.2f} GB in the store at {store.path}, "
-            f"and {free / 1e9:.2f} GB are free.",
-            hint="Free some space, or use `--store` with another place.",
-            needed=needed,
-            available=free,
         )

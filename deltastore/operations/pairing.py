@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from deltastore.checkpoint import Checkpoint, TensorInfo
+from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
-from deltastore.operations.embeddings import embedding_of, head_of, may_tie
+from deltastore.operations.embeddings import embedding_of, head_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,23 @@ class Chunk:
     post: bool
 
 
-def pair_up(base: Checkpoint, post: Checkpoint) -> list[Pair]:
+def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
     """Every tensor of either side, by name.
 
     A head that only post has, because its base uses the embeddings as one, is paired with these:
     its delta then means the same on a new base, whether that has a head of its own or not.
+
+    Args:
+        base: The weights before post-training.
+        post: The weights after it.
+        may_tie: Whether the base uses its embeddings as a head if it has none.
     """
     names = sorted(base.tensors.keys() | post.tensors.keys())
     sources = dict(base.tensors)
     head, embedding = head_of(post.tensors), embedding_of(base.tensors)
     if head is not None and embedding is not None and head_of(base.tensors) is None:
         pair = _pair(head, base.tensors[embedding], post.tensors[head])
-        if pair.kind in ("delta", "resized") and may_tie(base.config):
+        if pair.kind in ("delta", "resized") and may_tie:
             sources[head] = base.tensors[embedding]
     return [_pair(name, sources.get(name), post.tensors.get(name)) for name in names]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import Checkpoint, TensorInfo
+from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.codecs import Codec, Decoder, Encoder, get_codec
 from deltastore.delta import is_wide, subtract
 from deltastore.digest import TensorHasher
@@ -39,7 +39,7 @@ class Plan:
 
 
 def plan(
-    base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair], codec: str, jobs: int
+    base: Weights, post: Weights, pairs: Sequence[Pair], codec: str, jobs: int
 ) -> tuple[list[Plan], int]:
     """Choose each tensor's form from a sample of it.
 
@@ -57,7 +57,7 @@ def plan(
     return [plan for plan in plans if plan is not None], sum(sizes)
 
 
-def _plan(base: Checkpoint, post: Checkpoint, pair: Pair, codec: Codec) -> tuple[Plan, int]:
+def _plan(base: Weights, post: Weights, pair: Pair, codec: Codec) -> tuple[Plan, int]:
     if pair.kind == "replaced" and _equal(base, post, pair):
         pair = replace(pair, kind="unchanged")
     common = pair.common_elements
@@ -88,7 +88,7 @@ def _plan(base: Checkpoint, post: Checkpoint, pair: Pair, codec: Codec) -> tuple
     return Plan(pair, encoder, decoder), estimate + further
 
 
-def _equal(base: Checkpoint, post: Checkpoint, pair: Pair) -> bool:
+def _equal(base: Weights, post: Weights, pair: Pair) -> bool:
     """Whether two tensors without a meaningful difference are the same."""
     before, after = pair.base, pair.post
     assert before is not None
@@ -115,7 +115,7 @@ def _sample_runs(elements: int) -> list[tuple[int, int]]:
 
 
 def read_run(
-    checkpoint: Checkpoint, info: TensorInfo, start: int, count: int, role: str
+    checkpoint: Weights, info: TensorInfo, start: int, count: int, role: str
 ) -> npt.NDArray[np.uint8]:
     """A run of elements in a buffer of this thread, valid until the next read of this role."""
     begin, size = byte_range(info, start, count)

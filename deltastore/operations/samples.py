@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Weights
 from deltastore.manifest import SampleRun, TensorEntry
 from deltastore.manifest.format import (
     DELTA_DTYPES,
@@ -47,7 +47,7 @@ def choose_runs(entries: tuple[TensorEntry, ...]) -> tuple[SampleRun, ...]:
 
 
 def read_runs(
-    checkpoint: Checkpoint, names: list[str], runs: tuple[SampleRun, ...]
+    checkpoint: Weights, names: list[str], runs: tuple[SampleRun, ...]
 ) -> list[np.ndarray[tuple[int], np.dtype[np.uint8]]]:
     """The bytes of each run; ``names`` is what the base calls the table's tensors."""
     pieces = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint
@@ -36,42 +37,70 @@ TOKENIZER_FILES = (
 )
 
 
-SmallFiles = dict[tuple[Literal["base", "post"], str], bytes]
+File = TypeVar("File", bytes, str)
+"""A small file: its bytes, or its digest."""
+
+Side = Literal["base", "post"]
+SmallFiles = dict[tuple[Side, str], bytes]
 """Bytes by side and name."""
+
+FileDigests = dict[tuple[Side, str], str]
+"""Digests likewise."""
 
 
 def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
-    """The small files that belong into an artifact.
-
-    All of post's, and of base's what is needed to tell what post changed: its ``config.json``
-    and its tokenizer if that differs.
+    """The small files that belong into an artifact of two checkpoints.
 
     Raises:
         CheckpointError: One of them cannot be read or is too large to be what it is called.
     """
-    _check_total([*base.files.values(), *post.files.values()])
-    posts = {name: read_portable(name, path) for name, path in sorted(post.files.items())}
-    bases = {
-        name: read_portable(name, path)
-        for name, path in sorted(base.files.items())
-        if name == "config.json" or is_tokenizer_file(name)
-    }
+    _check_total([base, post], 0)
+    return belonging(
+        _read(base, base_only=True),
+        _read(post, base_only=False),
+    )
+
+
+def collect_stored(base: Checkpoint, posts: Mapping[str, bytes]) -> SmallFiles:
+    """The same where post's files are those of an artifact.
+
+    Raises:
+        CheckpointError: One of base's cannot be read or is too large to be what it is called.
+    """
+    _check_total([base], sum(map(len, posts.values())))
+    return belonging(_read(base, base_only=True), posts)
+
+
+def belonging(bases: Mapping[str, File], posts: Mapping[str, File]) -> dict[tuple[Side, str], File]:
+    """Those of both sides' small files that belong into an artifact.
+
+    All of post's, and of base's what is needed to tell what post changed: its ``config.json``
+    and its tokenizer if that differs.
+    """
     tokenizers = [
-        {name: data for name, data in side.items() if is_tokenizer_file(name)}
+        {name: file for name, file in side.items() if is_tokenizer_file(name)}
         for side in (bases, posts)
     ]
     # All of base's tokenizer or nothing: what is absent then is known to be absent.
-    files: SmallFiles = {
-        ("base", name): data
-        for name, data in bases.items()
-        if name == "config.json" or tokenizers[0] != tokenizers[1]
+    files: dict[tuple[Side, str], File] = {
+        ("base", name): file
+        for name, file in sorted(bases.items())
+        if name == "config.json" or (name in tokenizers[0] and tokenizers[0] != tokenizers[1])
     }
-    return files | {("post", name): data for name, data in posts.items()}
+    return files | {("post", name): file for name, file in sorted(posts.items())}
 
 
-def _check_total(paths: list[Path]) -> None:
-    total = 0
-    for path in paths:
+def _read(checkpoint: Checkpoint, *, base_only: bool) -> dict[str, bytes]:
+    """A side's small files; of base only those that may belong into an artifact."""
+    return {
+        name: read_portable(name, path)
+        for name, path in checkpoint.files.items()
+        if not base_only or name == "config.json" or is_tokenizer_file(name)
+    }
+
+
+def _check_total(checkpoints: Iterable[Checkpoint], total: int) -> None:
+    for path in (path for checkpoint in checkpoints for path in checkpoint.files.values()):
         with contextlib.suppress(OSError):  # reading it says so
             total += min(path.stat().st_size, MAX_SMALL_FILE_BYTES)
     if total > MAX_SMALL_FILES_BYTES:
@@ -94,10 +123,34 @@ def store_files(
     return tuple(entries)
 
 
-def same_files(files: SmallFiles, manifest: Manifest, config: Config) -> bool:
-    """Whether an artifact has just these small files."""
-    stored = {(f.side, f.path): manifest.layers[f.layer].digest for f in config.files}
-    return stored == {key: sha256_digest(data) for key, data in files.items()}
+def digests(files: SmallFiles) -> FileDigests:
+    """The digests of small files."""
+    return {key: sha256_digest(data) for key, data in files.items()}
+
+
+def stored_digests(manifest: Manifest, config: Config) -> FileDigests:
+    """The digests of an artifact's small files."""
+    return {(f.side, f.path): manifest.layers[f.layer].digest for f in config.files}
+
+
+def read_stored(
+    blobs: BlobStore, manifest: Manifest, config: Config, side: Side
+) -> dict[str, bytes]:
+    """One side's small files of an artifact, by name.
+
+    Raises:
+        IntegrityError: One is missing or damaged.
+        ManifestInvalidError: One is larger than the format allows.
+    """
+    files = {}
+    for entry in config.files:
+        if entry.side == side:
+            layer = manifest.layers[entry.layer]
+            what = f"{entry.side}/{entry.path}"
+            files[entry.path] = blobs.read(
+                layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what, size=layer.size
+            )
+    return files
 
 
 def read_portable(name: str, path: Path) -> bytes:

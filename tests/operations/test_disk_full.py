@@ -22,7 +22,7 @@ from worlds import World
 
 from deltastore.catalog import sqlite
 from deltastore.checkpoint import writer
-from deltastore.operations import extract as extracting
+from deltastore.operations import storing
 from deltastore.testing.faults import full_after
 
 POINTS = {"extract": 50, "apply": 50, "tag": 6, "rm": 6, "gc": 6, "reindex": 6}
@@ -147,7 +147,7 @@ def test_a_small_file_system_is_full(world: World, template: World, name: str) -
 def unasked() -> None:
     """The room was there when the command looked, and was taken by somebody else since."""
     writer.__dict__["check_space"] = lambda *_: None
-    extracting.__dict__["_require_space"] = lambda *_: None
+    storing.__dict__["_require_space"] = lambda *_: None
 
 
 class filled_up:

@@ -251,7 +251,7 @@ def test_threads_sharding_and_container_make_no_difference(
     jobs: int,
 ) -> None:
     monkeypatch.setattr(encoding, "CHUNK_ELEMENTS", 1024)
-    monkeypatch.setattr("deltastore.operations.extract.CHUNK_ELEMENTS", 1024)
+    monkeypatch.setattr("deltastore.operations.storing.CHUNK_ELEMENTS", 1024)
     first = [
         save(tmp_path / "here" / name, tensors, config=CONFIG, files=FILES)
         for name, tensors in (("base", base), ("post", post))
