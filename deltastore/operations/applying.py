@@ -65,6 +65,18 @@ class _Check:
     blob: Descriptor
 
 
+def _span_at(recipe: Recipe, element: int, step: int) -> tuple[int, int, bool]:
+    """The chunk that an element of the output is in: start, elements, whether they are values.
+
+    Chunks of ``step`` elements begin at 0, and again where the values begin, as frames do.
+    """
+    common, total = recipe.common_elements, recipe.output.elements
+    values = element >= common
+    begin, end = (common, total) if values else (0, common)
+    start = begin + (element - begin) // step * step
+    return start, min(step, end - start), values
+
+
 class Applier:
     """Writes all tensors of one application and checks the blobs it reads meanwhile.
 
@@ -145,10 +157,10 @@ class Applier:
             yield _Check(blob)
 
     def _chunks(self, crew: Crew, recipe: Recipe) -> Iterator[_Chunk]:
-        step = self._readers[0].config.chunk if self._readers else CHUNK_ELEMENTS
-        common, total = recipe.common_elements, recipe.output.elements
-        spans = [(s, min(step, common - s), False) for s in range(0, common, step)]
-        spans += [(s, min(step, total - s), True) for s in range(common, total, step)]
+        spans, done = [], 0
+        while done < recipe.output.elements:
+            spans.append(_span_at(recipe, done, self._step))
+            done += spans[-1][1]
         turns = Turns(crew) if self._hashed else None
         if turns is not None:
             self._hashers[recipe.output.name] = TensorHasher()
@@ -156,6 +168,23 @@ class Applier:
                 self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()
         for number, (start, count, values) in enumerate(spans):
             yield _Chunk(recipe, start, count, values, turns, number, number + 1 == len(spans))
+
+    def chunk(self, recipe: Recipe, element: int) -> tuple[int, Bytes]:
+        """The chunk that an element is in: its first element, and its bytes.
+
+        They are in a buffer of this thread, valid until its next chunk.
+
+        Raises:
+            IntegrityError: A blob is missing or damaged.
+            FormatError: A part breaks the specification.
+            CheckpointError: The new base cannot be read.
+        """
+        start, count, values = _span_at(recipe, element, self._step)
+        return start, self._compute(_Chunk(recipe, start, count, values, None, 0, last=True))
+
+    @property
+    def _step(self) -> int:
+        return self._readers[0].config.chunk if self._readers else CHUNK_ELEMENTS
 
     def _compute(self, task: _Chunk) -> Bytes:
         return self._values(task) if task.values else self._sum(task)
