@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deltastore.operations.apply import ApplyResult
     from deltastore.operations.compare import Comparison
+    from deltastore.operations.compose import ComposeResult
     from deltastore.operations.du import Usage
     from deltastore.operations.export import ExportReport
     from deltastore.operations.extract import ExtractResult
@@ -210,6 +211,46 @@ class DeltaStore:
             jobs=jobs,
             max_shard_bytes=max_shard_bytes,
             progress=progress or Silent(),
+        )
+
+    def compose(
+        self,
+        artifacts: Sequence[str | Artifact],
+        *,
+        base: str | PathLike[str] | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> ComposeResult:
+        """Store deltas that follow one another as one, as ``extract`` of the whole way would.
+
+        Args:
+            artifacts: Refs or artifacts, each extracted from what the one before it leads to.
+            base: The first one's base: a path or a hub id; by default it is looked for.
+            name: The name to store it under; by default theirs, with hyphens between them.
+            tags: Tags for the new version.
+            jobs: Threads; by default the processors this process may use.
+            progress: Is told how far the work is.
+
+        Raises:
+            UsageError: There are less than two artifacts.
+            RefError: There is no such artifact, or the name or a tag cannot be used.
+            IncompatibleError: They do not follow one another, or ``base`` is another.
+            IntegrityError: Stored bytes are damaged.
+            CheckpointError: The base is not known, or cannot be read.
+            StoreError: The store cannot be written.
+        """
+        from deltastore.operations.compose import compose
+
+        return compose(
+            self._store,
+            _refs(artifacts),
+            base=None if base is None else str(base),
+            name=name,
+            tags=tags,
+            jobs=jobs,
+            progress=progress,
         )
 
     def resolve(self, base: str | PathLike[str]) -> Sequence[Candidate]:

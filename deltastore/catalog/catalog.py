@@ -222,6 +222,17 @@ class Catalog:
                         found[file.path] = dict(json.loads(tensors))
         return found
 
+    def files_with(self, blake3: str) -> list[str]:
+        """The paths of the known files that had a tensor of this digest, seen last first.
+
+        Whether they have it still, ``remembered`` says.
+        """
+        rows = self._rows(
+            "SELECT path FROM files WHERE instr(tensors, :blake3) > 0 ORDER BY seen_ns DESC, path",
+            {"blake3": blake3},
+        )
+        return [str(path) for (path,) in rows]
+
     def remember(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:
         """Remember the BLAKE3 of the tensors of files, where what is known of them is proof.
 

@@ -9,6 +9,7 @@ import click
 COMMANDS = (
     "extract",
     "apply",
+    "compose",
     "list",
     "show",
     "resolve",

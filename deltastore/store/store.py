@@ -233,6 +233,10 @@ class Store:
         """
         return self.parts.catalog.remembered(files)
 
+    def files_with(self, blake3: str) -> list[str]:
+        """The paths of files that had a tensor of this BLAKE3 (hex) when they were last read."""
+        return self.parts.catalog.files_with(blake3)
+
     def remember_digests(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:
         """Remember the BLAKE3 of the tensors of files, for the next time.
 
