@@ -22,7 +22,9 @@ from worlds import (
     check_nothing_left_over,
     check_whole,
     collect,
+    compose,
     extract,
+    extract_what_follows,
     listed,
     rebuild,
     rm,
@@ -77,23 +79,20 @@ def fail_to_apply(world: World) -> None:
         apply(world)
 
 
+STORING = (
+    *("TEMP", "BLOB", "LEASE", "BLOBS", "MANIFEST", "CLAIM"),
+    *("RECORD", "ROW", "TAG", "TAG_ROW", "TAGS"),
+)
 COMMANDS: dict[str, tuple[Callable[[World], None], dict[str, tuple[str, ...]], tuple[str, ...]]] = {
     "extract": (
         extract,
         {"x:v1": ("old",), "x:v2": (), "x:v3": ("new", "t"), "y:v1": ()},
-        (
-            "TEMP",
-            "BLOB",
-            "LEASE",
-            "BLOBS",
-            "MANIFEST",
-            "CLAIM",
-            "RECORD",
-            "ROW",
-            "TAG",
-            "TAG_ROW",
-            "TAGS",
-        ),
+        STORING,
+    ),
+    "compose": (
+        compose,
+        {"x:v1": ("old",), "x:v2": (), "x:v3": ("new", "t"), "y:v1": (), "z:v1": ()},
+        STORING,
     ),
     "tag": (tag, BEFORE | {"x:v1": ("old",), "x:v2": ("t",)}, ("LEASE", "TAG", "TAG_ROW")),
     "untag": (untag, BEFORE | {"x:v1": ("old",)}, ("LEASE", "TAG", "TAG_ROW")),
@@ -127,13 +126,20 @@ def as_step(name: str) -> Step | OutputStep:
     return Step[name] if name in Step.__members__ else OutputStep[name]
 
 
+def arrange(world: World, name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command needs that the others do not."""
+    if name == "migrate":
+        later_schema(directory, monkeypatch)
+    if name == "compose":
+        extract_what_follows(world)
+
+
 @pytest.mark.parametrize(("name", "step"), CASES)
 def test_killed_at(
     world: World, name: str, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, expected, _ = COMMANDS[name]
-    if name == "migrate":
-        later_schema(tmp_path, monkeypatch)
+    arrange(world, name, tmp_path, monkeypatch)
     killed_at(as_step(step), lambda: command(world))
     try:
         check_whole(world)
@@ -154,8 +160,7 @@ def test_no_step_of_a_command_is_left_out(
 ) -> None:
     """A step that is added to a command needs a case here."""
     command, _, taken = COMMANDS[name]
-    if name == "migrate":
-        later_schema(tmp_path, monkeypatch)
+    arrange(world, name, tmp_path, monkeypatch)
     assert traced(tmp_path, lambda: command(world)) == set(taken)
 
 
@@ -164,10 +169,13 @@ def test_every_step_belongs_to_a_command() -> None:
     assert reached == {*Step, *OutputStep}
 
 
-@pytest.mark.parametrize("name", ["extract", "rm", "gc"])
-def test_killed_again_and_again(world: World, name: str) -> None:
+@pytest.mark.parametrize("name", ["extract", "compose", "rm", "gc"])
+def test_killed_again_and_again(
+    world: World, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each attempt gets one step further than the one before, on what that one left."""
     command, expected, taken = COMMANDS[name]
+    arrange(world, name, tmp_path, monkeypatch)
     for step in taken:
         with suppress(AssertionError):  # what is done already takes no step again
             killed_at(as_step(step), lambda: command(world))

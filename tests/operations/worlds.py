@@ -59,6 +59,17 @@ def extract(world: World) -> None:
         store.extract(world.base, world.directory / "four", name="x", tags=["t", "new"], jobs=1)
 
 
+def extract_what_follows(world: World) -> None:
+    """z:v1, which begins where x:v1 ends."""
+    with deltastore.open(world.store) as store:
+        store.extract(world.directory / "one", world.directory / "four", name="z")
+
+
+def compose(world: World) -> None:
+    with deltastore.open(world.store) as store:
+        store.compose(["x:v1", "z"], base=world.base, name="x", tags=["t", "new"], jobs=1)
+
+
 def tag(world: World) -> None:
     with deltastore.open(world.store) as store:
         store.tag("x:v2", "t")
@@ -100,7 +111,8 @@ def check_whole(world: World) -> None:
         assert store.verify().problems == ()
         for found in store.list():
             out = world.directory / "check"
-            store.apply(f"{found.name}:v{found.version}", base=world.base, out=out, jobs=1)
+            base = world.directory / found.base
+            store.apply(f"{found.name}:v{found.version}", base=base, out=out, jobs=1)
             assert_same_bits(load(out), world.posts[found.post])
             shutil.rmtree(out)
     if world.out.exists():
