@@ -28,7 +28,7 @@ from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
-from deltastore.operations.decoding import ArtifactReader, naming
+from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, is_scale
@@ -154,7 +154,7 @@ def apply(
     output_dtype = _dtype(dtype)
     with ExitStack() as stack:
         named: list[str] = []
-        stack.enter_context(naming(named))
+        stack.enter_context(blaming(named))
         deltas = []
         for ref, scale in zip(refs, alphas.scales, strict=True):
             artifact = store.resolve(ref)

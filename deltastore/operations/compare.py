@@ -18,7 +18,7 @@ from deltastore.catalog import Artifact
 from deltastore.delta import Products
 from deltastore.errors import IncompatibleError, RestoreOnlyError, UsageError
 from deltastore.operations.comparing import Comparer, Overlap, overlaps
-from deltastore.operations.decoding import ArtifactReader, naming
+from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.module_names import Place, places
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent
@@ -169,7 +169,7 @@ def compare(
         )
     with ExitStack() as stack:
         named: list[str] = []
-        stack.enter_context(naming(named))
+        stack.enter_context(blaming(named))
         artifacts, readers = [], []
         for ref in refs:
             artifact = store.resolve(ref)

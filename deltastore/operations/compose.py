@@ -26,8 +26,8 @@ from deltastore.errors import (
 )
 from deltastore.manifest import Config, Descriptor, Manifest
 from deltastore.operations import hashing, small_files
-from deltastore.operations.apply import naming
-from deltastore.operations.decoding import ArtifactReader
+from deltastore.operations.decoding import ArtifactReader, blaming
+from deltastore.operations.embeddings import may_tie
 from deltastore.operations.extract import ExtractResult
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent, Staged
@@ -185,7 +185,7 @@ def _load(store: Store, ref: str, stack: ExitStack) -> _Step:
         IncompatibleError: It does not give its post to the bit.
     """
     artifact = store.resolve(ref)
-    with naming([artifact.ref]):
+    with blaming([artifact.ref]):
         reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
     stack.enter_context(reader)
     if reader.config.restore_only:
@@ -224,7 +224,7 @@ def _require_chain(steps: Sequence[_Step]) -> None:
                 base=begin,
             )
         posts = [(entry.name, entry.post) for entry in before.config.tensors]
-        bases = [(entry.name, entry.base) for entry in after.config.tensors]
+        bases = [(entry.name, entry.own_base) for entry in after.config.tensors]
         if hashing.rows(posts) != hashing.rows(bases):
             raise ManifestInvalidError(
                 f"{before.ref} ends where {after.ref} begins, at {end}, with other tensors.",
@@ -284,10 +284,10 @@ def _encode(
     """
     first, last = steps[0], steps[-1]
     identities = hashing.identities(checkpoint)
-    with naming([first.ref]):
+    with blaming([first.ref]):
         require_source_base(store, first.artifact, first.manifest, first.config, checkpoint)
     _check_parts(store, steps, jobs, progress)
-    with naming([last.ref]):
+    with blaming([last.ref]):
         posts = small_files.read_stored(store.blobs, last.manifest, last.config, "post")
     files = small_files.collect_stored(checkpoint, posts)
     weights: Weights = checkpoint
@@ -304,6 +304,7 @@ def _encode(
         Source(weights, last.config.post.repo, last.config.post.revision),
         codec=_CODEC,
         files=files,
+        may_tie=may_tie(checkpoint.config),
         restore_only=False,
         doing="composing",
         jobs=jobs,
@@ -335,5 +336,5 @@ def _check_parts(store: Store, steps: Sequence[_Step], jobs: int, progress: Prog
         store.blobs.check(part.digest, part.size, advance=progress.advance)
 
     for step in steps:
-        with naming([step.ref]):
+        with blaming([step.ref]):
             Crew(jobs).run(step.reader.parts, work)

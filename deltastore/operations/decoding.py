@@ -27,7 +27,7 @@ _NOTHING = np.empty(0, np.uint8)
 
 
 @contextmanager
-def naming(refs: Sequence[str]) -> Iterator[None]:
+def blaming(refs: Sequence[str]) -> Iterator[None]:
     """Say of a damaged or unreadable blob which artifact it belongs to."""
     try:
         yield

@@ -10,11 +10,10 @@ from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, read_vocabulary
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
-from deltastore.manifest.format import MAX_SMALL_FILE_BYTES
 from deltastore.operations.embeddings import embedding_of, has_token_rows
 from deltastore.operations.output.documents import read_object
 from deltastore.operations.rows import NONE
-from deltastore.operations.small_files import is_tokenizer_file, read_portable
+from deltastore.operations.small_files import is_tokenizer_file, read_portable, read_stored
 from deltastore.operations.vocabulary import Vocabulary, match_tokens
 
 Files = dict[str, bytes]
@@ -55,18 +54,8 @@ def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
     Raises:
         IntegrityError: One of them is missing or damaged.
     """
-    base: Files = {}
-    post: Files = {}
-    for entry in config.files:
-        layer = manifest.layers[entry.layer]
-        side = base if entry.side == "base" else post
-        side[entry.path] = blobs.read(
-            layer.digest,
-            limit=MAX_SMALL_FILE_BYTES,
-            what=f"{entry.side}/{entry.path}",
-            size=layer.size,
-        )
-    return Sides(base, post)
+    artifact = (blobs, manifest, config)
+    return Sides(read_stored(*artifact, "base"), read_stored(*artifact, "post"))
 
 
 def compare_tokens(

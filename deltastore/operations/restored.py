@@ -13,7 +13,9 @@ from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.operations.applying import Applier, Bytes
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.structure import Scaled, check_structure, recipes
+from deltastore.operations.naming import Scales
+from deltastore.operations.recipes import recipes
+from deltastore.operations.structure import Delta, check_structure
 from deltastore.scratch import Buffers, apart
 
 
@@ -46,11 +48,11 @@ class Restored:
     """
 
     def __init__(self, base: Weights, reader: ArtifactReader, ref: str) -> None:
-        delta = Scaled(ref, reader.config, 1.0)
+        delta = Delta(ref, reader.config)
         report = check_structure(base, [delta], partial=False)
-        self._recipes = recipes(base, [delta], report, None)
+        self._recipes = recipes(base, [delta], report, Scales([1.0]), None)
         patched = (entry.name for entry in reader.config.tensors if entry.patch is not None)
-        self._applier = Applier(base, [reader], [1.0], patches=frozenset(patched), hashed=False)
+        self._applier = Applier(base, [reader], patches=frozenset(patched), hashed=False)
         self._thread = _PerThread()
         self.path = base.path
         outputs = {name: recipe.output for name, recipe in self._recipes.items()}

@@ -71,7 +71,7 @@ def require_source_base(
         CheckpointError: The checkpoint cannot be read.
         HubError: Likewise.
     """
-    sides = {entry.name: entry.base for entry in config.tensors if entry.base is not None}
+    sides = {entry.name: entry.own_base for entry in config.tensors if entry.own_base is not None}
     for name in sorted(sides.keys() | checkpoint.tensors.keys()):
         side, info = sides.get(name), checkpoint.tensors.get(name)
         wanted = "no such tensor" if side is None else f"{side.dtype} {list(side.shape)}"
@@ -119,7 +119,7 @@ def not_source_base(
 
 def _remembered(store: Store, config: Config) -> Checkpoint | None:
     """The base, if files that were read before are it and have not changed since."""
-    wanted = {entry.name: entry.base for entry in config.tensors if entry.base is not None}
+    wanted = {entry.name: entry.own_base for entry in config.tensors if entry.own_base is not None}
     if not wanted:
         return None
     largest = max(wanted.values(), key=lambda side: side.nbytes)

@@ -257,6 +257,25 @@ def test_threads_and_shards_make_no_difference(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+HEAD = "lm_head.weight"
+
+
+@pytest.mark.parametrize("tied", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_heads_that_are_tied_or_not(
+    store: deltastore.DeltaStore, tmp_path: Path, tied: tuple[bool, bool, bool]
+) -> None:
+    """A head that only post has is measured from its base's embeddings, of which it has none."""
+    sides = {"base": model("base")}
+    sides["middle"] = trained(sides["base"], "middle")
+    sides["post"] = trained(sides["middle"], "post")
+    for tensors, shares in zip(sides.values(), tied, strict=True):
+        if shares:
+            del tensors[HEAD]
+    config = {"model_type": "llama", "tie_word_embeddings": tied[0]}
+    result = composed(store, tmp_path, sides, config=config)
+    check(store, tmp_path, sides, result, config=config)
+
+
 def test_more_than_two(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     steps = {"base": model("base")}
     for name in ("one", "two", "three"):
