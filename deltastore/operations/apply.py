@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import deltastore
-from deltastore.catalog import Artifact
 from deltastore.checkpoint import (
     TORCH_DTYPES,
     Checkpoint,
@@ -23,19 +22,19 @@ from deltastore.checkpoint import (
     quantisation,
 )
 from deltastore.errors import QuantisedCheckpointError, StructureMismatchError, UsageError
-from deltastore.manifest import Config, Descriptor
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
-from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
-from deltastore.operations.naming import Renaming, ScaleRule, Scales, is_scale
+from deltastore.operations.matching import compare_tokens, read_sides, skip_tokens
+from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, recipes
-from deltastore.operations.structure import Delta, Report, check_structure
+from deltastore.operations.structure import Delta, check_structure
+from deltastore.operations.summary import Chosen, Summary, used_blobs
 from deltastore.store import Store
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
@@ -81,21 +80,6 @@ class ApplyResult:
     config_left: list[dict[str, str]]
     dry_run: bool
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Delta:
-    """One resolved delta."""
-
-    artifact: Artifact
-    ref: str
-    scale: float
-    reader: ArtifactReader
-    files: Sides
-
-    @property
-    def config(self) -> Config:
-        return self.reader.config
 
 
 def apply(
@@ -161,7 +145,7 @@ def apply(
             named.append(artifact.ref)
             reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
             sides = read_sides(store.blobs, reader.manifest, reader.config)
-            deltas.append(_Delta(artifact, artifact.ref, scale, reader, sides))
+            deltas.append(Chosen(artifact, artifact.ref, scale, reader, sides))
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
@@ -208,7 +192,7 @@ def apply(
             {name: recipe.output for name, recipe in made.items()},
             max_shard_bytes=max_shard_bytes,
         )
-        summary = _Summary(checkpoint, deltas, lineages, report, matched, alphas, dtype)
+        summary = Summary(checkpoint, deltas, lineages, report, matched, alphas, dtype)
         overflowed, restored = 0, False
         if dry_run:
             check_destination(out, plan)
@@ -237,69 +221,9 @@ def apply(
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Summary:
-    """What result, provenance and card all say."""
-
-    checkpoint: Checkpoint
-    deltas: Sequence[_Delta]
-    lineages: Sequence[Lineage]
-    report: Report
-    matched: Sequence[Delta]
-    alphas: Scales
-    dtype: str | None
-
-    @property
-    def label(self) -> str:
-        return self.checkpoint.repo or self.checkpoint.path.resolve().name
-
-    @property
-    def base(self) -> dict[str, Any]:
-        return {
-            "label": self.label,
-            "repo": self.checkpoint.repo,
-            "revision": self.checkpoint.revision,
-        }
-
-    @property
-    def refs(self) -> list[dict[str, Any]]:
-        return [{"ref": d.ref, "digest": d.artifact.digest, "scale": d.scale} for d in self.deltas]
-
-    @property
-    def lineage(self) -> list[dict[str, Any]]:
-        pairs = zip(self.deltas, self.lineages, strict=True)
-        return [{"ref": delta.ref, **asdict(figures)} for delta, figures in pairs]
-
-    @property
-    def left_out(self) -> list[dict[str, str]]:
-        return [{"name": item.name, "problem": item.problem} for item in self.report.all]
-
-    @property
-    def vocabulary(self) -> list[dict[str, Any]]:
-        return [
-            {"ref": delta.ref, **delta.vocabulary.report()}
-            for delta in self.matched
-            if delta.vocabulary is not None
-        ]
-
-    def details(self) -> list[dict[str, Any]]:
-        """The deltas as provenance and card tell of them."""
-        return [
-            {
-                **ref,
-                "base": d.artifact.base,
-                "post": d.artifact.post,
-                "source_base": d.config.base.content,
-                "source_post": d.config.post.content,
-                "lineage": asdict(figures),
-            }
-            for ref, d, figures in zip(self.refs, self.deltas, self.lineages, strict=True)
-        ]
-
-
 def _write(
     store: Store,
-    summary: _Summary,
+    summary: Summary,
     made: Mapping[str, Recipe],
     composed: output_files.Composed,
     plan: Sequence[ShardPlan],
@@ -323,7 +247,7 @@ def _write(
         patches=patches or frozenset(),
         hashed=patches is not None,
     )
-    checked = _used_blobs(deltas)
+    checked = used_blobs(deltas)
     total = sum(recipe.output.nbytes for recipe in made.values())
     extra = sum(map(len, files.values())) + (1 << 20)
     with CheckpointWriter(out, plan, extra_bytes=extra) as writer:
@@ -351,30 +275,6 @@ def _write(
     return tally.overflowed, restored
 
 
-def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
-    """A scale for each ref: 1 for all if none is given.
-
-    Raises:
-        UsageError: Their numbers differ, or a scale is no finite float32 number.
-    """
-    if not refs:
-        raise UsageError("There is nothing to apply: no ref was given.", hint="Give a ref.")
-    if not scales:
-        return [1.0] * len(refs)
-    if len(scales) != len(refs):
-        raise UsageError(
-            f"{len(scales)} scales were given for {len(refs)} refs.",
-            hint="Give one `--scale` for each ref, or none.",
-        )
-    for ref, scale in zip(refs, scales, strict=True):
-        if not is_scale(scale):
-            raise UsageError(
-                f"The scale of {ref} is {scale:g}; expected a finite float32 number.",
-                hint="Give another scale; 1 adds the delta as it was measured.",
-            )
-    return [float(scale) for scale in scales]
-
-
 def _dtype(name: str | None) -> str | None:
     if name is None:
         return None
@@ -389,7 +289,7 @@ def _dtype(name: str | None) -> str | None:
 
 
 def _matched(
-    checkpoint: Checkpoint, deltas: Sequence[_Delta], renaming: Renaming, *, skip: bool
+    checkpoint: Checkpoint, deltas: Sequence[Chosen], renaming: Renaming, *, skip: bool
 ) -> list[Delta]:
     """The deltas with what is to be known before their tensors are matched."""
     tables = [[entry.name for entry in delta.config.tensors] for delta in deltas]
@@ -403,7 +303,7 @@ def _matched(
     return result
 
 
-def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
+def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[Chosen]) -> None:
     reason = quantisation(checkpoint)
     if reason is not None and not all(delta.config.restore_only for delta in deltas):
         raise QuantisedCheckpointError(
@@ -416,7 +316,7 @@ def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[_Delta]) -> None:
 
 def _may_restore(
     checkpoint: Checkpoint,
-    deltas: Sequence[_Delta],
+    deltas: Sequence[Chosen],
     lineages: Sequence[Lineage],
     made: Mapping[str, Recipe],
     *,
@@ -435,15 +335,6 @@ def _may_restore(
         if delta.config.restore_only:
             raise restoration.not_the_source(delta.ref, checkpoint)
     return False
-
-
-def _used_blobs(deltas: Sequence[_Delta]) -> list[Descriptor]:
-    """The parts of all deltas, each once; what else is read is checked as it is read."""
-    seen: dict[str, Descriptor] = {}
-    for delta in deltas:
-        for layer in delta.reader.parts:
-            seen.setdefault(layer.digest, layer)
-    return list(seen.values())
 
 
 __all__ = ["DTYPE_NAMES", "ApplyResult", "apply"]

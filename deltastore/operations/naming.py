@@ -219,3 +219,27 @@ def suggested_map(names: Sequence[str], known: Iterable[str]) -> str | None:
 
 def _swapped(name: str, old: str, new: str) -> str:
     return new + name[len(old) :] if name.startswith(old) else name
+
+
+def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:
+    """A scale for each ref: 1 for all if none is given.
+
+    Raises:
+        UsageError: Their numbers differ, or a scale is no finite float32 number.
+    """
+    if not refs:
+        raise UsageError("There is nothing to apply: no ref was given.", hint="Give a ref.")
+    if not scales:
+        return [1.0] * len(refs)
+    if len(scales) != len(refs):
+        raise UsageError(
+            f"{len(scales)} scales were given for {len(refs)} refs.",
+            hint="Give one `--scale` for each ref, or none.",
+        )
+    for ref, scale in zip(refs, scales, strict=True):
+        if not is_scale(scale):
+            raise UsageError(
+                f"The scale of {ref} is {scale:g}; expected a finite float32 number.",
+                hint="Give another scale; 1 adds the delta as it was measured.",
+            )
+    return [float(scale) for scale in scales]

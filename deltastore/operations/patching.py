@@ -8,32 +8,30 @@ does not give back is kept beside the model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import TORCH_DTYPES, OutputTensor, ShardPlan, TensorInfo
+from deltastore.checkpoint import OutputTensor, ShardPlan
 from deltastore.codecs.values import decode_patch, encode_patch
 from deltastore.delta import Term, add
 from deltastore.errors import (
     IncompatibleError,
     RestoreOnlyError,
-    StructureMismatchError,
     UsageError,
 )
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.operations import hashing, restoration
-from deltastore.operations.apply import checked_scales
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import read_sides
-from deltastore.operations.naming import Scales
+from deltastore.operations.model_weights import ModelWeights
+from deltastore.operations.naming import Scales, checked_scales
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.recipes import Recipe, recipes
@@ -257,83 +255,6 @@ def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield entry.name, tensor
 
 
-class ModelWeights:
-    """A module's weights as a checkpoint is read, and written in place.
-
-    Tied weights have several names for one memory. Names that the delta knows are used, the
-    first of them for each memory; a name that it does not know, of memory that it does, is left
-    out.
-
-    Raises:
-        IncompatibleError: A weight is on the meta device, sparse or quantised.
-        StructureMismatchError: The delta changes tied weights in different ways.
-    """
-
-    def __init__(self, model: torch.nn.Module, entries: Sequence[TensorEntry]) -> None:
-        self.path = Path(type(model).__name__)
-        known = {entry.name: entry for entry in entries}
-        self.tensors: dict[str, TensorInfo] = {}
-        self._values: dict[str, torch.Tensor] = {}
-        self.tied: dict[str, str] = {}
-        memory: dict[Any, str] = {}
-        state = model.state_dict(keep_vars=True)
-        for name in sorted(state, key=lambda name: (name not in known, name)):
-            value = state[name]
-            if not hasattr(value, "dtype"):
-                continue  # a module's extra state
-            info = _info(name, value, self.path)
-            place = (value.device, value.data_ptr(), tuple(value.shape), value.stride())
-            first = memory.setdefault(place, name) if value.numel() else name
-            self.tensors[name] = info
-            self._values[name] = value.detach()
-            if first == name:
-                continue
-            if name in known and first in known:
-                _refuse_different(known[first], known[name])
-                self.tied[name] = first
-            else:
-                del self.tensors[name]
-
-    def read_into(self, name: str, start_byte: int, buffer: Any) -> None:
-        """Copy bytes of a weight, in row-major order, from its device."""
-        target = np.frombuffer(buffer, np.uint8)
-        size = DTYPE_BYTES[self.tensors[name].dtype]
-        first, count = start_byte // size, target.size // size
-        value = self._values[name]
-        if value.is_contiguous():
-            piece = value.view(-1)[first : first + count]
-        else:
-            piece = value[self._places(name, first, count)]
-        np.copyto(target, _bytes(piece.cpu()))
-
-    def read_samples(self, places: Sequence[tuple[str, int, Any]]) -> None:
-        """Fill each buffer from its place."""
-        for name, start_byte, buffer in places:
-            self.read_into(name, start_byte, buffer)
-
-    def write(self, name: str, start: int, data: Bytes) -> None:
-        """Overwrite elements from ``start`` on with their bytes."""
-        import torch
-
-        value = self._values[name]
-        size = DTYPE_BYTES[self.tensors[name].dtype]
-        count = data.size // size
-        source = torch.from_numpy(data).view(value.dtype)
-        with torch.no_grad():
-            if value.is_contiguous():
-                value.view(-1)[start : start + count].copy_(source)
-            else:
-                value[self._places(name, start, count)] = source.to(value.device)
-
-    def _places(self, name: str, start: int, count: int) -> tuple[torch.Tensor, ...]:
-        """Indices of a run of elements of a weight that is transposed or sliced."""
-        import torch
-
-        value = self._values[name]
-        index = np.unravel_index(np.arange(start, start + count), tuple(value.shape))
-        return tuple(torch.from_numpy(i).to(value.device) for i in index)
-
-
 class _Target:
     """Writes what ``Applier`` computes into the model, and notes what undoing it will lack."""
 
@@ -446,35 +367,6 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
 def _is_post(undo: Mapping[str, _Undo]) -> bool:
     posts = ((item.entry.post, item.after) for item in undo.values())
     return all(post is not None and post.blake3 == after for post, after in posts)
-
-
-def _refuse_different(one: TensorEntry, other: TensorEntry) -> None:
-    if (one.base, one.post) != (other.base, other.post):
-        raise StructureMismatchError(
-            f"{one.name} and {other.name} are one tensor in the model, and the delta changes them "
-            "in different ways.",
-            hint="Untie them, or apply the delta to a checkpoint where they are two.",
-        )
-
-
-def _info(name: str, value: torch.Tensor, where: Path) -> TensorInfo:
-    kind = str(value.dtype).removeprefix("torch.")
-    dtype = TORCH_DTYPES.get(kind)
-    if dtype is None or value.is_meta or value.is_sparse or value.is_quantized:
-        raise IncompatibleError(
-            f"{name} of {where} is {kind} on {value.device}; expected a dense tensor of numbers.",
-            hint="Load the weights first, without quantisation.",
-            tensor=name,
-        )
-    shape = tuple(value.shape)
-    return TensorInfo(name, dtype, shape, 0, 0, value.numel() * DTYPE_BYTES[dtype])
-
-
-def _bytes(value: torch.Tensor) -> Bytes:
-    import torch
-
-    found: Bytes = value.contiguous().view(torch.uint8).numpy()
-    return found
 
 
 __all__ = ["ModelWeights", "Patch", "delta_tensors", "patch", "unpatch"]
