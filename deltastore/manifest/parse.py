@@ -425,9 +425,9 @@ def _samples(
         if len(triple) != 3:
             read.fail(at, "[tensor, start, count]", row)
         index = read.integer(triple[0], f"{at}[0]", high=len(tensors) - 1)
-        side = tensors[index].base
+        side = tensors[index].own_base
         if side is None:
-            read.fail(f"{at}[0]", "a tensor of the base", tensors[index].name)
+            read.fail(f"{at}[0]", "a tensor of the base's own", tensors[index].name)
         start = read.integer(triple[1], f"{at}[1]", high=side.elements)
         count = read.integer(triple[2], f"{at}[2]", low=1, high=side.elements - start)
         total += count * fmt.DTYPE_BYTES[side.dtype]

@@ -186,6 +186,19 @@ def many_files(forger: Forger) -> None:
         forger.config["files"].append(item)
 
 
+def _untied(forger: Forger, *, count: int = 1, chain: bool = False, sampled: bool = False) -> None:
+    """Tensors that only post has, and that claim a tensor of the base for theirs."""
+    tensors = forger.config["tensors"]
+    for number in range(count):
+        head = copy.deepcopy(forger.tensors["w"]) | {"name": f"x{number:06}", "base_name": "w"}
+        tensors.insert(len(tensors) - 1, head)
+    if chain:
+        tensors.insert(len(tensors) - 1, head | {"name": "y", "base_name": head["name"]})
+    if sampled:
+        for run in forger.config["samples"]:
+            run[0] = tensors.index(head)
+
+
 MANIFESTS: dict[str, Callable[[Forger], object]] = {
     "manifest-schema": put("manifest.schemaVersion", 3),
     "manifest-schema-bool": put("manifest.schemaVersion", True),
@@ -258,6 +271,15 @@ MANIFESTS: dict[str, Callable[[Forger], object]] = {
     "config-samples-beyond": put("config.samples", [[1, 1 << 40, 1]]),
     "config-samples-of-nothing": put("config.samples", [[10**6, 0, 1]]),
     "config-samples-missing": put("config.samples", []),
+    "config-base-name-missing": put("w.base_name", "v"),
+    "config-base-name-itself": put("w.base_name", "w"),
+    "config-base-name-other": put("w.base_name", "ids"),
+    "config-base-name-chain": lambda f: _untied(f, chain=True),
+    "config-base-name-kind": put("ids.base_name", "w"),
+    "config-base-name-null": put("w.base_name", None),
+    "config-base-name-path": put("w.base_name", "../../w\x1b[2J"),
+    "config-base-name-sampled": lambda f: _untied(f, sampled=True),
+    "config-base-name-added": _untied,
     "config-file-layer-part": put("config.files.0.layer", 0),
     "config-file-layer-beyond": put("config.files.0.layer", 10**9),
     "config-files-together": many_files,

@@ -110,6 +110,13 @@ def config_document() -> Document:
             "values": stream([1, 0, 1], codec="values"),
         },
         {
+            "name": "same head",
+            "kind": "unchanged",
+            "base": side("F16", 2, 1024),
+            "post": side("F16", 2, 1024),
+            "base_name": "grown",
+        },
+        {
             "name": "shrunk",
             "kind": "resized",
             "base": side("F64", 2000),
@@ -122,6 +129,32 @@ def config_document() -> Document:
             "kind": "unchanged",
             "base": side("BOOL", 2),
             "post": side("BOOL", 2),
+        },
+        {
+            "name": "untied",
+            "kind": "delta",
+            "base": side("F16", 2, 1024),
+            "post": side("F32", 2, 1024),
+            "base_name": "grown",
+            "delta": stream([1, 0, 2]),
+            "patch": stream([1, 1, 1], codec="values"),
+            **figures,
+        },
+        {
+            "name": "untied, grown",
+            "kind": "resized",
+            "base": side("BF16", 2),
+            "post": side("BF16", 3),
+            "base_name": "with a twin",
+            "delta": stream([0, 0, 1]),
+            "values": stream([1, 0, 1], codec="values"),
+            **(figures | {"changed": 2}),
+        },
+        {
+            "name": "with a twin",
+            "kind": "removed",
+            "base": side("BF16", 2),
+            "post": None,
         },
     ]
     return {
@@ -350,8 +383,22 @@ CONFIG_RULES: dict[str, tuple[str, list[Any]]] = {
     "changed": ("tensors.delta.changed", [*WRONG_COUNTS, 5121]),
     "l2": ("tensors.delta.l2", [-1.0, "1", None, True, float("1e999"), [], -1]),
     "base_l2": ("tensors.delta.base_l2", [-0.1, "1", None, False]),
+    "a base's name": ("tensors.untied.base_name", WRONG_NAMES),
+    "a base's name of no tensor": ("tensors.untied.base_name", ["other", "Grown", "grown "]),
+    "a base's name of itself": ("tensors.untied.base_name", ["untied"]),
+    "a base's name of one that has no base": ("tensors.untied.base_name", ["added"]),
+    "a base's name of another side": (
+        "tensors.untied.base_name",
+        ["delta", "shrunk", "removed", "replaced", "unchanged", "with a twin"],
+    ),
+    "a base's name of one that has a name too": ("tensors.untied.base_name", ["same head"]),
+    "a base's name where that is no longer its base": (
+        "tensors.grown.base",
+        [side("F16", 2, 1024) | {"blake3": "0" * 64}, side("BF16", 2, 1024), side("F16", 3, 1024)],
+    ),
     "samples": ("samples", [None, {}, [5], [[]], [[1, 0]], [[1, 0, 4, 4]], [["1", 0, 4]]]),
-    "a sampled tensor": ("samples.0", [[8, 0, 4], [-1, 0, 4], [0, 0, 4], [1 << 61, 0, 4]]),
+    "a sampled tensor": ("samples.0", [[12, 0, 4], [-1, 0, 4], [0, 0, 4], [1 << 61, 0, 4]]),
+    "a sampled tensor with a base's name": ("samples.2", [[6, 0, 4], [9, 0, 4]]),
     "a sample's range": (
         "samples.0",
         [[1, 5118, 4], [1, -1, 4], [1, 0, 0], [1, 0, -4], [1, 5120, 1], [1, 1 << 61, 4], [2, 0, 1]],
@@ -430,6 +477,15 @@ CONFIG_CHANGES: dict[str, Change] = {
     "kind delta with values": put("tensors.delta.values", stream([0, 0, 5])),
     "kind grown without values": drop("tensors.grown.values"),
     "kind shrunk with values": put("tensors.shrunk.values", stream([0, 0, 1])),
+    "kind replaced with a base's name": all_of(
+        put("tensors.replaced.base", side("F16", 2, 1024)),
+        put("tensors.replaced.base_name", "grown"),
+    ),
+    "kind removed with a base's name": all_of(
+        put("tensors.removed.base", side("F16", 2, 1024)),
+        put("tensors.removed.base_name", "grown"),
+    ),
+    "kind added with a base's name": put("tensors.added.base_name", "grown"),
     "a repeated name": put("tensors.empty.name", "delta"),
     "the same file twice": put("files.1", {"side": "base", "path": "config.json", "layer": 4}),
     "no tensors, but samples": put("tensors", []),
@@ -524,7 +580,7 @@ def test_a_manifest_that_contradicts_its_config(change: Change) -> None:
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("MAX_TENSORS", 7), ("MAX_SEGMENTS", 1), ("MAX_SAMPLE_RUNS", 3), ("MAX_SAMPLE_TENSORS", 2)],
+    [("MAX_TENSORS", 11), ("MAX_SEGMENTS", 1), ("MAX_SAMPLE_RUNS", 3), ("MAX_SAMPLE_TENSORS", 2)],
 )
 def test_limits(monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     config(config_document())
@@ -586,6 +642,16 @@ def test_a_newer_format_says_so_before_anything_else() -> None:
     with pytest.raises(ManifestInvalidError, match="is of format 2") as caught:
         config({"format": 2, "everything": "else is new"})
     assert "pgrade" in caught.value.hint
+
+
+def test_a_base_under_another_name() -> None:
+    """It is the other tensor's own, and no tensor of the base besides."""
+    entries = {entry.name: entry for entry in config(config_document()).tensors}
+    named = {name: entry.base_name for name, entry in entries.items() if entry.base_name}
+    assert named == {"same head": "grown", "untied": "grown", "untied, grown": "with a twin"}
+    for name, entry in entries.items():
+        assert entry.source == named.get(name, name)
+        assert entry.own_base == (None if name in named else entry.base)
 
 
 def test_unknown_keys_are_left_for_later_versions() -> None:
@@ -710,9 +776,13 @@ def consistent(parsed: Config, owner: Manifest) -> None:
             assert position == frames or role == "patch"
         for each in (entry.base, entry.post):
             assert each is None or each.elements <= fmt.MAX_ELEMENTS
+        if entry.base_name is not None:
+            assert entry.kind in ("unchanged", "delta", "resized")
+            (named,) = (other for other in parsed.tensors if other.name == entry.base_name)
+            assert (named.base, named.base_name) == (entry.base, None)
     size = 0
     for run in parsed.samples:
-        base = parsed.tensors[run.tensor].base
+        base = parsed.tensors[run.tensor].own_base
         assert base is not None
         assert 0 <= run.start < run.start + run.count <= base.elements
         size += run.count * fmt.DTYPE_BYTES[base.dtype]

@@ -93,12 +93,46 @@ def entries(draw: st.DrawFn, name: str) -> TensorEntry:
 
 
 @st.composite
+def untied(draw: st.DrawFn, name: str, source: TensorEntry) -> TensorEntry:
+    """An entry whose base is another one's."""
+    base = source.base
+    assert base is not None
+    if draw(st.booleans()):
+        return TensorEntry(name, "unchanged", base, base, base_name=source.name)
+    rows = draw(st.integers(0, 70)) if base.shape else 0
+    post = draw(sides(FLOATS, (rows, *base.shape[1:]) if base.shape else ()))
+    further = max(0, post.elements - base.elements)
+    kind = "delta" if post.shape == base.shape else "resized"
+    common = min(base.elements, post.elements)
+    return TensorEntry(
+        name,
+        kind,
+        base,
+        post,
+        delta=draw(streams(common)),
+        values=draw(streams(further)) if further else None,
+        patch=draw(st.none() | streams(common, sparse=True)),
+        changed=draw(st.integers(0, common)),
+        l2=draw(figures),
+        base_l2=draw(figures),
+        base_name=source.name,
+    )
+
+
+@st.composite
 def artifacts(draw: st.DrawFn) -> tuple[Manifest, Config]:
     table = tuple(draw(entries(name)) for name in sorted(draw(st.sets(names, max_size=5))))
+    bases = [entry for entry in table if entry.base is not None and entry.base.dtype in FLOATS]
+    if bases:
+        further = draw(
+            st.sets(names.filter(lambda n: n not in {e.name for e in table}), max_size=2)
+        )
+        heads = [draw(untied(name, draw(st.sampled_from(bases)))) for name in sorted(further)]
+        table = tuple(sorted((*table, *heads), key=lambda entry: entry.name))
     parts = 4
     samples = []
     for index, entry in enumerate(table):
-        if entry.base is not None and entry.base.elements:
+        if entry.base is not None and entry.base_name is None and entry.base.elements:
             start = draw(st.integers(0, entry.base.elements - 1))
             samples.append(
                 SampleRun(index, start, draw(st.integers(1, entry.base.elements - start)))
@@ -169,6 +203,18 @@ def test_bytes_are_canonical(artifact: tuple[Manifest, Config]) -> None:
 def test_what_is_no_json_is_not_written(value: float) -> None:
     with pytest.raises(ValueError):
         canonical_json({"x": [value]})
+
+
+def test_a_base_name_is_written_only_where_there_is_one() -> None:
+    side = TensorSide("BF16", (2,), "0" * 64)
+    source = SourceModel("blake3:" + "0" * 64, "sha256:" + "0" * 64, 4, 2)
+    entries = (
+        TensorEntry("embed", "unchanged", side, side),
+        TensorEntry("head", "unchanged", side, side, base_name="embed"),
+    )
+    config = Config("exact", "exact", CHUNK, source, source, entries, 0, ())
+    written = json.loads(config_bytes(config))["tensors"]
+    assert [entry.get("base_name", "absent") for entry in written] == ["absent", "embed"]
 
 
 def test_figures() -> None:
