@@ -249,12 +249,64 @@ def restore_only() -> Case:
     return Case(base, post, files, files, restore_only=True)
 
 
+def untied_head() -> Case:
+    """A head that only post has: its deltas are measured from the embeddings that base ties it to.
+
+    It lies over several chunks, and a few of its elements need the restore patch.
+    """
+    random = np.random.default_rng(6)
+    embeddings = bfloat16(random.normal(0, 0.02, (150, 16)))
+    embeddings[7, 3:5], embeddings[149, 15] = 0x0000, 0x7F80
+
+    def moved(share: float) -> Array:
+        step = bfloat16(from_bfloat16(embeddings) + random.normal(0, 2e-4, embeddings.shape))
+        return np.where(random.random(embeddings.shape) < share, embeddings, step)
+
+    head = moved(0.5)
+    head[7, 3:5], head[149, 15] = 0x8000, 0x7FC1
+    norm = Tensor("F32", np.ones(16, np.float32).view(np.uint32))
+    return Case(
+        {"model.embed_tokens.weight": Tensor("BF16", embeddings), "model.norm.weight": norm},
+        {
+            "model.embed_tokens.weight": Tensor("BF16", moved(0.9)),
+            "model.norm.weight": norm,
+            "lm_head.weight": Tensor("BF16", head),
+        },
+        base_files={"config.json": '{"tie_word_embeddings": true, "vocab_size": 150}'},
+        post_files={"config.json": '{"tie_word_embeddings": false, "vocab_size": 150}'},
+        chunk=1024,
+        part_bytes=1500,
+    )
+
+
+def untied_head_grown() -> Case:
+    """The same where post has more rows than base, whose tied embeddings post leaves as they are.
+
+    Nothing here says which row is which token's.
+    """
+    random = np.random.default_rng(7)
+    embeddings = bfloat16(random.normal(0, 0.02, (40, 32)))
+    step = random.normal(0, 2e-4, embeddings.shape)
+    head = bfloat16(from_bfloat16(embeddings) + step)
+    further = bfloat16(random.normal(0, 0.02, (5, 32)))
+    base = {"transformer.wte.weight": Tensor("BF16", embeddings)}
+    grown = Tensor("F16", float16(from_bfloat16(np.concatenate([head, further]))))
+    return Case(
+        base,
+        {**base, "lm_head.weight": grown},
+        base_files={"config.json": '{"vocab_size": 40}'},
+        post_files={"config.json": '{"tie_word_embeddings": false, "vocab_size": 45}'},
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "forms": forms,
     "patches": patches,
     "structure": structure,
     "chunks": chunks,
     "restore-only": restore_only,
+    "untied-head": untied_head,
+    "untied-head-grown": untied_head_grown,
 }
 
 

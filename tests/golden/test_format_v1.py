@@ -28,7 +28,15 @@ from deltastore.operations import encoding
 from deltastore.operations.decoding import ArtifactReader
 
 ROOT = Path(__file__).parent / "format-v1"
-CASES = ("chunks", "forms", "patches", "restore-only", "structure")
+CASES = (
+    "chunks",
+    "forms",
+    "patches",
+    "restore-only",
+    "structure",
+    "untied-head",
+    "untied-head-grown",
+)
 TORCH = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -209,7 +217,10 @@ def test_read_as_documented(case: Case) -> None:
 
 
 def test_every_form_is_covered() -> None:
-    """Palette, half and single, dense and sparse, narrow and wide, and every kind of stream."""
+    """Palette, half and single, dense and sparse, narrow and wide, and every kind of stream.
+
+    Also bases under another name, with and without further rows and a patch.
+    """
     seen = set()
     for name in CASES:
         directory = ROOT / name
@@ -219,6 +230,10 @@ def test_every_form_is_covered() -> None:
         config = (blobs / manifest["config"]["digest"].removeprefix("sha256:")).read_bytes()
         for entry in json.loads(config)["tensors"]:
             seen |= {entry["kind"]} | (entry.keys() & {"values", "patch"})
+            if "base_name" in entry:
+                seen |= {("base_name", entry["kind"])} | {
+                    ("base_name", role) for role in entry.keys() & {"values", "patch"}
+                }
             if "delta" in entry and entry["delta"]["segments"]:
                 dtypes = {entry["base"]["dtype"], entry["post"]["dtype"]}
                 params = entry["delta"]["params"]
@@ -230,7 +245,8 @@ def test_every_form_is_covered() -> None:
         for wide in (False, True)
     }
     kinds = {"unchanged", "delta", "resized", "replaced", "added", "removed", "values", "patch"}
-    assert seen >= forms | kinds
+    named = {("base_name", what) for what in ("delta", "resized", "values", "patch")}
+    assert seen >= forms | kinds | named
 
 
 def floats(dtype: str, raw: bytes) -> torch.Tensor:
@@ -243,7 +259,11 @@ def test_decoded_is_what_the_sources_say(case: Case) -> None:
     """Deltas are plain differences, values are post's bytes, digests are those of the sources."""
     base, post = case.source("base"), case.source("post")
     for side, source in (("base", base), ("post", post)):
-        table = {e["name"]: e[side] for e in case.config["tensors"] if e[side] is not None}
+        table = {
+            e["name"]: e[side]
+            for e in case.config["tensors"]
+            if e[side] is not None and (side == "post" or "base_name" not in e)
+        }
         assert table == {
             name: {"dtype": dtype, "shape": shape, "blake3": blake3(raw).hexdigest()}
             for name, (dtype, shape, raw) in source.items()
@@ -251,9 +271,19 @@ def test_decoded_is_what_the_sources_say(case: Case) -> None:
         rows = [[n, s["dtype"], s["shape"], s["blake3"]] for n, s in sorted(table.items())]
         text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
         assert case.config[side]["content"] == f"blake3:{blake3(text).hexdigest()}"
+        shapes = [[name, shape] for name, _, shape, _ in rows]
+        text = json.dumps(shapes, separators=(",", ":"), ensure_ascii=False).encode()
+        assert case.config[side]["fingerprint"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
+        assert case.config[side]["nbytes"] == sum(len(raw) for _, _, raw in source.values())
+    own = {e["name"]: e["base"] for e in case.config["tensors"] if "base_name" not in e}
+    for tensor, _, _ in case.config["samples"]:
+        assert case.config["tensors"][tensor]["name"] in own
     for entry in case.config["tensors"]:
         name = entry["name"]
-        before = base.get(name, ("F32", [0], b""))
+        if "base_name" in entry:
+            assert entry["kind"] in ("unchanged", "delta", "resized")
+            assert entry["base"] == own[entry["base_name"]]
+        before = base.get(entry.get("base_name", name), ("F32", [0], b""))
         after = post.get(name, ("F32", [0], b""))
         common = 0
         if "delta" in entry:
