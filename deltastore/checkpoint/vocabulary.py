@@ -11,6 +11,13 @@ from deltastore.errors import MissingExtraError, TokenizerError
 MAX_TOKENS = 1 << 24
 """More tokens, or a higher id, than any tokenizer has."""
 
+_MAX_DIGITS = 20
+
+_WHITE_SPACE = "".join(
+    chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1C <= code <= 0x1F
+)
+"""What Unicode calls white space, which does not count at the end of a line of ``vocab.txt``."""
+
 _HINT = "Repair or replace the file, or leave embeddings and head as they are: `--skip-embeddings`."
 
 
@@ -36,8 +43,8 @@ def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int]
         if name in files:
             found = _checked(read(files[name], f"{name} of {where}"), name, where)
             return found | _added(files, where)
-    if "tekken.json" in files or any(name.endswith(".model") for name in files):
-        kept = sorted(name for name in files if name.endswith((".model", "tekken.json")))
+    kept = sorted(name for name in files if name == "tekken.json" or ".model" in name)
+    if kept:
         raise TokenizerError(
             f"The tokenizer of {where} is kept in {', '.join(kept)} alone, whose token ids are "
             "not known here.",
@@ -65,10 +72,12 @@ def _json_vocabulary(data: bytes, where: str) -> dict[str, Any]:
 
 def _text_vocabulary(data: bytes, where: str) -> dict[str, Any]:
     try:
-        lines = data.decode().splitlines()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise _unreadable(where, error) from error
-    return {line: number for number, line in enumerate(lines)}
+    # Only a line feed ends a line: tokens hold other characters at which `splitlines` parts.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return {line.rstrip(_WHITE_SPACE): number for number, line in enumerate(lines)}
 
 
 def _sentencepiece(data: bytes, where: str) -> dict[str, Any]:
@@ -80,6 +89,8 @@ def _sentencepiece(data: bytes, where: str) -> dict[str, Any]:
             hint="Install it: `pip install 'deltastore[sentencepiece]'`; or leave embeddings and "
             "head as they are: `--skip-embeddings`.",
         ) from error
+    if not data:  # which the library takes for a model that is still to be loaded
+        raise _unreadable(where, ValueError("it is empty"))
     try:
         model = SentencePieceProcessor(model_proto=data)
         return {model.id_to_piece(number): number for number in range(model.get_piece_size())}
@@ -96,17 +107,31 @@ _SLOW = {
 
 
 def _added(files: Mapping[str, bytes], where: str) -> dict[str, int]:
-    """Tokens that were added to a tokenizer without a ``tokenizer.json``."""
+    """Tokens that were added to a tokenizer without a ``tokenizer.json``.
+
+    ``tokenizer_config.json`` counts where it lists them, and else ``added_tokens.json``.
+    """
     found: dict[str, Any] = {}
-    if "added_tokens.json" in files:
-        found |= _json_object(files["added_tokens.json"], f"added_tokens.json of {where}")
-    if "tokenizer_config.json" in files:
-        config = _json_object(files["tokenizer_config.json"], f"tokenizer_config.json of {where}")
+    name = "tokenizer_config.json"
+    if name in files:
+        config = _json_object(files[name], f"{name} of {where}")
         decoder = config.get("added_tokens_decoder")
-        for number, token in decoder.items() if isinstance(decoder, dict) else ():
-            if isinstance(token, dict) and number.isascii() and number.isdigit():
-                found[str(token.get("content"))] = int(number[:9])
-    return _checked(found, "the list of added tokens", where)
+        if isinstance(decoder, dict):
+            for number, token in decoder.items():
+                content = token.get("content") if isinstance(token, dict) else None
+                if not isinstance(content, str):
+                    raise TokenizerError(
+                        f"{name} of {where} says of token {number!r:.40} no string that it "
+                        "stands for.",
+                        hint=_HINT,
+                    )
+                digits = number.isascii() and number.isdigit() and len(number) < _MAX_DIGITS
+                found[content] = int(number) if digits else number
+            return _checked(found, name, where)
+    name = "added_tokens.json"
+    if name in files:
+        found = _json_object(files[name], f"{name} of {where}")
+    return _checked(found, name, where)
 
 
 def _json_object(data: bytes, where: str) -> dict[str, Any]:
