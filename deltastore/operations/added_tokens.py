@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deltastore.checkpoint import read_vocabulary
@@ -49,11 +49,13 @@ def with_post_tokens(
         files["added_tokens.json"] = to_json(known | new_ids)
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
+    wanted = (read_vocabulary(own, where="the new base") or {}) | new_ids
+    for old, new in words.renamed:
+        wanted[new] = wanted.pop(old)
     found = read_vocabulary(files, where="the output") or {}
-    wrong = [token for token, number in new_ids.items() if found.get(token) != number]
-    wrong += [new for _, new in words.renamed if new not in found]
+    wrong = [token for token, number in wanted.items() if found.get(token) != number]
     if wrong:
-        raise _cannot(f"{wrong[0]!r} would get another id than its row")
+        raise _cannot(f"{wrong[0]!r:.80} would get another id than its row")
     return files
 
 
@@ -86,34 +88,56 @@ def _rename(
     flags: Mapping[str, dict[str, Any]],
 ) -> None:
     """Give tokens their new strings where ``tokenizer.json`` lists or counts them."""
-    for entry in entries:
-        if isinstance(entry, dict) and entry.get("content") in renamed:
-            entry["content"] = renamed[entry["content"]]
-            entry |= flags.get(entry["content"], {})
+    _rename_entries(entries, renamed, flags)
     model = document.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(model, dict) and isinstance(vocabulary, dict):
+    if not isinstance(model, dict):
+        return
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
         model["vocab"] = {renamed.get(token, token): n for token, n in vocabulary.items()}
     elif isinstance(vocabulary, list):
         for piece in vocabulary:
-            if isinstance(piece, list) and piece and piece[0] in renamed:
-                piece[0] = renamed[piece[0]]
+            if isinstance(piece, list) and piece and isinstance(piece[0], str):
+                piece[0] = renamed.get(piece[0], piece[0])
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = renamed.get(model["unk_token"], model["unk_token"])
+
+
+def _rename_entries(
+    entries: Iterable[Any], renamed: Mapping[str, str], flags: Mapping[str, dict[str, Any]]
+) -> None:
+    for entry in entries:
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if isinstance(content, str) and content in renamed:
+            entry["content"] = renamed[content]
+            entry |= flags.get(renamed[content], {})
 
 
 def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]) -> bytes:
-    """``tokenizer_config.json`` with the added tokens in its list, if it has one."""
+    """``tokenizer_config.json`` with the tokens' new names, and the added in its list."""
     config = read_object(data)
-    if config is None or not isinstance(config.get("added_tokens_decoder"), dict):
+    if config is None:
         return data
-    decoder = config["added_tokens_decoder"]
     renamed = dict(words.renamed)
-    for entry in decoder.values():
-        if isinstance(entry, dict) and entry.get("content") in renamed:
-            entry["content"] = renamed[entry["content"]]
-            entry |= flags.get(entry["content"], {})
-    for token in words.added:
-        decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
-    return to_json(config)
+    changed = False
+    for key, value in config.items():
+        # A reader would add the old name anew.
+        if key.endswith("_token") and isinstance(value, str) and value in renamed:
+            config[key], changed = renamed[value], True
+        elif key.endswith("_token") and isinstance(value, dict):
+            _rename_entries([value], renamed, {})
+            changed |= value.get("content") in renamed.values()
+        elif key.endswith("_tokens") and isinstance(value, list):
+            now = [renamed.get(t, t) if isinstance(t, str) else t for t in value]
+            changed |= now != value
+            config[key] = now
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        _rename_entries(decoder.values(), renamed, flags)
+        for token in words.added:
+            decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
+        changed = True
+    return to_json(config) if changed else data
 
 
 def _cannot(why: str) -> TokenizerError:

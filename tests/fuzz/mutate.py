@@ -116,6 +116,13 @@ def _pair(draw: random.Random, data: bytes) -> bytes:
     return first + SEPARATOR + mutated_json(draw, second)
 
 
+def _vocabulary(draw: random.Random, data: bytes) -> bytes:
+    first, _, second = data[1:].partition(SEPARATOR)
+    if second and draw.random() < 0.5:
+        return data[:1] + first + SEPARATOR + mutated_json(draw, second)
+    return data[:1] + mutated_json(draw, first) + (SEPARATOR + second if second else b"")
+
+
 def _after(size: int) -> Callable[[random.Random, bytes], bytes]:
     return lambda draw, data: data[:size] + mutated_json(draw, data[size:])
 
@@ -134,4 +141,6 @@ _STRUCTURES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "part": _header,
     "header": _header,
     "small": _after(2),
+    "vocabulary": _vocabulary,
+    "tokens": _after(0),
 }

@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 from mutate import SEPARATOR
 
-from deltastore.checkpoint import open_checkpoint
+from deltastore.checkpoint import open_checkpoint, read_vocabulary
+from deltastore.checkpoint.vocabulary import MAX_TOKENS
 from deltastore.codecs import entropy, get_codec
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.digest import sha256_digest
 from deltastore.errors import DeltastoreError
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
+from deltastore.operations.added_tokens import with_post_tokens
 from deltastore.operations.matching import Sides
 from deltastore.operations.output_files import card, compose
+from deltastore.operations.rows import NONE
 from deltastore.operations.show import _tensor
+from deltastore.operations.vocabulary import match_tokens
 from deltastore.parts import PartsReader
 from deltastore.refs import default_name, parse_ref, validate_tag
 from deltastore.store.indexing import summarise
@@ -209,6 +213,65 @@ def _base() -> Any:
     return open_checkpoint(place)
 
 
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.model.v3",
+)
+
+
+def vocabulary(data: bytes) -> None:
+    """A letter for the kind of file, the file, a separator, a list of added tokens.
+
+    A small letter is for ``tokenizer_config.json``, a capital for ``added_tokens.json``.
+    """
+    kind = data[:1].decode("latin-1")
+    name = _VOCABULARIES[ord(kind.lower() or "a") % len(_VOCABULARIES)]
+    first, _, second = data[1:].partition(SEPARATOR)
+    files = {name: first}
+    if second:
+        files["tokenizer_config.json" if kind.islower() else "added_tokens.json"] = second
+    found = read_vocabulary(files, where="V")
+    assert found is not None
+    assert all(type(token) is str and type(number) is int for token, number in found.items())
+    assert all(0 <= number < MAX_TOKENS for number in found.values())
+
+
+def tokens(data: bytes) -> None:
+    """One JSON document: three tokenizers' files, and three numbers of rows."""
+    try:
+        document = json.loads(data)
+        rows = [int(n) % 64 for n in document["rows"]]
+        sides = [
+            {name: json.dumps(file).encode() for name, file in document[side].items()}
+            for side in ("source", "post", "new")
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return
+    if len(rows) != 3:
+        return
+    source, post, new = (read_vocabulary(files, where="V") or {} for files in sides)
+    words = match_tokens(
+        source, post, new, common=min(rows[:2]), post_rows=rows[1], new_rows=rows[2]
+    )
+    targets = [target for _, target in words.pairs]
+    assert len(set(targets)) == len(targets)
+    placed = words.rows(rows[2], min(rows[:2]), rows[1])
+    assert ((placed.delta == NONE) | (placed.values == NONE)).all()
+    assert (placed.values[rows[2] :] != NONE).all()
+    again = read_vocabulary(with_post_tokens(sides[2], sides[1], words), where="V") or {}
+    gone = {old for old, _ in words.renamed}
+    assert {token: again.get(token) for token in new.keys() - gone} == {
+        token: new[token] for token in new.keys() - gone
+    }
+    assert all(again[token.content] == token.id for token in words.added)
+    assert all(again[now] == new[old] for old, now in words.renamed)
+
+
 TARGETS: dict[str, Target] = {
     "manifest": manifest,
     "records": records,
@@ -217,6 +280,8 @@ TARGETS: dict[str, Target] = {
     "frames": frames,
     "refs": refs,
     "small": small,
+    "vocabulary": vocabulary,
+    "tokens": tokens,
 }
 """Every target by its name."""
 
@@ -333,6 +398,77 @@ def _small() -> Iterator[bytes]:
     yield b"\6p---\nlicense: other\nlicense_name: a\ntags: [x, y]\nlanguage:\n- en\n---\n# Card\n"
 
 
+def _added(number: int, content: str, **flags: bool) -> dict[str, Any]:
+    keys = ("single_word", "lstrip", "rstrip", "normalized")
+    own = {"id": number, "content": content, **dict.fromkeys(keys, False), "special": True}
+    return own | flags
+
+
+def _tokenizers() -> Iterator[dict[str, Any]]:
+    words = {"a": 0, "b": 1, "ab": 2}
+    split = {"type": "Split", "pattern": {"Regex": " ?a+"}, "behavior": "Isolated"}
+    bpe = {"type": "BPE", "vocab": words, "merges": [["a", "b"]], "byte_fallback": False}
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}
+    piece = {"type": "WordPiece", "vocab": words | {"##a": 3}, "unk_token": "a"}
+    level = {"type": "WordLevel", "vocab": words | {"x": 9}, "unk_token": "a"}
+    first = {"pre_tokenizer": split | {"invert": False}, "decoder": {"type": "ByteLevel"}}
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}
+    for model, more in (
+        (bpe, first),
+        (unigram, {"normalizer": charsmap}),
+        (piece | {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9}, {}),
+        (level, {"pre_tokenizer": {"type": "WhitespaceSplit"}}),
+    ):
+        added = [_added(len(model["vocab"]) + i, f"<{i}>", lstrip=i > 0) for i in range(2)]
+        yield {"version": "1.0", "added_tokens": added, **more, "model": model}
+
+
+def _vocabularies() -> Iterator[bytes]:
+    kinds = {_VOCABULARIES[ord(kind) % len(_VOCABULARIES)]: kind for kind in "abcdefg"}
+
+    def one(name: str, data: bytes, added: Any = None, *, config: bool = True) -> bytes:
+        kind = kinds[name] if config else kinds[name].upper()
+        more = SEPARATOR + json.dumps(added).encode() if added is not None else b""
+        return kind.encode() + data + more
+
+    for document in _tokenizers():
+        yield one("tokenizer.json", json.dumps(document).encode())
+    words = json.dumps({"a": 0, "b": 1}).encode()
+    yield one("vocab.json", words, {"added_tokens_decoder": {"2": {"content": "<a>"}}})
+    yield one("vocab.json", words, {"<a>": 2}, config=False)
+    yield one("vocab.txt", "[PAD]\na\u2028b\r\n##c\n".encode())
+    pieces = b"".join(
+        b"\x0a" + bytes([len(body)]) + body
+        for piece, kind in ((b"<unk>", 2), (b"<s>", 3), (b"</s>", 3), (b"\xe2\x96\x81a", 1))
+        for body in (b"\x0a" + bytes([len(piece)]) + piece + b"\x15\0\0\0\0\x18" + bytes([kind]),)
+    )
+    yield one("tokenizer.model", pieces)
+    yield one("tekken.json", b"{}")
+
+
+def _tokens() -> Iterator[bytes]:
+    for document in _tokenizers():
+        post = {**document, "added_tokens": [*document["added_tokens"], _added(12, "<new>")]}
+        decoder = {str(t["id"]): t for t in document["added_tokens"]}
+        new = {
+            "tokenizer.json": document,
+            "tokenizer_config.json": {"added_tokens_decoder": decoder},
+        }
+        sides = {"source": {"tokenizer.json": document}, "post": {"tokenizer.json": post}}
+        yield json.dumps({"rows": [6, 14, 6], **sides, "new": new}).encode()
+    slow = {"vocab.json": {"a": 0, "b": 1}}
+    sides = {"source": slow, "post": slow | {"added_tokens.json": {"<a>": 2}}, "new": slow}
+    yield json.dumps({"rows": [2, 3, 2], **sides}).encode()
+    reserved = slow | {"added_tokens.json": {"<r>": 2}}
+    config = {"added_tokens_decoder": {"2": {"content": "<r>", "lstrip": True}}}
+    sides = {
+        "source": reserved,
+        "post": sides["post"],
+        "new": slow | {"tokenizer_config.json": config},
+    }
+    yield json.dumps({"rows": [3, 3, 3], **sides}).encode()
+
+
 _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "manifest": _manifests,
     "records": _records,
@@ -341,4 +477,6 @@ _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "frames": _frames,
     "refs": _refs,
     "small": _small,
+    "vocabulary": _vocabularies,
+    "tokens": _tokens,
 }

@@ -24,7 +24,10 @@ def test_seeds(name: str) -> None:
         targets.run(name, seed)
 
 
-@pytest.mark.parametrize("name", ["manifest", "records", "part", "header", "refs"])
+@pytest.mark.parametrize(
+    "name",
+    ["manifest", "records", "part", "header", "refs", "vocabulary", "tokens"],
+)
 def test_some_seed_is_good(name: str) -> None:
     """Seeds that are all refused at once would show nothing."""
     good = 0
