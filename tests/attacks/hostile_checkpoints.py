@@ -180,6 +180,65 @@ def _small_many(place: Path) -> Action:
     return action
 
 
+# --- tokenizers, which are read where rows go by token --------------------------------------------
+
+EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def tokenizer(vocabulary: Any, *added: str, **more: Any) -> dict[str, bytes]:
+    """A tokenizer.json of words; ``added`` are numbered after them."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    entries = [
+        {"id": len(vocabulary) + i, "content": token, **flags, "special": True}
+        for i, token in enumerate(added)
+    ]
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    document = {"version": "1.0", "added_tokens": entries, "model": model} | more
+    return {"tokenizer.json": json.dumps(document).encode()}
+
+
+def tokenized(directory: Path, rows: int, files: dict[str, bytes]) -> None:
+    checkpoint(directory, {EMBEDDINGS: ("BF16", [rows, 2], b"\0\x3f" * 2 * rows)})
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+
+
+def new_base(files: dict[str, bytes], *, rows: int = 2) -> Make:
+    """Post adds a token; the new base has other tokens, as ``files`` say."""
+
+    def make(place: Path) -> Action:
+        tokenized(place / "base", 2, tokenizer({"a": 0, "b": 1}))
+        tokenized(place / "post", 3, tokenizer({"a": 0, "b": 1}, "<x>"))
+        tokenized(place / "new", rows, files)
+        with deltastore.open(place / "store") as store:
+            store.extract(place / "base", place / "post", name="x")
+
+        def action() -> object:
+            with deltastore.open(place / "store") as store:
+                return store.apply("x", base=place / "new", out=place / "out")
+
+        return action
+
+    return make
+
+
+_SWAPPED = tokenizer({"b": 0, "a": 1})
+_CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+TOKENIZERS: dict[str, dict[str, bytes]] = {
+    "panic": tokenizer({"b": 0, "a": 1}, normalizer=_CHARSMAP),
+    "deep": {"tokenizer.json": b'{"model":' + b"[" * 900 + b"]" * 900 + b"}"},
+    "id-huge": tokenizer({"b": 0, "a": (1 << 32) - 1}),
+    "id-bool": {"vocab.json": b'{"b": 0, "a": true}'},
+    "sentencepiece": {"tokenizer.model": b"\x0a\xff\xff\xff\xff\x07abc"},
+    "unknown": {"tekken.json": b"{}"},
+    "decoder-lists": _SWAPPED
+    | {"tokenizer_config.json": b'{"added_tokens_decoder": {"1": {"content": ["a"]}, "x": []}}'},
+}
+for _name, _files in TOKENIZERS.items():
+    attack(f"tokens-{_name}")(new_base(_files))
+attack("tokens-gap")(new_base(tokenizer({"b": 0, "a": 5}), rows=6))
+
+
 # --- pickles --------------------------------------------------------------------------------------
 
 

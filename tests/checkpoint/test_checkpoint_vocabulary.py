@@ -322,7 +322,18 @@ WRONG_IDS = [
     "[1]",
     "{}",
 ]
-WRONG_KEYS = ["-1", str(MAX_TOKENS), "0" * 9 + "99999999", "9" * 400, "1.0", " 1", "١", "1_0", ""]
+WRONG_KEYS = [
+    "-1",
+    str(MAX_TOKENS),
+    "0" * 9 + "99999999",
+    "9" * 400,
+    "1.0",
+    " 1",
+    "١",
+    "1_0",
+    "",
+    "9" * 5000,
+]
 
 HOSTILE: dict[str, Files] = {
     "tokenizer.json: not UTF-8": {"tokenizer.json": b"\xff" * 1000},
@@ -357,7 +368,10 @@ for _number in WRONG_IDS:
     HOSTILE[f"added_tokens.json: id {_number:.9}"] = {"vocab.txt": b"x", "added_tokens.json": _data}
 for _key in WRONG_KEYS:
     _data = as_json({"added_tokens_decoder": {_key: {"content": "b"}}})
-    HOSTILE[f"decoder: id {_key!a:.9}"] = {"vocab.txt": b"x", "tokenizer_config.json": _data}
+    HOSTILE[f"decoder: id {_key!a:.9}, {len(_key)}"] = {
+        "vocab.txt": b"x",
+        "tokenizer_config.json": _data,
+    }
 for _token in (None, 5, "b", [], {}, {"content": None}, {"content": ["b"]}):
     _data = as_json({"added_tokens_decoder": {"1": _token}})
     HOSTILE[f"decoder: {_token}"] = {"vocab.txt": b"x", "tokenizer_config.json": _data}

@@ -411,7 +411,7 @@ def _tokenizers() -> Iterator[dict[str, Any]]:
     unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}
     piece = {"type": "WordPiece", "vocab": words | {"##a": 3}, "unk_token": "a"}
     level = {"type": "WordLevel", "vocab": words | {"x": 9}, "unk_token": "a"}
-    first = {"pre_tokenizer": split | {"invert": False}, "decoder": {"type": "ByteLevel"}}
+    first = {"pre_tokenizer": split | {"invert": False}, "decoder": {"type": "Fuse"}}
     charsmap = {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}
     for model, more in (
         (bpe, first),
