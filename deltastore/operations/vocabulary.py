@@ -35,7 +35,8 @@ class Vocabulary:
             are no rows of tokens; paired by index).
         tokens: Tokens of the new base.
         matched: Its tokens whose rows get a delta, or post's row.
-        own: Its tokens that post does not have; their rows stay as they are.
+        own: Its tokens that post does not have, or has in the row of another token of its base;
+            their rows stay as they are.
         added: Tokens that post has added and the output has now.
         renamed: Tokens that post calls otherwise than its base and the new base: old, new.
         lost: Tokens of post that have no row in the output.
@@ -117,7 +118,8 @@ def match_tokens(
 
     A token keeps the new base's row of the same string. One whose name post changed takes the row
     of its old name, and renames it. One that post added comes after the new base's last token:
-    into a padding row, or a row more.
+    into a padding row, or a row more. Where post gave one token's row to another, the delta is a
+    difference of two tokens, and is given to none.
 
     Args:
         source: Ids by token string of the source base.
@@ -137,6 +139,13 @@ def match_tokens(
     taken: set[int] = set()
     late: list[tuple[int, str]] = []
     rows = new_rows
+    moved = 0
+
+    def is_difference_of_one(number: int, token: str) -> bool:
+        old = before.get(number)
+        if number >= common or old is None or source.get(token) == number:
+            return True
+        return token not in source and old not in post
 
     def place(number: int, target: int) -> None:
         taken.add(target)
@@ -154,7 +163,12 @@ def match_tokens(
         if target == NONE:
             late.append((number, token))
         elif number < post_rows and 0 <= target < new_rows and target not in taken:
-            place(number, target)
+            if is_difference_of_one(number, token):
+                place(number, target)
+            else:
+                taken.add(target)
+                ids[number] = target
+                moved += 1
         else:
             lose(number, token)
     for number, token in late:
@@ -178,7 +192,7 @@ def match_tokens(
         verdict="matched",
         tokens=len(new),
         matched=len(pairs) - len(added),
-        own=len(new.keys() - post.keys()) - len(renamed),
+        own=len(new.keys() - post.keys()) - len(renamed) + moved,
         added=tuple(added),
         renamed=tuple(renamed),
         lost=tuple(lost),

@@ -585,3 +585,30 @@ def test_every_token_of_post_has_a_row_of_its_own_or_is_lost(
     assert ((rows.delta == NONE) | (rows.values == NONE)).all()
     assert (rows.values[new_rows:] != NONE).all()
     assert rows.count == max([new_rows, *(t + 1 for t in targets)])
+
+
+@pytest.mark.parametrize(
+    ("post", "pairs", "own"),
+    [
+        (["a", "b", "c"], {("a", "a"), ("b", "b"), ("c", "c")}, 1),
+        (["b", "a", "c"], {("c", "c")}, 3),
+        (["a", "c"], {("a", "a")}, 3),
+        (["a", "x", "c"], {("a", "a"), ("x", "x"), ("c", "c")}, 1),
+        (["a", "x", "c", "b"], {("a", "a"), ("c", "c"), ("b", "b")}, 1),
+    ],
+    ids=["kept", "swapped", "moved up", "renamed to one that is there", "gave its row away"],
+)
+def test_a_difference_of_two_tokens_is_added_to_none(
+    post: list[str], pairs: set[tuple[str, str]], own: int
+) -> None:
+    """A row's delta is post's token less base's: it is of use only where these are one."""
+    source, new = ["a", "b", "c"], ["c", "x", "b", "a"]
+    ids_of = [{token: i for i, token in enumerate(tokens)} for tokens in (source, post, new)]
+    common = min(len(source), len(post))
+    found = match_tokens(*ids_of, common=common, post_rows=len(post), new_rows=4)
+    assert {(post[number], new[target]) for number, target in found.pairs} == pairs
+    assert found.own == own
+    assert not found.lost
+    # The output has every one of them all the same.
+    assert [found.translate(i) for i in range(len(post))] == [ids_of[2][t] for t in post]
+    assert found.matched + found.own == len(new)
