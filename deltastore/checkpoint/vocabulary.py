@@ -24,6 +24,9 @@ _HINT = "Repair or replace the file, or leave embeddings and head as they are: `
 def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int] | None:
     """Ids by token string, added tokens included, as transformers would number them.
 
+    Where there is a ``tokenizer.json`` it alone counts: tokens that only another file lists, and
+    which transformers adds as it loads, are not known here.
+
     Args:
         files: The tokenizer's files by name: ``tokenizer.json``, or else ``vocab.json``,
             ``vocab.txt`` or a SentencePiece model, with ``added_tokens.json`` and the
