@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hub_checkpoints import save
 from hub_server import HubServer
 
 import deltastore
@@ -235,3 +237,46 @@ def test_servers_that_cannot_be_read_in_part(
     with pytest.raises(HubError, match=said) as caught:
         open_checkpoint("org/base")
     assert "hf download org/base --revision" in caught.value.hint
+
+
+def test_another_vocabulary_is_matched_before_a_download(
+    hub: HubServer, cache: Path, tmp_path: Path
+) -> None:
+    """Tokenizers are small files: they tell rows and added tokens without weights."""
+    places = [tmp_path / side for side in ("base", "post", "new")]
+    for place, words, seed in zip(places, ("abcdef", "abcdefgh", "zfedcba"), range(3), strict=True):
+        random = np.random.default_rng(4)
+        rows = {word: random.normal(0, 0.02, 64) for word in "abcdefghz"}
+        inner = random.normal(0, 0.02, (96, 64))
+        moved = np.random.default_rng(seed)
+        arrays = {
+            "model.embed_tokens.weight": np.stack([rows[word] for word in words]),
+            "model.layers.0.mlp.up_proj.weight": inner + moved.normal(0, 1e-3, inner.shape),
+        }
+        save(place, arrays)
+        vocabulary = {word: number for number, word in enumerate(words)}
+        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+        document = {"version": "1.0", "added_tokens": [], "model": model}
+        (place / "tokenizer.json").write_text(json.dumps(document))
+        (place / "config.json").write_text(json.dumps({"vocab_size": len(words)}))
+    hub.publish("org/new", places[2])
+    with deltastore.open(tmp_path / "store") as store:
+        store.extract(*places[:2], name="x")
+        told = store.apply("x", base="org/new", out=tmp_path / "out", dry_run=True)
+        assert not list(cache.rglob("*.safetensors"))
+        assert all(r.range for r in hub.requests if r.kind == "cdn")
+        done = store.apply("x", base="org/new", out=tmp_path / "out")
+    (words,) = told.vocabulary
+    assert (words["verdict"], words["matched"], words["own"]) == ("matched", 6, 1)
+    assert words["added"]["tokens"] == ["g", "h"]
+    assert (told.vocabulary, told.tensors, told.bytes) == (
+        done.vocabulary,
+        done.tensors,
+        done.bytes,
+    )
+    assert told.files == done.files
+    assert {row["name"] for row in told.files} == {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and "safetensors" not in path.name
+    }
