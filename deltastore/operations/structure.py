@@ -254,9 +254,14 @@ def _mismatch_error(
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
     hint = "Choose another base, or give `--partial` to apply what fits and list the rest."
-    names = [delta.named(entry) for delta in deltas for entry in delta.config.tensors]
+    names = [entry.name for delta in deltas for entry in delta.config.tensors]
+    renamed = any(
+        delta.named(entry) != entry.name for delta in deltas for entry in delta.config.tensors
+    )
     renaming = suggested_map(names, base.tensors) if report.missing and report.extra else None
-    if renaming is not None:
+    if renamed and base.tensors.keys() >= set(names):
+        hint = "The names are the new base's without `--map`: leave it out."
+    elif renaming is not None:
         hint = f"The names differ by what they begin with: give `--map '{renaming}'`."
     elif report.mismatched and all(has_token_rows(m.name) for m in report.all):
         hint = "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."

@@ -418,6 +418,9 @@ def test_map(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     with pytest.raises(StructureMismatchError) as caught:
         store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
     assert "`--map '^model\\.=language_model.model.'`" in caught.value.hint
+    with pytest.raises(StructureMismatchError) as caught:
+        store.apply("delta", base=tmp_path / "plain", out=tmp_path / "out", rename={"model": "x"})
+    assert "leave it out" in caught.value.hint
     result = store.apply(
         "delta",
         base=tmp_path / "new",
