@@ -2,10 +2,10 @@
 
     python scripts/measure_lineage.py DIRECTORY [--json FILE] [--plot FILE]
 
-Trains the story's base and post (scripts/story), then new bases of three kinds: the base trained
-further for several lengths and rates; the same architecture from ten other initial seeds; and the
-base changed without training (quantised and restored, noise added, units and heads permuted). Each
-is compared with the samples of the delta's own base, and the delta is applied to each: the share of
+Trains the story's base and post (scripts/story), then new bases of several kinds: the base trained
+further for several lengths and rates, once with another vocabulary; the same architecture from ten
+other initial seeds; and the base changed without training (quantised and restored, noise added,
+units and heads permuted). Each is compared with the samples of the delta's own base, and the delta is applied to each: the share of
 held-out questions that the result answers is what lineage is meant to foretell. Prints a Markdown
 table. What is in DIRECTORY already is not made again.
 """
@@ -13,6 +13,7 @@ table. What is in DIRECTORY already is not made again.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import random
@@ -22,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deltastore.checkpoint import open_checkpoint
 from deltastore.operations.apply import apply
 from deltastore.operations.extract import extract
-from deltastore.operations.lineage import measure
 from deltastore.store import Store, open_store
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,11 +63,15 @@ NOISE = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One new base: its kind, what was done, and what makes it out of the base's model."""
+    """One new base: its kind, what was done, and what makes it out of the base's model.
+
+    ``other_tokens``: its words are then put into another order, and 100 are added.
+    """
 
     kind: str
     label: str
     make: Callable[[LlamaForCausalLM], LlamaForCausalLM]
+    other_tokens: bool = False
 
 
 def cases(recipe: Recipe) -> Iterator[Case]:
@@ -98,6 +102,9 @@ def cases(recipe: Recipe) -> Iterator[Case]:
     for steps, rate in CONTINUED:
         label = f"trained {steps} steps further at {rate:g}"
         yield Case("continued", label, continued(steps, rate))
+    for steps, rate in CONTINUED[5:6]:
+        label = f"the same, {steps} steps at {rate:g}, with its words in another order and 100 more"
+        yield Case("other tokens", label, continued(steps, rate), other_tokens=True)
     for bits in (8, 4, 3):
         yield Case("changed", f"quantised to {bits} bits and restored", quantised(bits))
     for share in NOISE:
@@ -167,6 +174,40 @@ def shuffled(size: int, seed: int) -> torch.Tensor:
     return torch.roll(torch.randperm(size, generator=torch.Generator().manual_seed(seed)), 1)
 
 
+def with_other_tokens(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The same model with its rows in another order and 100 rows more, and their tokenizer."""
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    old = document["model"]["vocab"]
+    extra = [f"more-{number}" for number in range(100)]
+    words = [*old, *extra]
+    order = shuffled(len(words), 2000).tolist()
+    table = {words[place]: row for row, place in enumerate(order)}
+    document["model"]["vocab"] = table
+    for token in document["added_tokens"]:
+        token["id"] = table[token["content"]]
+    state = model.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        rows = torch.randn(len(words), state[name].shape[1]) * state[name].std()
+        for word, row in old.items():
+            rows[table[word]] = state[name][row]
+        state[name] = rows
+    config = copy.deepcopy(model.config)
+    config.vocab_size = len(words)
+    config.pad_token_id = table[tokenizer.pad_token]
+    grown = LlamaForCausalLM(config)
+    grown.load_state_dict(state)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(document)),
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token,
+        eos_token=tokenizer.eos_token,
+        padding_side="left",
+    )
+    return grown, made
+
+
 def prepare(directory: Path, recipe: Recipe) -> None:
     """Base and post, as the quickstart trains them."""
     world = make_world(recipe.seed)
@@ -192,20 +233,22 @@ def measure_case(directory: Path, recipe: Recipe, store: Store, case: Case) -> d
     world = make_world(recipe.seed)
     place = directory / case.label.replace(" ", "-").replace("'", "")
     if not place.exists():
-        save(case.make(load(directory / "base")), make_tokenizer(world, chat=False), place)
+        model, tokenizer = case.make(load(directory / "base")), make_tokenizer(world, chat=False)
+        if case.other_tokens:
+            model, tokenizer = with_other_tokens(model, tokenizer)
+        save(model, tokenizer, place)
     out = directory / f"{place.name}.out"
     if not out.exists():
         apply(store, ["delta"], base=place, out=out, force=True)
-    manifest, config = store.load(store.resolve("delta").digest)
-    with open_checkpoint(place) as base:
-        figures = measure(store.blobs, manifest, config, base, where="delta")
+    dry = apply(store, ["delta"], base=place, out=directory / "dry", force=True, dry_run=True)
+    (figures,) = dry.lineage
     asked = test_prompts(world)
     said = answers(out, directory / "post", asked)
     correct = sum(right(reply, prompt) for reply, prompt in zip(said, asked, strict=True))
     return {
         "kind": case.kind,
         "label": case.label,
-        **dataclasses.asdict(figures),
+        **figures,
         "accuracy": round(correct / len(asked), 4),
     }
 
