@@ -5,9 +5,9 @@
 Trains the story's base and post (scripts/story), then new bases of several kinds: the base trained
 further for several lengths and rates, once with another vocabulary; the same architecture from ten
 other initial seeds; and the base changed without training (quantised and restored, noise added,
-units and heads permuted). Each is compared with the samples of the delta's own base, and the delta is applied to each: the share of
-held-out questions that the result answers is what lineage is meant to foretell. Prints a Markdown
-table. What is in DIRECTORY already is not made again.
+units and heads permuted). Each is compared with the samples of the delta's own base, and the delta
+is applied to each: the share of held-out questions that the result answers is what lineage is meant
+to foretell. Prints a Markdown table. What is in DIRECTORY already is not made again.
 """
 
 from __future__ import annotations
