@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
-from deltastore.errors import DeltaConflictError
+from deltastore.errors import DeltaConflictError, StructureMismatchError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.naming import Scales
@@ -77,8 +77,17 @@ def recipes(
         dtype: Output dtype of all floating-point tensors; None keeps each one's own.
 
     Raises:
+        StructureMismatchError: Nothing of a delta has a place: the output would be the new base.
         DeltaConflictError: Two deltas change the structure of the same tensor differently.
     """
+    for delta, places in zip(deltas, report.places, strict=True):
+        if delta.config.tensors and not places:
+            raise StructureMismatchError(
+                f"Not one of the {len(delta.config.tensors)} tensors of {delta.ref} fits "
+                f"{base.path}; the output would be a copy of it.",
+                hint="Choose another base: `deltastore resolve --base CKPT` says what fits.",
+                ref=delta.ref,
+            )
     left_out = {item.name for item in (*report.missing, *report.mismatched)}
     result = {}
     for name in sorted(set(base.tensors).union(*report.places)):

@@ -114,6 +114,18 @@ def test_a_base_of_another_architecture(
     assert capsys.readouterr().out == "tale:v1\n"
 
 
+def test_a_base_of_another_architecture_is_no_partial_match(
+    place: Place, refused: Refused, tmp_path: Path
+) -> None:
+    family = replace(GPT2, fields={**GPT2.fields, "n_embd": 16})
+    base = save(family.build(1), make_tokenizer(), tmp_path / "other")
+    told = refused(31, "chat", "--partial", base=base)
+    assert told.error == (
+        f"error: Not one of the 21 tensors of chat:v1 fits {base}; the output would be a copy of "
+        "it."
+    )
+
+
 def test_a_base_of_another_size(refused: Refused, tmp_path: Path) -> None:
     fields = {**LLAMA.fields, "hidden_size": 48, "num_hidden_layers": 1}
     small = save(replace(LLAMA, fields=fields).build(1), make_tokenizer(), tmp_path / "small")
