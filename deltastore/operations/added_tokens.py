@@ -49,6 +49,8 @@ def with_post_tokens(
         files["added_tokens.json"] = to_json(known | new_ids)
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
+    if "special_tokens_map.json" in files:
+        files["special_tokens_map.json"] = _map(files["special_tokens_map.json"], words)
     wanted = (read_vocabulary(own, where="the new base") or {}) | new_ids
     for old, new in words.renamed:
         wanted[new] = wanted.pop(old)
@@ -118,26 +120,46 @@ def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]
     config = read_object(data)
     if config is None:
         return data
-    renamed = dict(words.renamed)
-    changed = False
-    for key, value in config.items():
-        # A reader would add the old name anew.
-        if key.endswith("_token") and isinstance(value, str) and value in renamed:
-            config[key], changed = renamed[value], True
-        elif key.endswith("_token") and isinstance(value, dict):
-            _rename_entries([value], renamed, {})
-            changed |= value.get("content") in renamed.values()
-        elif key.endswith("_tokens") and isinstance(value, list):
-            now = [renamed.get(t, t) if isinstance(t, str) else t for t in value]
-            changed |= now != value
-            config[key] = now
+    changed = _rename_roles(config, dict(words.renamed))
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        _rename_entries(decoder.values(), renamed, flags)
+        _rename_entries(decoder.values(), dict(words.renamed), flags)
         for token in words.added:
             decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
         changed = True
     return to_json(config) if changed else data
+
+
+def _map(data: bytes, words: Vocabulary) -> bytes:
+    """``special_tokens_map.json`` with the tokens' new names."""
+    document = read_object(data)
+    if document is None or not _rename_roles(document, dict(words.renamed)):
+        return data
+    return to_json(document)
+
+
+def _rename_roles(document: dict[str, Any], renamed: Mapping[str, str]) -> bool:
+    """Name special tokens anew, by role and in lists: a reader would add an old name as a token.
+
+    Returns whether there was any.
+    """
+    changed = False
+    for key, value in document.items():
+        if key.endswith(("_token", "_tokens")):
+            document[key] = _renamed_value(value, renamed)
+            changed |= document[key] != value
+    return changed
+
+
+def _renamed_value(value: Any, renamed: Mapping[str, str]) -> Any:
+    """A token, a token with flags, or several of them: in a list, or by name."""
+    if isinstance(value, str):
+        return renamed.get(value, value)
+    if isinstance(value, list):
+        return [_renamed_value(item, renamed) for item in value]
+    if isinstance(value, dict):
+        return {name: _renamed_value(item, renamed) for name, item in value.items()}
+    return value
 
 
 def _cannot(why: str) -> TokenizerError:

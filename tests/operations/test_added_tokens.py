@@ -209,6 +209,34 @@ def test_renamed_reserved_tokens(tmp_path: Path, kind: str) -> None:
     assert out.pad_token_id == 4
 
 
+FLAGGED = {"__type": "AddedToken", "content": "<r0>", "special": True, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("special_tokens_map.json", "additional_special_tokens", ["<r0>"]),
+        ("special_tokens_map.json", "pad_token", {"content": "<r0>", "lstrip": False}),
+        ("tokenizer_config.json", "additional_special_tokens", [FLAGGED]),
+        ("tokenizer_config.json", "extra_special_tokens", {"image_token": "<r0>"}),
+        ("tokenizer_config.json", "extra_special_tokens", {"image_token": FLAGGED}),
+    ],
+)
+def test_a_renamed_token_is_named_anew_wherever_it_stands(
+    tmp_path: Path, name: str, field: str, value: Any
+) -> None:
+    """One old name that stays is added behind the last row of the embeddings."""
+    here = world("BPE", tmp_path, [*SPECIAL, "<r0>"])
+    post = files_of(renamed_copy(here.source_tokenizer, r0="<|user|>"), tmp_path / "post2")
+    new = dict(here.source)
+    document = json.loads(new.get(name, b"{}"))
+    new[name] = json.dumps(document | {field: value}).encode()
+    out = read(with_post_tokens(new, post, matched(here.source, post, new)), tmp_path / "out")
+    assert len(out) == len(here.source_tokenizer)
+    assert "<|user|>" in out.all_special_tokens
+    assert "<r0>" not in out.get_vocab()
+
+
 def test_a_renamed_token_that_stands_for_the_unknown(tmp_path: Path) -> None:
     source, new = trained("WordPiece", TEXT), trained("WordPiece", OTHER)
     post = json.loads(files_of(source, tmp_path / "a")["tokenizer.json"].replace(b"<unk>", b"[U]"))
