@@ -73,7 +73,7 @@ def compose(
     ledger = Ledger(origins=dict.fromkeys(files, "new base"))
     configs = config.Configs.read(source_base, post, restoring=restoring)
     fewer = config.has_fewer_rows(own.get(config.NAME, b""), recipes)
-    tokenizer.take_tokenizer(files, deltas, ledger, fewer_rows=fewer)
+    tokenizer.take_tokenizer(files, deltas, ledger, fewer_rows=fewer, restoring=restoring)
     for name, data in post.items():
         if name.endswith("processor_config.json") and name not in files:
             files[name] = data

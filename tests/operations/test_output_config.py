@@ -336,6 +336,7 @@ def test_ids_of_config_and_generation_config_are_translated(tmp_path: Path) -> N
     for field in ("eos_token_id", "bos_token_id", "pad_token_id"):
         assert field in said
     assert "(13)" in said
+    assert made.ledger.origins["config.json"] == "both"
 
 
 # --- generation_config.json -----------------------------------------------------------------------

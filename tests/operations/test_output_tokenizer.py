@@ -282,6 +282,57 @@ def test_files_of_a_tokenizer_are_all_of_one_side(tmp_path: Path, grown: bool) -
             assert made.ledger.origins[name] == ("post" if grown else "new base")
 
 
+def with_start(text: str) -> str:
+    """The same tokenizer, which begins every text with a token."""
+    steps = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    start = {"<s>": {"id": "<s>", "ids": [4], "tokens": ["<s>"]}}
+    step = {"type": "TemplateProcessing", "single": steps, "pair": steps, "special_tokens": start}
+    return json.dumps(json.loads(text) | {"post_processor": step})
+
+
+def test_restoring_gives_posts_tokenizer(tmp_path: Path) -> None:
+    base = {"tokenizer.json": with_start(tokenizer()), "tokenizer_config.json": config()}
+    post = {
+        "tokenizer.json": tokenizer(),
+        "tokenizer_config.json": config(padding_side="left", model_max_length=9),
+    }
+    out, made = composed(tmp_path, base, post, base, restoring=True)
+    assert loaded(out)("w1 w2").input_ids == [1, 2]
+    for name, text in post.items():
+        assert (out / name).read_text() == text
+        assert made.ledger.origins[name] == "post"
+    assert not made.ledger.warnings
+
+
+def test_another_tokenizer_than_the_source_bases_stays_when_restoring(tmp_path: Path) -> None:
+    base = {"tokenizer.json": with_start(tokenizer()), "tokenizer_config.json": config()}
+    own = base | {"tokenizer_config.json": config(model_max_length=7)}
+    post = {"tokenizer.json": tokenizer(), "tokenizer_config.json": config()}
+    out, made = composed(tmp_path, base, post, own, restoring=True)
+    assert loaded(out)("w1 w2").input_ids == [4, 1, 2]
+    assert made.ledger.warnings == [
+        "tokenizer.json: post changed post_processor; the output has the new base's."
+    ]
+
+
+def test_what_post_changed_of_its_tokenizer_is_said(tmp_path: Path) -> None:
+    base = {"tokenizer.json": tokenizer(), "tokenizer_config.json": config(a=1, model_max_length=5)}
+    post = {
+        "tokenizer.json": with_start(tokenizer()),
+        "tokenizer_config.json": config(
+            a=1, eos_token="<end>", chat_template="x", padding_side="left", model_max_length=9
+        ),
+    }
+    own = {"tokenizer.json": tokenizer(), "tokenizer_config.json": config(model_max_length=9)}
+    _, made = composed(tmp_path, base, post, own)
+    assert made.ledger.warnings == [
+        "tokenizer.json: post changed post_processor; the output has the new base's.",
+        "tokenizer_config.json: post changed padding_side; the output has the new base's.",
+    ]
+    _, made = composed(tmp_path / "same", post, post, own)
+    assert not made.ledger.warnings
+
+
 def test_a_token_in_another_file_is_no_new_one(tmp_path: Path) -> None:
     """What added_tokens.json has beside the vocabulary may stand in the vocabulary as well."""
     source = {"vocab.json": '{"a": 0, "<p>": 1}'}

@@ -34,7 +34,7 @@ _DECIDED = frozenset(
 )
 """Fields with a rule of their own."""
 
-_OF_THE_FILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"})
+OF_THE_FILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"})
 """Fields that say how the file was written, not what the model is."""
 
 _NEVER = frozenset({"auto_map"})
@@ -100,6 +100,7 @@ def model_config(
         ledger.warn(NAME, "the new base's is not understood and stays as it is")
         return data
     output = _level(own, configs, "", ledger, translate)
+    posts = {name for name in output if not same(output[name], own.get(name))} - {"use_cache"}
     _follow_head(output, own, configs, base, recipes, ledger)
     _follow_tied_embeddings(output, configs, base, recipes)
     _follow_vocabulary(output, recipes)
@@ -110,7 +111,8 @@ def model_config(
         return data
     ledger.note(NAME, f"changed: {', '.join(followed)}")
     after = configs.after or {}
-    if any(same(output.get(name), after.get(name)) for name in followed):
+    # An id of post is another number in the output, and a nested document never post's as a whole.
+    if posts or any(same(output.get(name), after.get(name)) for name in followed):
         ledger.origins[NAME] = "both"
     return to_json(output)
 
@@ -126,7 +128,7 @@ def _level(
     _follow_ids(output, configs, path, ledger, translate)
     _follow_use_cache(output, configs)
     for name, value in after.items():
-        if name in _DECIDED or name in _OF_THE_FILE or holds_ids(name):
+        if name in _DECIDED or name in OF_THE_FILE or holds_ids(name):
             continue
         if (
             _is_nested(name, [own.get(name), before.get(name), value])
@@ -155,7 +157,7 @@ def _left(output: Document, name: str, value: Any, path: str, ledger: Ledger) ->
 def _restore(output: Document, before: Document, after: Document) -> None:
     """Where the new base's file says what the source base's does, what post's says."""
     for name in [*output, *(name for name in after if name not in output)]:
-        if name in _OF_THE_FILE or name in _NEVER or name in _DECIDED:
+        if name in OF_THE_FILE or name in _NEVER or name in _DECIDED:
             continue
         if not same(output.get(name), before.get(name)):
             continue

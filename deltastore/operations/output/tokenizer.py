@@ -7,6 +7,7 @@ from typing import Any
 
 from deltastore.operations.added_tokens import with_post_tokens
 from deltastore.operations.matching import Sides
+from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
 from deltastore.operations.output.ledger import Ledger
 from deltastore.operations.output.token_files import (
@@ -26,29 +27,42 @@ _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 _PLAIN: Flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""The parts of a ``tokenizer.json`` that are no tokens."""
+
+_RULED = frozenset({"added_tokens_decoder", "backend", "chat_template", "is_local", *OF_THE_FILE})
+"""Fields of a configuration that have a rule of their own, or say how it was written."""
+
 _NO_VOCABULARY = (CONFIG, MAP, "merges.txt")
 
 
 def take_tokenizer(
-    files: Files, deltas: Sequence[Sides], ledger: Ledger, *, fewer_rows: bool
+    files: Files,
+    deltas: Sequence[Sides],
+    ledger: Ledger,
+    *,
+    fewer_rows: bool,
+    restoring: bool = False,
 ) -> None:
     """Put the output's tokenizer into ``files``, which has the new base's.
 
     All files of a tokenizer are of one side: a ``tokenizer.model`` never stands beside a
-    ``tokenizer.json`` that does not belong to it. Special tokens and their flags are post's.
+    ``tokenizer.json`` that does not belong to it. Special tokens and their flags are post's. What
+    else post changed is said.
 
     Args:
         files: The output's small files.
         deltas: Small files and tokens of all deltas; the last one's special tokens count.
         ledger: Is told whose the files are.
         fewer_rows: The output has fewer rows for tokens than the new base.
+        restoring: The new base is the source base, as far as is known, and the output post.
 
     Raises:
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
     """
     reader = Reader()
     source_base, post = deltas[-1].base, deltas[-1].post
-    own = {name: data for name, data in files.items() if is_tokenizer_file(name)}
+    own = _tokenizer(files)
     for delta in deltas:
         if delta.words.verdict == "matched":
             for name, data in with_post_tokens(own, delta.post, delta.words).items():
@@ -61,7 +75,8 @@ def take_tokenizer(
     if added and deltas[-1] not in added:
         source_base, post = added[-1].base, added[-1].post
     fewer = by_index and fewer_rows and has_tokenizer(post)
-    if added or fewer or not has_tokenizer(files):
+    restored = restoring and own == _tokenizer(source_base) and has_tokenizer(post)
+    if added or fewer or restored or not has_tokenizer(files):
         for name in [name for name in files if is_tokenizer_file(name)]:
             del files[name]
             ledger.origins.pop(name, None)
@@ -72,6 +87,11 @@ def take_tokenizer(
         return
     _take_special_tokens(files, post, reader, ledger)
     _take_flags(files, source_base, post, reader, ledger)
+    _tell_left(files, source_base, post, ledger)
+
+
+def _tokenizer(files: Mapping[str, bytes]) -> Files:
+    return {name: data for name, data in files.items() if is_tokenizer_file(name)}
 
 
 def has_tokenizer(files: Mapping[str, bytes]) -> bool:
@@ -317,3 +337,33 @@ def _flag_config(
             table[str(number)] = {"content": token, **_PLAIN} | changed[token]
             moved = True
     return moved
+
+
+def _tell_left(
+    files: Mapping[str, bytes],
+    source_base: Mapping[str, bytes],
+    post: Mapping[str, bytes],
+    ledger: Ledger,
+) -> None:
+    """Say what post changed of its base's tokenizer, and what the output has otherwise.
+
+    Which tokens a text becomes may hang on it: whether it begins with a special one, for example.
+    """
+    if not has_tokenizer(source_base):
+        return  # the same as post's, or there is none to compare with
+    for name in ("tokenizer.json", CONFIG):
+        if post.get(name) == source_base.get(name):
+            continue
+        sides = [read_object(side.get(name)) for side in (source_base, post, files)]
+        if None in sides:
+            continue
+        before, after, output = (side or {} for side in sides)
+        fields = _STEPS if name != CONFIG else after.keys() - _RULED - special_tokens(after).keys()
+        left = [
+            field
+            for field in sorted(fields)
+            if not same(after.get(field), before.get(field))
+            and not same(after.get(field), output.get(field))
+        ]
+        if left:
+            ledger.warn(name, f"post changed {', '.join(left)}; the output has the new base's")
