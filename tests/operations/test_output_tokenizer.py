@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from small_files_world import Files, composed, read
 
+from deltastore.operations.rows import NONE
+from deltastore.operations.vocabulary import Vocabulary
+
 transformers = pytest.importorskip("transformers")
 
 MESSAGES = [{"role": "user", "content": "w1"}]
@@ -103,6 +106,24 @@ def test_the_template_of_post_in_whatever_form(tmp_path: Path, form: str, own: s
             own == "processor" or form == "processor"
         )
     assert made.ledger.origins.keys() - {"README.md", "deltastore.json"} == made.files.keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tokens_of_a_template_that_the_output_lacks_are_said(tmp_path: Path, form: str) -> None:
+    words = [*WORDS, "<|im_start|>", "<|x|>"]
+    post = dict(side("<|im_start|> {{ messages[0].content }} <end> <pad>", form=form))
+    flags = [flagged(token, words.index(token)) for token in ("<s>", "<end>", *words[-2:])]
+    post["tokenizer.json"] = tokenizer(words, *flags)
+    skipped = Vocabulary("skipped", ids={8: NONE, 9: NONE})
+    _, made = composed(tmp_path, {}, post, side(form="none"), words=skipped)
+    assert made.ledger.warnings
+    for warning in made.ledger.warnings:
+        assert warning.endswith(
+            "post's chat template has tokens that the output's tokenizer lacks "
+            "('<|im_start|>'): they are read as other text."
+        )
+    _, made = composed(tmp_path / "same", {}, post, post, words=skipped)
+    assert not made.ledger.warnings
 
 
 @pytest.mark.parametrize("own", FORMS)

@@ -7,8 +7,10 @@ from typing import Any
 
 from deltastore.operations.output.documents import read_object, to_json
 from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.token_files import Reader, added_tokens_decoder, holds_token
 
 _KEY = "chat_template"
+_SHOWN = 8
 _HOLDERS = ("tokenizer_config.json", "processor_config.json")
 """Documents with a template in them: one as a string, or a list of named ones."""
 
@@ -42,6 +44,9 @@ def take_chat_template(files: dict[str, bytes], post: Mapping[str, bytes], ledge
         ledger.origins[name] = "post"
     for name in _HOLDERS:
         _put(files, name, embedded.get(name), ledger)
+    texts = {name: post[name].decode("utf-8", "replace") for name in names}
+    texts |= {name: "\n".join(_strings(template)) for name, template in embedded.items()}
+    _tell_missing(files, post, texts, ledger)
 
 
 def _embedded(files: Mapping[str, bytes], name: str) -> Any:
@@ -73,3 +78,39 @@ def _put(files: dict[str, bytes], name: str, template: Any, ledger: Ledger) -> N
     if ledger.origins.get(name) != "post":
         whose = "post's" if template is not None else "none, as post has its own elsewhere"
         ledger.note(name, f"chat template: {whose}")
+
+
+def _strings(value: Any) -> list[str]:
+    """All strings in a value: a template, or several with their names."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (dict, list)):
+        return []
+    items = value.values() if isinstance(value, dict) else value
+    return [text for item in items for text in _strings(item)]
+
+
+def _tell_missing(
+    files: Mapping[str, bytes], post: Mapping[str, bytes], texts: Mapping[str, str], ledger: Ledger
+) -> None:
+    """Say which added tokens of post are in its templates, and in pieces to the output."""
+    own, theirs = files.get("tokenizer.json"), post.get("tokenizer.json")
+    if own is None or own == theirs:
+        return
+    reader = Reader()
+    found = reader.vocabulary(theirs) if theirs is not None else None
+    config = read_object(post.get("tokenizer_config.json")) or {}
+    added = added_tokens_decoder(config) | (found.flags if found is not None else {})
+    for name, text in texts.items():
+        missing = [
+            repr(token)
+            for token in added
+            if token.strip() and token in text and not holds_token(own, token, reader)
+        ]
+        if missing:
+            more = ", …" if len(missing) > _SHOWN else ""
+            ledger.warn(
+                name,
+                f"post's chat template has tokens that the output's tokenizer lacks "
+                f"({', '.join(missing[:_SHOWN])}{more}): they are read as other text",
+            )
