@@ -18,7 +18,7 @@ def show(session: Session, result: ExtractResult, more: Sequence[tuple[str, str]
     if result.resumed_bytes and not session.quiet:
         message(
             "resumed",
-            f"{size(result.resumed_bytes)} of parts were in the store from a run that was stopped",
+            f"{size(result.resumed_bytes)} of parts were in the store already",
         )
     session.output.result(result, human=lambda: _human(result, more), quiet=[result.ref])
 

@@ -39,7 +39,8 @@ class ExtractResult:
         patched: How many carry a restore patch.
         reused: Whether the artifact was in the store already.
         resumed_bytes: Of the tensor parts of a new artifact, those that were in the store already,
-            stored by a run that was stopped; they were compared, not written again.
+            stored by a run that was stopped, or in common with another artifact; they were
+            compared, not written again.
         seconds: Wall time.
     """
 
