@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -42,8 +43,8 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
     """Make sure, before the work is done, that a picture of so many deltas can be written.
 
     Raises:
-        UsageError: The file's suffix is none of ``SUFFIXES``, its directory is not there, a
-            directory is in its place, or there are too many deltas.
+        UsageError: The file's suffix is none of ``SUFFIXES``, its directory is not there or cannot
+            be written to, a directory is in its place, or there are too many deltas.
         MissingExtraError: matplotlib is not installed.
     """
     path = Path(path)
@@ -65,6 +66,15 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
             hint="Give another `--plot`.",
             path=str(path),
         )
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror} in {path.parent}.",
+            hint="Give a `--plot` in a directory of yours.",
+            path=str(path),
+        ) from error
     if refs > MOST_REFS:
         raise UsageError(
             f"{refs} deltas make {math.comb(refs, 2)} heat maps; a picture has room for "

@@ -189,6 +189,11 @@ def test_what_cannot_be_a_picture(tmp_path: Path, name: str, said: str) -> None:
             check(tmp_path / name)
 
 
+def test_a_directory_that_cannot_be_written_to() -> None:
+    with pytest.raises(UsageError, match=r"/proc/x\.png cannot be written"):
+        plots.check_plot("/proc/x.png", 2)
+
+
 def test_too_many_deltas_for_a_picture(tmp_path: Path) -> None:
     plots.check_plot(tmp_path / "plot.png", plots.MOST_REFS)
     with pytest.raises(UsageError, match="7 deltas make 21 heat maps"):
