@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.errors import RestoreOnlyError
-from deltastore.manifest import Config
+from deltastore.manifest import Config, TensorEntry
 from deltastore.operations import hashing
 from deltastore.operations.pipeline import Crew
 from deltastore.operations.progress import Progress
@@ -56,14 +56,20 @@ def own_tensors(
         progress: Is told when tensors are read.
     """
     patched = [entry for entry in config.tensors if entry.patch is not None]
-    there = [entry for entry in patched if entry.source in weights.tensors]
-    names = sorted({entry.source for entry in there})
+    used = {entry.name: _added_to(entry, weights) for entry in patched}
+    there = [entry for entry in patched if used[entry.name] in weights.tensors]
+    names = sorted({used[entry.name] for entry in there})
     digests = known if known is not None else _digests(weights, names, jobs, progress)
     return frozenset(
         entry.name
         for entry in there
-        if entry.base is not None and digests[entry.source] == entry.base.blake3
+        if entry.base is not None and digests[used[entry.name]] == entry.base.blake3
     )
+
+
+def _added_to(entry: TensorEntry, weights: Weights) -> str:
+    """A head measured from embeddings is added to the new base's own head where it has one."""
+    return entry.name if entry.name in weights.tensors else entry.source
 
 
 def is_post(config: Config, made: Mapping[str, Recipe], digests: Mapping[str, str]) -> bool:

@@ -1,0 +1,41 @@
+"""Heads that are tied on one side, where not all of a delta is applied or bases look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from operations import oracle
+from operations.checkpoints import assert_same_bits, load, save
+from operations.oracle import Step
+from operations.test_vocabulary import EMBED, HEAD, WORDS, Model
+
+import deltastore
+
+TIED, UNTIED = Model(WORDS, tied=True), Model(WORDS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[deltastore.DeltaStore]:
+    with deltastore.open(tmp_path / "store") as store:
+        yield store
+
+
+def test_a_restore_patch_is_not_used_on_a_head_of_the_new_base_own(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """The patch is for base's embeddings; here the delta is added to another head."""
+    before, after = TIED.save(tmp_path / "base", 0), UNTIED.weights(1)
+    # Every second difference is rounded, and needs the patch.
+    after[HEAD][::2] = (before[EMBED][::2].double() * 1e-9).bfloat16()
+    save(tmp_path / "post", after, config=UNTIED.config, files=UNTIED.tokenizer)
+    own = before | {HEAD: UNTIED.weights(2)[HEAD]}
+    save(tmp_path / "new", own, config=UNTIED.config, files=UNTIED.tokenizer)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    result = store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+    want = oracle.applied(own[HEAD], [Step(before[EMBED], after[HEAD])])
+    assert_same_bits({HEAD: load(tmp_path / "out")[HEAD]}, {HEAD: want})
+    assert not result.restored
+    assert store.apply("delta", base=tmp_path / "base", out=tmp_path / "again").restored
+    assert_same_bits(load(tmp_path / "again"), after)
