@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from operations import oracle
@@ -39,3 +41,24 @@ def test_a_restore_patch_is_not_used_on_a_head_of_the_new_base_own(
     assert not result.restored
     assert store.apply("delta", base=tmp_path / "base", out=tmp_path / "again").restored
     assert_same_bits(load(tmp_path / "again"), after)
+
+
+@pytest.mark.parametrize("new", [TIED, UNTIED])
+@pytest.mark.parametrize("sides", [(TIED, UNTIED), (UNTIED, TIED)])
+@pytest.mark.parametrize("options", [{"skip_embeddings": True}, {"scale": 0.0}])
+def test_a_head_that_is_left_out_leaves_tying_as_it_was(
+    store: deltastore.DeltaStore,
+    tmp_path: Path,
+    options: dict[str, Any],
+    sides: tuple[Model, Model],
+    new: Model,
+) -> None:
+    """Otherwise a head would be drawn at random, or one that is there would be ignored."""
+    sides[0].save(tmp_path / "base", 0)
+    sides[1].save(tmp_path / "post", 1)
+    new.save(tmp_path / "new", 2)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", **options)
+    assert (HEAD in load(tmp_path / "out")) is not new.tied
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is new.tied

@@ -243,13 +243,17 @@ def _follow_tied_embeddings(
     A head that the new base lacks would be ignored where its file says that it is tied, and one
     that is no longer there would be drawn at random where it says that it is not.
     """
-    heads = (head_of(base) is not None, head_of(recipes) is not None)
+    head = head_of(recipes)
+    heads = (head_of(base) is not None, head is not None)
     before, after = configs.before or {}, configs.after or {}
     tied = after.get("tie_word_embeddings")
     if heads[0] != heads[1]:
         output["tie_word_embeddings"] = heads[0]
     elif isinstance(tied, bool) and tied != before.get("tie_word_embeddings", not tied):
-        output["tie_word_embeddings"] = tied
+        # Where post's head was left out, by its scale or for another reason, so is this.
+        addends = recipes[head].addends if head is not None else ()
+        if tied if head is None else any(addend.scale for addend in addends):
+            output["tie_word_embeddings"] = tied
     elif heads[1] and may_tie(output) and configs.after is not None and not may_tie(after):
         # A head beside embeddings that are said to be it is read by nobody; post's is its own.
         output["tie_word_embeddings"] = False
