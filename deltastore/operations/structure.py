@@ -153,6 +153,8 @@ class _Matching:
         self._delta = delta
         self._report = report
         self._table = {delta.named(entry): entry for entry in delta.config.tensors}
+        if not tied:
+            self._forget_copy()
         self._places: dict[str, Place] = {}
         self._known: set[str] = set()
 
@@ -169,6 +171,18 @@ class _Matching:
             if name not in self._known and not self._tie(name, info, skips=skips):
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
+
+    def _forget_copy(self) -> None:
+        """Take a head that only base stored, and which is its embeddings, for none.
+
+        Post has no head of its own either; one of the new base gets the embeddings' delta.
+        """
+        head, embedding = head_of(self._table), embedding_of(self._table)
+        if head is None or embedding is None or not may_tie(self._delta.source_config):
+            return
+        copy, original = self._table[head], self._table[embedding]
+        if copy.kind == "removed" and copy.base == original.base:
+            del self._table[head]
 
     def _source(self, name: str, entry: TensorEntry) -> TensorInfo | None:
         """The new base's tensor that a tensor of the delta is added to."""

@@ -62,3 +62,21 @@ def test_a_head_that_is_left_out_leaves_tying_as_it_was(
     assert (HEAD in load(tmp_path / "out")) is not new.tied
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is new.tied
+
+
+def test_a_copy_of_the_embeddings_that_base_alone_stored_is_no_head_that_post_removed(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    before = TIED.weights(0)
+    before[HEAD] = before[EMBED].clone()
+    save(tmp_path / "base", before, config=TIED.config, files=TIED.tokenizer)
+    after, own = TIED.save(tmp_path / "post", 1), UNTIED.save(tmp_path / "new", 2)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+    out = load(tmp_path / "out")
+    for name in (EMBED, HEAD):
+        want = oracle.applied(own[name], [Step(before[EMBED], after[EMBED])])
+        assert_same_bits({name: out[name]}, {name: want})
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    assert store.apply("delta", base=tmp_path / "base", out=tmp_path / "again").restored
