@@ -142,10 +142,12 @@ def match_tokens(
     moved = 0
 
     def is_difference_of_one(number: int, token: str) -> bool:
-        old = before.get(number)
-        if number >= common or old is None or source.get(token) == number:
+        if number >= common:
             return True
-        return token not in source and old not in post
+        if token in source:
+            return source[token] == number
+        old = before.get(number)
+        return old is None or old not in post
 
     def place(number: int, target: int) -> None:
         taken.add(target)
@@ -173,7 +175,9 @@ def match_tokens(
             lose(number, token)
     for number, token in late:
         old = before.get(number)
-        target = new.get(old, NONE) if old is not None and old not in post else NONE
+        target = NONE
+        if old is not None and is_difference_of_one(number, token) and old not in post:
+            target = new.get(old, NONE)
         if number in ids:
             continue
         if number >= post_rows:

@@ -615,3 +615,20 @@ def test_a_difference_of_two_tokens_is_added_to_none(
     # The output has every one of them all the same.
     assert [found.translate(i) for i in range(len(post))] == [ids_of[2][t] for t in post]
     assert found.matched + found.own == len(new)
+
+
+def test_a_token_that_post_moved_renames_no_other() -> None:
+    """Post gave b the row of a, which it has no more; the new base has a, and no b."""
+    source, post, new = {"a": 0, "b": 1, "c": 2}, {"b": 0, "c": 2}, {"a": 0, "c": 1}
+    found = match_tokens(source, post, new, common=3, post_rows=3, new_rows=2)
+    assert found.pairs == ((2, 1),)
+    assert found.renamed == ()
+    assert found.lost == ("b",)
+
+
+def test_a_token_that_post_moved_to_a_padding_row_gets_no_delta() -> None:
+    """The row's delta is the token's less that of a row that was no token's."""
+    source, post, new = {"a": 0, "b": 1}, {"a": 2, "b": 1}, {"b": 0, "a": 1}
+    found = match_tokens(source, post, new, common=4, post_rows=4, new_rows=2)
+    assert found.pairs == ((1, 0),)
+    assert (found.own, found.translate(2)) == (1, 1)
