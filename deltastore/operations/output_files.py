@@ -63,6 +63,7 @@ def compose(
         restoring: The new base is the source base, as far as is known, and the output post.
 
     Raises:
+        DeltaConflictError: Several deltas add tokens, and not the same.
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
         CheckpointError: A file of the new base cannot be read or is too large.
     """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltastore.checkpoint import read_vocabulary
+from deltastore.errors import DeltaConflictError, MissingExtraError, TokenizerError
 from deltastore.operations.added_tokens import with_post_tokens
 from deltastore.operations.matching import Sides
 from deltastore.operations.output.config import OF_THE_FILE
@@ -58,9 +60,11 @@ def take_tokenizer(
         restoring: The new base is the source base, as far as is known, and the output post.
 
     Raises:
+        DeltaConflictError: Several deltas add tokens, and not the same.
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
     """
     reader = Reader()
+    _refuse_conflict(deltas, reader)
     source_base, post = deltas[-1].base, deltas[-1].post
     own = _tokenizer(files)
     for delta in deltas:
@@ -92,6 +96,43 @@ def take_tokenizer(
 
 def _tokenizer(files: Mapping[str, bytes]) -> Files:
     return {name: data for name, data in files.items() if is_tokenizer_file(name)}
+
+
+def _refuse_conflict(deltas: Sequence[Sides], reader: Reader) -> None:
+    """Two deltas that add tokens would do so in one row, and one tokenizer would be dropped."""
+    if len(deltas) < 2:
+        return
+    by_token = any(delta.words.verdict == "matched" for delta in deltas)
+    adding = [i for i, delta in enumerate(deltas) if _adds(delta, reader)]
+    alone = len(adding) == 1 and deltas[adding[0]].words.verdict == "matched"
+    if not adding or alone:
+        return
+    posts = [_vocabulary(deltas[i].post) for i in adding]
+    if not by_token and all(post is not None and post == posts[0] for post in posts):
+        return  # by index, and the same tokens in the same rows
+    if not by_token and len(adding) == 1:
+        return
+    numbers = " and ".join(str(i + 1) for i in adding)
+    raise DeltaConflictError(
+        f"Of {len(deltas)} deltas, number {numbers} would add or rename tokens; expected one that "
+        "goes by token, or by index the same tokens in the same rows.",
+        hint="Apply one after the other with an output between them, or leave embeddings and "
+        "head as they are: `--skip-embeddings`.",
+    )
+
+
+def _adds(delta: Sides, reader: Reader) -> bool:
+    """Whether post has tokens that its base has not, and the output is to have them."""
+    if delta.words.verdict == "matched":
+        return bool(delta.words.added or delta.words.renamed)
+    return delta.words.verdict == "same" and post_added_tokens(delta.base, delta.post, reader)
+
+
+def _vocabulary(files: Mapping[str, bytes]) -> dict[str, int] | None:
+    try:
+        return read_vocabulary(files, where="post")
+    except (TokenizerError, MissingExtraError):
+        return None
 
 
 def has_tokenizer(files: Mapping[str, bytes]) -> bool:
