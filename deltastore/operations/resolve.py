@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
-from deltastore.errors import FormatError, IntegrityError
-from deltastore.manifest import Config
-from deltastore.operations.embeddings import has_token_rows
-from deltastore.operations.lineage import Lineage, measure
-from deltastore.operations.small_files import is_tokenizer_file
-from deltastore.operations.structure import Delta, Mismatch, check_structure
+from deltastore.errors import (
+    FormatError,
+    IncompatibleError,
+    IntegrityError,
+    MissingExtraError,
+    TokenizerError,
+)
+from deltastore.operations.lineage import Lineage, comparable, measure
+from deltastore.operations.matching import compare_tokens, read_sides
+from deltastore.operations.structure import Delta, check_structure
+from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
 
 _ORDER = ("same", "related", "distant", "unknown", "unrelated")
@@ -41,8 +45,8 @@ class Candidate:
 def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     """All stored deltas: those that fit the base first, then by lineage, newest versions first.
 
-    Of each artifact only manifest, config and samples are read; of the base, its headers and the
-    samples' places.
+    Of each artifact manifest, config, small files and samples are read; of the base, its headers,
+    its small files and the samples' places.
 
     Raises:
         CheckpointError: The base cannot be read.
@@ -67,30 +71,26 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     return [candidate for _, candidate in sorted(found, key=lambda item: item[0])]
 
 
-def _match_by_token(problems: Sequence[Mismatch], config: Config, checkpoint: Checkpoint) -> bool:
-    """Whether all that differs is the number of tokens, and both have a tokenizer."""
-    tokenizers = (
-        any(is_tokenizer_file(entry.path) for entry in config.files),
-        any(is_tokenizer_file(name) for name in checkpoint.files),
-    )
-    return all(tokenizers) and all(has_token_rows(problem.name) for problem in problems)
-
-
 def _judge(
     store: Store, digest: str, ref: str, checkpoint: Checkpoint, quantised: str | None
 ) -> tuple[list[str], bool, Lineage | None]:
     """Reasons, whether it fits, and lineage."""
     try:
         manifest, config = store.load(digest)
-        lineage = measure(store.blobs, manifest, config, checkpoint, where=ref)
-    except (IntegrityError, FormatError) as error:
+        sides = read_sides(store.blobs, manifest, config)
+        reasons = []
+        words = Vocabulary("not compared")
+        try:
+            words = compare_tokens(checkpoint, config, sides, {}, ref=ref)
+        except (TokenizerError, MissingExtraError) as error:
+            reasons.append(f"vocabulary: {error.message}")
+        delta = Delta(ref, config, source_config=sides.base_config, vocabulary=words)
+        report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
+        sources = comparable(report.places[0])
+        lineage = measure(store.blobs, manifest, config, checkpoint, where=ref, sources=sources)
+    except (IntegrityError, FormatError, IncompatibleError) as error:
         return [error.message], False, None
-    reasons = []
-    # Small files are not read here: what the delta's base says of its head is taken on trust.
-    delta = Delta(ref, config, source_config={})
-    report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
-    by_token = bool(report.all) and _match_by_token(report.all, config, checkpoint)
-    if report.all and not by_token:
+    if report.all:
         reasons.append(f"structure: {report.summary}")
     if config.restore_only and not lineage.same:
         reasons.append("it restores its own pair only")
@@ -99,8 +99,8 @@ def _judge(
     if lineage.verdict == "unrelated":
         reasons.append("lineage: the base is unrelated to the delta's own")
     compatible = not reasons
-    if by_token:
-        reasons.append("vocabulary: another number of rows; apply matches them by token")
+    if words.verdict == "matched":
+        reasons.append("vocabulary: other tokens; apply matches their rows by string")
     if lineage.verdict == "distant":
         reasons.append("lineage: the base is far from the delta's own; test the result")
     elif lineage.verdict == "unknown":

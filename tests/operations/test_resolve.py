@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from operations.checkpoints import Tensors, load, save
 from operations.test_lineage import model, moved
+from operations.test_vocabulary import WORDS, Model
 
 import deltastore
 from deltastore.cli.main import main
@@ -72,6 +74,64 @@ def test_compatible_is_what_apply_takes(place: Path) -> None:
                 assert not candidate.compatible
             else:
                 assert candidate.compatible
+
+
+TIED, UNTIED = Model(WORDS, tied=True), Model(WORDS)
+GROWN, BACKWARDS = Model([*WORDS, "x"]), Model(WORDS[::-1])
+
+
+@pytest.mark.parametrize(
+    ("sides", "new", "own", "theirs", "compatible"),
+    [
+        (UNTIED, UNTIED, {"num_attention_heads": 8}, {"num_attention_heads": 4}, False),
+        (UNTIED, TIED, {"tie_word_embeddings": False}, {}, False),
+        (TIED, UNTIED, {}, {"tie_word_embeddings": False}, False),
+        (TIED, UNTIED, {}, {}, True),
+        (UNTIED, GROWN, {}, {}, True),
+        (UNTIED, BACKWARDS, {}, {}, True),
+    ],
+    ids=["heads", "no head", "base without head", "tied base", "grown", "other rows"],
+)
+def test_compatible_is_what_apply_takes_of_language_models(
+    tmp_path: Path,
+    sides: Model,
+    new: Model,
+    own: dict[str, Any],
+    theirs: dict[str, Any],
+    compatible: bool,
+) -> None:
+    for name, model, seed, said in (
+        ("base", sides, 0, theirs),
+        ("post", sides, 1, theirs),
+        ("new", new, 2, own),
+    ):
+        config = model.config | said
+        save(tmp_path / name, model.weights(seed), config=config, files=model.tokenizer)
+    with deltastore.open(tmp_path / "store") as store:
+        store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+        (candidate,) = store.resolve(tmp_path / "new")
+        assert candidate.compatible is compatible
+        if not compatible:
+            with pytest.raises(deltastore.errors.IncompatibleError):
+                store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+            return
+        result = store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+    figures = {key: result.lineage[0][key] for key in candidate.lineage or {}}
+    assert figures == candidate.lineage
+
+
+@pytest.mark.parametrize("tokenizer", [{"tokenizer.json": "none"}, {"tokenizer_config.json": "{}"}])
+def test_tokens_that_cannot_be_read_fit_nothing(
+    tmp_path: Path, tokenizer: dict[str, str]
+) -> None:
+    UNTIED.save(tmp_path / "base", 0)
+    UNTIED.save(tmp_path / "post", 1)
+    save(tmp_path / "new", GROWN.weights(2), config=GROWN.config, files=tokenizer)
+    with deltastore.open(tmp_path / "store") as store:
+        store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+        assert not store.resolve(tmp_path / "new")[0].compatible
+        with pytest.raises(deltastore.errors.DeltastoreError):
+            store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
 
 
 def test_parts_are_not_read(place: Path) -> None:
