@@ -49,7 +49,8 @@ class Restored:
 
     def __init__(self, base: Weights, reader: ArtifactReader, ref: str) -> None:
         delta = Delta(ref, reader.config)
-        report = check_structure(base, [delta], partial=False)
+        # Whether heads are tied was found out at extraction: on its own base, as the table says.
+        report = check_structure(base, [delta], partial=False, config={})
         self._recipes = recipes(base, [delta], report, Scales([1.0]), None)
         patched = (entry.name for entry in reader.config.tensors if entry.patch is not None)
         self._applier = Applier(base, [reader], patches=frozenset(patched), hashed=False)

@@ -189,10 +189,12 @@ class _Matching:
         own = self._base.tensors.get(name)
         if own is not None or entry.base is None:
             return own
+        if not self._tied:
+            return None  # without a head of its own a model that ties nothing has none at all
         if entry.base_name is not None:
             source = self._delta.names.get(entry.base_name, entry.base_name)
             return self._base.tensors.get(source)
-        if self._tied and name == head_of(self._table) and head_of(self._base.tensors) is None:
+        if name == head_of(self._table) and head_of(self._base.tensors) is None:
             # The new base uses its embeddings as a head; the output has one of its own.
             embedding = embedding_of(self._base.tensors)
             if embedding is not None and entry.post is not None and embedding in self._table:

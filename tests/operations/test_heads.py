@@ -14,6 +14,7 @@ from operations.oracle import Step
 from operations.test_vocabulary import EMBED, HEAD, WORDS, Model
 
 import deltastore
+from deltastore.errors import StructureMismatchError
 
 TIED, UNTIED = Model(WORDS, tied=True), Model(WORDS)
 
@@ -80,3 +81,15 @@ def test_a_copy_of_the_embeddings_that_base_alone_stored_is_no_head_that_post_re
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     assert store.apply("delta", base=tmp_path / "base", out=tmp_path / "again").restored
+
+
+def test_a_new_base_that_has_no_head_and_ties_none_gets_none_of_its_embeddings(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    TIED.save(tmp_path / "base", 0)
+    UNTIED.save(tmp_path / "post", 1)
+    headless = TIED.config | {"tie_word_embeddings": False}
+    save(tmp_path / "new", TIED.weights(2), config=headless, files=TIED.tokenizer)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    with pytest.raises(StructureMismatchError, match="1 missing in the new base; the first is lm_"):
+        store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
