@@ -100,13 +100,13 @@ def test_compatible_is_what_apply_takes_of_language_models(
     theirs: dict[str, Any],
     compatible: bool,
 ) -> None:
-    for name, model, seed, said in (
+    for name, one, seed, said in (
         ("base", sides, 0, theirs),
         ("post", sides, 1, theirs),
         ("new", new, 2, own),
     ):
-        config = model.config | said
-        save(tmp_path / name, model.weights(seed), config=config, files=model.tokenizer)
+        config = one.config | said
+        save(tmp_path / name, one.weights(seed), config=config, files=one.tokenizer)
     with deltastore.open(tmp_path / "store") as store:
         store.extract(tmp_path / "base", tmp_path / "post", name="delta")
         (candidate,) = store.resolve(tmp_path / "new")
@@ -121,9 +121,7 @@ def test_compatible_is_what_apply_takes_of_language_models(
 
 
 @pytest.mark.parametrize("tokenizer", [{"tokenizer.json": "none"}, {"tokenizer_config.json": "{}"}])
-def test_tokens_that_cannot_be_read_fit_nothing(
-    tmp_path: Path, tokenizer: dict[str, str]
-) -> None:
+def test_tokens_that_cannot_be_read_fit_nothing(tmp_path: Path, tokenizer: dict[str, str]) -> None:
     UNTIED.save(tmp_path / "base", 0)
     UNTIED.save(tmp_path / "post", 1)
     save(tmp_path / "new", GROWN.weights(2), config=GROWN.config, files=tokenizer)
