@@ -18,15 +18,20 @@ _EMBEDDINGS = (
 _HEADS = (
     "lm_head.weight",
     "embed_out.weight",
-    "cls.predictions.decoder.weight",
+    "predictions.decoder.weight",
     "lm_head.decoder.weight",
+    "generator_lm_head.weight",
+    "vocab_projector.weight",
+    "transformer.output_layer.weight",
     "output_projection.weight",
 )
 _BIASES = (
     "lm_head.bias",
     "lm_head.decoder.bias",
-    "cls.predictions.bias",
-    "cls.predictions.decoder.bias",
+    "predictions.bias",
+    "predictions.decoder.bias",
+    "generator_lm_head.bias",
+    "vocab_projector.bias",
     "embed_out.bias",
 )
 _WHOLE_NAMES = ("output.weight",)

@@ -93,3 +93,29 @@ def test_a_new_base_that_has_no_head_and_ties_none_gets_none_of_its_embeddings(
     store.extract(tmp_path / "base", tmp_path / "post", name="delta")
     with pytest.raises(StructureMismatchError, match="1 missing in the new base; the first is lm_"):
         store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "predictions.decoder.weight",
+        "generator_lm_head.weight",
+        "vocab_projector.weight",
+        "transformer.output_layer.weight",
+    ],
+)
+def test_heads_of_any_name_go_by_token(
+    store: deltastore.DeltaStore, tmp_path: Path, name: str
+) -> None:
+    """As ALBERT, ELECTRA, DistilBERT and ChatGLM call theirs."""
+    tensors = []
+    for seed, (place, words) in enumerate((("base", WORDS), ("post", WORDS), ("new", WORDS[::-1]))):
+        one = Model(words)
+        weights = one.weights(seed)
+        tensors.append(weights.pop(HEAD))
+        weights[name] = tensors[-1]
+        save(tmp_path / place, weights, config=one.config, files=one.tokenizer)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", force=True)
+    want = oracle.applied(tensors[2], [Step(tensors[0].flip(0), tensors[1].flip(0))])
+    assert_same_bits({name: load(tmp_path / "out")[name]}, {name: want})
