@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, read_vocabulary
@@ -17,6 +17,7 @@ from deltastore.operations.small_files import is_tokenizer_file, read_portable, 
 from deltastore.operations.vocabulary import Vocabulary, match_tokens
 
 Files = dict[str, bytes]
+T = TypeVar("T")
 
 _NO_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 
@@ -143,8 +144,13 @@ def _tokenizer(files: Mapping[str, bytes]) -> Files:
 
 def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:
     """What gives tokens their ids, to be compared."""
-    if "tokenizer.json" in tokenizer:
-        return [tokenizer["tokenizer.json"]]
-    vocabulary = {n: data for n, data in tokenizer.items() if n not in _NO_TOKENS}
     config = read_object(tokenizer.get("tokenizer_config.json", b"")) or {}
-    return [vocabulary, config.get("added_tokens_decoder")]
+    added = None if "tokenizer.json" in tokenizer else config.get("added_tokens_decoder")
+    return [defining(tokenizer), added]
+
+
+def defining(tokenizer: Mapping[str, T]) -> dict[str, T]:
+    """The files of a tokenizer, or their digests, that give tokens their ids."""
+    if "tokenizer.json" in tokenizer:
+        return {"tokenizer.json": tokenizer["tokenizer.json"]}
+    return {name: file for name, file in tokenizer.items() if name not in _NO_TOKENS}

@@ -6,18 +6,15 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
-from deltastore.errors import (
-    FormatError,
-    IncompatibleError,
-    IntegrityError,
-    MissingExtraError,
-    TokenizerError,
-)
+from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation, read_vocabulary
+from deltastore.digest import sha256_digest
+from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
+from deltastore.manifest import Config, Manifest
+from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
-from deltastore.operations.matching import compare_tokens, read_sides
+from deltastore.operations.matching import defining
+from deltastore.operations.small_files import is_tokenizer_file, read_portable
 from deltastore.operations.structure import Delta, check_structure
-from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
 
 _ORDER = ("same", "related", "distant", "unknown", "unrelated")
@@ -45,8 +42,9 @@ class Candidate:
 def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     """All stored deltas: those that fit the base first, then by lineage, newest versions first.
 
-    Of each artifact manifest, config, small files and samples are read; of the base, its headers,
-    its small files and the samples' places.
+    Of each artifact only manifest, config and samples are read; of the base, its headers, its
+    small files and the samples' places. What only an artifact's small files say, as the number of
+    heads, ``apply`` finds out.
 
     Raises:
         CheckpointError: The base cannot be read.
@@ -55,11 +53,11 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     found: list[tuple[tuple[Any, ...], Candidate]] = []
     judged: dict[str, tuple[list[str], bool, Lineage | None]] = {}
     with open_checkpoint(base, look_only=True) as checkpoint:
-        quantised = quantisation(checkpoint)
+        quantised, tokens = quantisation(checkpoint), _Tokens(checkpoint)
         for artifact in store.artifacts():
             if artifact.digest not in judged:
                 judged[artifact.digest] = _judge(
-                    store, artifact.digest, artifact.ref, checkpoint, quantised
+                    store, artifact.digest, artifact.ref, checkpoint, quantised, tokens
                 )
             reasons, compatible, lineage = judged[artifact.digest]
             figures = None if lineage is None else asdict(lineage)
@@ -71,27 +69,70 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     return [candidate for _, candidate in sorted(found, key=lambda item: item[0])]
 
 
+class _Tokens:
+    """The new base's tokenizer, to be told from those of artifacts by digests alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._where = checkpoint.repo or str(checkpoint.path)
+        self._files = {
+            name: read_portable(name, path)
+            for name, path in checkpoint.files.items()
+            if is_tokenizer_file(name)
+        }
+        self._digests = {name: sha256_digest(data) for name, data in self._files.items()}
+        self._problem: str | None = None
+        self._read = False
+
+    def differ(self, manifest: Manifest, config: Config) -> bool:
+        """Whether both have a tokenizer, and not the same files of tokens."""
+        sides: dict[str, dict[str, str]] = {"base": {}, "post": {}}
+        for entry in config.files:
+            if is_tokenizer_file(entry.path):
+                sides[entry.side][entry.path] = manifest.layers[entry.layer].digest
+        theirs = sides["base"] or sides["post"]
+        return bool(self._digests and theirs) and defining(self._digests) != defining(theirs)
+
+    @property
+    def problem(self) -> str | None:
+        """Why its rows cannot be matched by string; None if they can."""
+        if not self._read:
+            self._read = True
+            try:
+                if read_vocabulary(self._files, where=self._where) is None:
+                    self._problem = f"{self._where} has no file that gives tokens their ids"
+            except (TokenizerError, MissingExtraError) as error:
+                self._problem = error.message
+        return self._problem
+
+
 def _judge(
-    store: Store, digest: str, ref: str, checkpoint: Checkpoint, quantised: str | None
+    store: Store,
+    digest: str,
+    ref: str,
+    checkpoint: Checkpoint,
+    quantised: str | None,
+    tokens: _Tokens,
 ) -> tuple[list[str], bool, Lineage | None]:
     """Reasons, whether it fits, and lineage."""
     try:
         manifest, config = store.load(digest)
-        sides = read_sides(store.blobs, manifest, config)
-        reasons = []
-        words = Vocabulary("not compared")
-        try:
-            words = compare_tokens(checkpoint, config, sides, {}, ref=ref)
-        except (TokenizerError, MissingExtraError) as error:
-            reasons.append(f"vocabulary: {error.message}")
-        delta = Delta(ref, config, source_config=sides.base_config, vocabulary=words)
+        # What the delta's base says of its head is in a small file, and taken on trust here.
+        delta = Delta(ref, config, source_config={})
         report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
-        sources = comparable(report.places[0])
+        by_token = tokens.differ(manifest, config)
+        sources = {
+            name: info
+            for name, info in comparable(report.places[0]).items()
+            if not (by_token and has_token_rows(info.name))
+        }
         lineage = measure(store.blobs, manifest, config, checkpoint, where=ref, sources=sources)
-    except (IntegrityError, FormatError, IncompatibleError) as error:
+    except (IntegrityError, FormatError) as error:
         return [error.message], False, None
-    if report.all:
+    reasons = []
+    if any(not (by_token and has_token_rows(item.name)) for item in report.all):
         reasons.append(f"structure: {report.summary}")
+    if by_token and tokens.problem is not None:
+        reasons.append(f"vocabulary: {tokens.problem}")
     if config.restore_only and not lineage.same:
         reasons.append("it restores its own pair only")
     elif quantised is not None and not config.restore_only:
@@ -99,8 +140,8 @@ def _judge(
     if lineage.verdict == "unrelated":
         reasons.append("lineage: the base is unrelated to the delta's own")
     compatible = not reasons
-    if words.verdict == "matched":
-        reasons.append("vocabulary: other tokens; apply matches their rows by string")
+    if by_token and tokens.problem is None:
+        reasons.append("vocabulary: another tokenizer; apply matches rows by token")
     if lineage.verdict == "distant":
         reasons.append("lineage: the base is far from the delta's own; test the result")
     elif lineage.verdict == "unknown":
