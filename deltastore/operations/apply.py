@@ -28,13 +28,15 @@ from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
-from deltastore.operations.matching import compare_tokens, read_sides, skip_tokens
+from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, recipes
+from deltastore.operations.small_files import is_tokenizer_file
 from deltastore.operations.structure import Delta, check_structure
 from deltastore.operations.summary import Chosen, Summary, used_blobs
+from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
@@ -180,9 +182,8 @@ def apply(
                 store, checkpoint, deltas[0].config, deltas[0].ref, job_count(jobs), progress
             )
         files = [
-            replace(delta.files, words=one.vocabulary)
-            for delta, one in zip(deltas, matched, strict=True)
-            if one.vocabulary is not None
+            _live_files(delta, one, live=any(alphas(name, index) for name in report.places[index]))
+            for index, (delta, one) in enumerate(zip(deltas, matched, strict=True))
         ]
         composed = output_files.compose(checkpoint, files, made, restoring=may_restore)
         for warning in composed.ledger.warnings:
@@ -301,6 +302,17 @@ def _matched(
             vocabulary = compare_tokens(checkpoint, delta.config, delta.files, names, ref=delta.ref)
         result.append(Delta(delta.ref, delta.config, names, delta.files.base_config, vocabulary))
     return result
+
+
+def _live_files(delta: Chosen, matched: Delta, *, live: bool) -> Sides:
+    """A delta's small files; where α is 0 throughout, without its tokenizer."""
+    if live:
+        return replace(delta.files, words=matched.vocabulary or Vocabulary("not compared"))
+    base, post = (
+        {name: data for name, data in side.items() if not is_tokenizer_file(name)}
+        for side in (delta.files.base, delta.files.post)
+    )
+    return Sides(base, post)
 
 
 def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[Chosen]) -> None:

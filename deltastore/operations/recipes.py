@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
-from deltastore.errors import DeltaConflictError, StructureMismatchError
+from deltastore.errors import DeltaConflictError, StructureMismatchError, UsageError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.naming import Scales
 from deltastore.operations.rows import Places, Rows, first_rows, source_order
 from deltastore.operations.structure import Delta, Place, Report
@@ -77,6 +78,7 @@ def recipes(
         dtype: Output dtype of all floating-point tensors; None keeps each one's own.
 
     Raises:
+        UsageError: Scales leave rows of added tokens out of some tensors only.
         StructureMismatchError: Nothing of a delta has a place: the output would be the new base.
         DeltaConflictError: Two deltas change the structure of the same tensor differently.
     """
@@ -88,6 +90,7 @@ def recipes(
                 hint="Choose another base: `deltastore resolve --base CKPT` says what fits.",
                 ref=delta.ref,
             )
+    _require_whole_tokens(deltas, report, scales)
     left_out = {item.name for item in (*report.missing, *report.mismatched)}
     result = {}
     for name in sorted(set(base.tensors).union(*report.places)):
@@ -106,6 +109,22 @@ def recipes(
         if recipe is not None:
             result[name] = recipe
     return result
+
+
+def _require_whole_tokens(deltas: Sequence[Delta], report: Report, scales: Scales) -> None:
+    """Refuse α = 0 for some of the rows of tokens that post added: the tokenizer has them or not.
+
+    Raises:
+        UsageError: A delta adds tokens to one tensor and, by its scale, not to another.
+    """
+    for index, (delta, places) in enumerate(zip(deltas, report.places, strict=True)):
+        grown = [name for name, place in places.items() if has_token_rows(name) and place.grows]
+        zero = [name for name in grown if scales(name, index) == 0]
+        if zero and any(scales(name, index) for name in places):
+            raise UsageError(
+                f"{delta.ref} adds tokens, and α = 0 leaves their rows out of {zero[0]}.",
+                hint="Leave embeddings and head as they are: `--skip-embeddings`.",
+            )
 
 
 def _recipe(

@@ -12,7 +12,7 @@ from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of, may_tie
 from deltastore.operations.naming import suggested_map
-from deltastore.operations.rows import Rows
+from deltastore.operations.rows import NONE, Rows
 from deltastore.operations.vocabulary import Vocabulary
 
 
@@ -60,6 +60,13 @@ class Place:
     entry: TensorEntry
     base: TensorInfo | None
     rows: Rows | None = None
+
+    @property
+    def grows(self) -> bool:
+        """Whether post has rows there that its base has not, and the output is to have."""
+        if self.rows is not None:
+            return bool((self.rows.values != NONE).any())
+        return self.entry.kind == "resized" and self.entry.values is not None
 
 
 @dataclass(slots=True)

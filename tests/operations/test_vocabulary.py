@@ -504,6 +504,26 @@ def test_scale_for_of_the_own_base_restores_nothing(
     assert_same_bits(load(tmp_path / "out"), after | {NORM: before[NORM]})
 
 
+@pytest.mark.parametrize("by_token", [True, False])
+def test_a_scale_of_zero_adds_no_tokens(
+    store: deltastore.DeltaStore, tmp_path: Path, by_token: bool
+) -> None:
+    Model(WORDS).save(tmp_path / "base", 0)
+    Model(WORDS, added=["<a>"]).save(tmp_path / "post", 1)
+    new = Model([*WORDS, "x"] if by_token else WORDS)
+    own = new.save(tmp_path / "new", 2)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", scale=0.0)
+    assert_same_bits(load(tmp_path / "out"), own)
+    assert ids(tmp_path / "out") == {token: i for i, token in enumerate(new.all)}
+    for left_out in ("*embed*", "lm_head*"):
+        with pytest.raises(UsageError, match="adds tokens") as caught:
+            store.apply(
+                "delta", base=tmp_path / "new", out=tmp_path / "half", scale_for={left_out: 0.0}
+            )
+        assert "--skip-embeddings" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("scale_for", "message"),
     [
