@@ -159,6 +159,11 @@ def apply(
             raise explained(error, checkpoint, matched) from None
         made = recipes(checkpoint, matched, report, alphas, output_dtype)
         alphas.check_used(made)
+        if report.unsure:
+            progress.warn(
+                f"{', '.join(sorted(set(report.unsure)))} may have a place for each token, and "
+                "goes by index; rows of embeddings and head go by token."
+            )
         lineages = [
             measure(
                 store.blobs,

@@ -75,14 +75,16 @@ class Report:
 
     ``missing``: a delta has it, the new base does not. ``extra``: the new base has it, a delta
     knows nothing of it. ``mismatched``: shape or kind of dtype differ. ``skipped``: embeddings
-    and heads that were to be left as they are. ``places`` has one table for each delta, by the
-    output's names.
+    and heads that were to be left as they are. ``unsure``: tensors that go by index where rows of
+    tokens go by string, and have as many rows or columns as there are tokens. ``places`` has one
+    table for each delta, by the output's names.
     """
 
     missing: list[Mismatch] = field(default_factory=list)
     extra: list[Mismatch] = field(default_factory=list)
     mismatched: list[Mismatch] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    unsure: list[str] = field(default_factory=list)
     places: list[dict[str, Place]] = field(default_factory=list)
 
     @property
@@ -178,6 +180,20 @@ class _Matching:
             if name not in self._known and not self._tie(name, info, skips=skips):
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
+        self._tell_unsure()
+
+    def _tell_unsure(self) -> None:
+        """Note tensors that may have a row for each token under a name that is not known."""
+        words, embedding = self._delta.vocabulary, embedding_of(self._table)
+        if words is None or words.verdict != "matched" or embedding is None:
+            return
+        side = self._table[embedding].base
+        tokens = side.shape[0] if side is not None and side.shape else None
+        for name, place in self._places.items():
+            shape = place.entry.base.shape if place.entry.base is not None else ()
+            by_index = place.rows is None and place.entry.kind in ("delta", "resized")
+            if by_index and tokens in shape:
+                self._report.unsure.append(name)
 
     def _forget_copy(self) -> None:
         """Take a head that only base stored, and which is its embeddings, for none.

@@ -242,6 +242,27 @@ def ids(directory: Path) -> dict[str, int]:
     return found
 
 
+def test_rows_of_tokens_under_an_unknown_name_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "model.transformer.ff_out.weight"
+    for side, one, seed in (
+        ("base", Model(WORDS), 0),
+        ("post", Model(WORDS), 1),
+        ("new", Model(shuffled(WORDS)), 2),
+    ):
+        tensors = one.weights(seed)
+        tensors[odd] = tensors.pop(HEAD)
+        save(tmp_path / side, tensors, config=one.config, files=one.tokenizer)
+    place = ["--store", str(tmp_path / "store")]
+    pair = ["--base", str(tmp_path / "base"), "--post", str(tmp_path / "post"), "--name", "x"]
+    assert main([*place, "extract", *pair]) == 0
+    capsys.readouterr()
+    target = ["--base", str(tmp_path / "new"), "--out", str(tmp_path / "out"), "--force"]
+    assert main([*place, "apply", "x", *target]) == 0
+    assert f"{odd} may have a place for each token" in capsys.readouterr().err
+
+
 def test_rows_that_cross_chunks(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     """A chunk has 2**19 elements: rows of 480 do not end where chunks do."""
     words = [f"t{i}" for i in range(2300)]
