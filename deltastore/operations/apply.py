@@ -159,6 +159,12 @@ def apply(
             raise explained(error, checkpoint, matched) from None
         made = recipes(checkpoint, matched, report, alphas, output_dtype)
         alphas.check_used(made)
+        for one in matched:
+            if one.vocabulary is not None and one.vocabulary.unlike:
+                progress.warn(
+                    f"The tokenizer is not that of the base of {one.ref}, and rows go by index: "
+                    "no tensor, or more than one, is known to hold the embeddings."
+                )
         if report.unsure:
             progress.warn(
                 f"{', '.join(sorted(set(report.unsure)))} may have a place for each token, and "

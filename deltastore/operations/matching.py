@@ -82,8 +82,10 @@ def compare_tokens(
     own = {n: read_portable(n, path) for n, path in base.files.items() if is_tokenizer_file(n)}
     source, post = sides.base_tokenizer, sides.post_tokenizer
     embedding, ours = embedding_of(table), embedding_of(base.tensors)
-    if embedding is None or ours is None or not own or not source:
+    if not own or not source:
         return Vocabulary("not compared")
+    if embedding is None or ours is None:
+        return Vocabulary("not compared", unlike=_defining(own) != _defining(source))
     entry = table[embedding]
     if entry.base is None or entry.post is None or not (entry.base.shape and entry.post.shape):
         return Vocabulary("not compared")

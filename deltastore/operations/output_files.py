@@ -80,6 +80,12 @@ def compose(
             files[name] = data
             ledger.origins[name] = "post"
     template.take_chat_template(files, post, ledger)
+    if not template.has_chat_template(post):
+        for number, delta in enumerate(deltas[:-1], 1):
+            if template.has_chat_template(delta.post):
+                ledger.warn(
+                    "chat template", f"that of delta {number} is left out: the last delta counts"
+                )
     generation.take_generation_config(files, post, configs, ledger, translate)
     for delta in deltas:
         for name, data in delta.post.items():

@@ -33,6 +33,7 @@ class Vocabulary:
         verdict: ``same`` (rows are paired by index), ``matched`` (by token string), ``skipped``
             (left as they are, as was asked), ``not compared`` (a tokenizer is missing, or there
             are no rows of tokens; paired by index).
+        unlike: The tokenizers are not the same files, though their rows were not compared.
         tokens: Tokens of the new base.
         matched: Its tokens whose rows get a delta, or post's row.
         own: Its tokens that post does not have, or has in the row of another token of its base;
@@ -46,6 +47,7 @@ class Vocabulary:
     """
 
     verdict: Verdict
+    unlike: bool = False
     tokens: int = 0
     matched: int = 0
     own: int = 0

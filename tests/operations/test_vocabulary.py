@@ -263,6 +263,45 @@ def test_rows_of_tokens_under_an_unknown_name_are_told(
     assert f"{odd} may have a place for each token" in capsys.readouterr().err
 
 
+def test_several_embeddings_and_another_tokenizer_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side, one, seed in (
+        ("base", Model(WORDS), 0),
+        ("post", Model(WORDS), 1),
+        ("new", Model(shuffled(WORDS)), 2),
+    ):
+        tensors = one.weights(seed)
+        tensors["audio.embed_tokens.weight"] = tensors[INNER].clone()
+        save(tmp_path / side, tensors, config=one.config, files=one.tokenizer)
+    place = ["--store", str(tmp_path / "store")]
+    pair = ["--base", str(tmp_path / "base"), "--post", str(tmp_path / "post"), "--name", "x"]
+    assert main([*place, "extract", *pair]) == 0
+    for base, told in (("new", True), ("base", False)):
+        capsys.readouterr()
+        target = ["--base", str(tmp_path / base), "--out", str(tmp_path / f"{base}.out")]
+        assert main([*place, "apply", "x", *target, "--force"]) == 0
+        said = "The tokenizer is not that of the base of x:v1, and rows go by index"
+        assert (said in capsys.readouterr().err) is told
+
+
+def test_a_template_that_the_last_delta_lacks_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Model(WORDS)
+    one.save(tmp_path / "base", 0)
+    place = ["--store", str(tmp_path / "store")]
+    for name, seed, files in (("chat", 1, {"chat_template.jinja": "x"}), ("plain", 2, {})):
+        save(tmp_path / name, one.weights(seed), config=one.config, files=one.tokenizer | files)
+        pair = ["--base", str(tmp_path / "base"), "--post", str(tmp_path / name)]
+        assert main([*place, "extract", *pair, "--name", name]) == 0
+    for refs, told in ((["chat", "plain"], True), (["plain", "chat"], False)):
+        capsys.readouterr()
+        target = ["--base", str(tmp_path / "base"), "--out", str(tmp_path / "-".join(refs))]
+        assert main([*place, "apply", *refs, *target]) == 0
+        assert ("chat template: that of delta 1 is left out" in capsys.readouterr().err) is told
+
+
 def test_rows_that_cross_chunks(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     """A chunk has 2**19 elements: rows of 480 do not end where chunks do."""
     words = [f"t{i}" for i in range(2300)]

@@ -20,6 +20,11 @@ def is_template_file(name: str) -> bool:
     return name.startswith(("chat_template", "additional_chat_templates/"))
 
 
+def has_chat_template(files: Mapping[str, bytes]) -> bool:
+    """Whether there is one, in any form."""
+    return any(map(is_template_file, files)) or any(_embedded(files, name) for name in _HOLDERS)
+
+
 def take_chat_template(files: dict[str, bytes], post: Mapping[str, bytes], ledger: Ledger) -> None:
     """Post's chat templates in whatever form post has them; none of the new base's beside them.
 
