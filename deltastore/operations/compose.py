@@ -251,12 +251,8 @@ def _possible_files(first: _Step, last: _Step) -> Iterator[small_files.FileDiges
     """
     known = _side(first, "base")
     posts = _side(last, "post")
-    if not any(map(small_files.is_tokenizer_file, known)):
-        tokenizer = {
-            name: digest
-            for name, digest in _side(first, "post").items()
-            if small_files.is_tokenizer_file(name)
-        }
+    if not small_files.tokenizer_of(known):
+        tokenizer = small_files.tokenizer_of(_side(first, "post"))
         yield small_files.belonging(known | tokenizer, posts)
     yield small_files.belonging(known, posts)
 

@@ -13,7 +13,7 @@ from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.operations.embeddings import embedding_of, has_token_rows
 from deltastore.operations.output.documents import read_object
 from deltastore.operations.rows import NONE
-from deltastore.operations.small_files import is_tokenizer_file, read_portable, read_stored
+from deltastore.operations.small_files import own_tokenizer, read_stored, tokenizer_of
 from deltastore.operations.vocabulary import Vocabulary, match_tokens
 
 Files = dict[str, bytes]
@@ -41,12 +41,12 @@ class Sides:
     @property
     def base_tokenizer(self) -> Files:
         """The source base's; it is stored only where post's differs."""
-        return _tokenizer(self.base) or _tokenizer(self.post)
+        return tokenizer_of(self.base) or tokenizer_of(self.post)
 
     @property
     def post_tokenizer(self) -> Files:
         """Post's; its base's if it has none."""
-        return _tokenizer(self.post) or _tokenizer(self.base)
+        return tokenizer_of(self.post) or tokenizer_of(self.base)
 
 
 def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
@@ -79,7 +79,7 @@ def compare_tokens(
         CheckpointError: A file of the new base cannot be read.
     """
     table = {names.get(entry.name, entry.name): entry for entry in config.tensors}
-    own = {n: read_portable(n, path) for n, path in base.files.items() if is_tokenizer_file(n)}
+    own = own_tokenizer(base)
     source, post = sides.base_tokenizer, sides.post_tokenizer
     embedding, ours = embedding_of(table), embedding_of(base.tensors)
     if not own or not source:
@@ -116,7 +116,7 @@ def skip_tokens(base: Checkpoint, sides: Sides, *, ref: str) -> Vocabulary:
     Raises:
         CheckpointError: A file of the new base cannot be read.
     """
-    own = {n: read_portable(n, path) for n, path in base.files.items() if is_tokenizer_file(n)}
+    own = own_tokenizer(base)
     try:
         new = read_vocabulary(own, where=base.repo or str(base.path))
         post = read_vocabulary(sides.post_tokenizer, where=f"the post of {ref}")
@@ -138,10 +138,6 @@ def _same_rows(base: Checkpoint, table: Mapping[str, TensorEntry]) -> bool:
         if info.shape != entry.base.shape:
             return False
     return True
-
-
-def _tokenizer(files: Mapping[str, bytes]) -> Files:
-    return {name: data for name, data in files.items() if is_tokenizer_file(name)}
 
 
 def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:

@@ -13,7 +13,7 @@ from deltastore.manifest import Config, Manifest
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import defining
-from deltastore.operations.small_files import is_tokenizer_file, read_portable
+from deltastore.operations.small_files import own_tokenizer, stored_digests, tokenizer_of
 from deltastore.operations.structure import Delta, check_structure
 from deltastore.store import Store
 
@@ -74,22 +74,19 @@ class _Tokens:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._where = checkpoint.repo or str(checkpoint.path)
-        self._files = {
-            name: read_portable(name, path)
-            for name, path in checkpoint.files.items()
-            if is_tokenizer_file(name)
-        }
+        self._files = own_tokenizer(checkpoint)
         self._digests = {name: sha256_digest(data) for name, data in self._files.items()}
         self._problem: str | None = None
         self._read = False
 
     def differ(self, manifest: Manifest, config: Config) -> bool:
         """Whether both have a tokenizer, and not the same files of tokens."""
-        sides: dict[str, dict[str, str]] = {"base": {}, "post": {}}
-        for entry in config.files:
-            if is_tokenizer_file(entry.path):
-                sides[entry.side][entry.path] = manifest.layers[entry.layer].digest
-        theirs = sides["base"] or sides["post"]
+        stored = stored_digests(manifest, config)
+        base, post = (
+            tokenizer_of({path: digest for (of, path), digest in stored.items() if of == side})
+            for side in ("base", "post")
+        )
+        theirs = base or post
         return bool(self._digests and theirs) and defining(self._digests) != defining(theirs)
 
     @property

@@ -40,6 +40,7 @@ TOKENIZER_FILES = (
 File = TypeVar("File", bytes, str)
 """A small file: its bytes, or its digest."""
 
+T = TypeVar("T")
 Side = Literal["base", "post"]
 SmallFiles = dict[tuple[Side, str], bytes]
 """Bytes by side and name."""
@@ -77,10 +78,7 @@ def belonging(bases: Mapping[str, File], posts: Mapping[str, File]) -> dict[tupl
     All of post's, and of base's what is needed to tell what post changed: its ``config.json``
     and its tokenizer if that differs.
     """
-    tokenizers = [
-        {name: file for name, file in side.items() if is_tokenizer_file(name)}
-        for side in (bases, posts)
-    ]
+    tokenizers = [tokenizer_of(side) for side in (bases, posts)]
     # All of base's tokenizer or nothing: what is absent then is known to be absent.
     files: dict[tuple[Side, str], File] = {
         ("base", name): file
@@ -193,6 +191,20 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_paths(v) for k, v in value.items() if k not in _LOCAL_KEYS}
     return [_without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def tokenizer_of(files: Mapping[str, T]) -> dict[str, T]:
+    """Of small files, or what is known of them, by name, those of the tokenizer."""
+    return {name: file for name, file in files.items() if is_tokenizer_file(name)}
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint's tokenizer, by name.
+
+    Raises:
+        CheckpointError: One of them cannot be read or is too large.
+    """
+    return {n: read_portable(n, path) for n, path in tokenizer_of(checkpoint.files).items()}
 
 
 def is_tokenizer_file(name: str) -> bool:

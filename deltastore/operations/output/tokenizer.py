@@ -12,13 +12,9 @@ from deltastore.operations.matching import Sides
 from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
 from deltastore.operations.output.ledger import Ledger
-from deltastore.operations.output.token_files import (
-    Flags,
-    Reader,
-    added_tokens_decoder,
-    holds_token,
-)
-from deltastore.operations.small_files import is_tokenizer_file
+from deltastore.operations.output.token_files import Reader, holds_token
+from deltastore.operations.output.token_flags import take_flags
+from deltastore.operations.small_files import tokenizer_of
 
 Files = dict[str, bytes]
 
@@ -27,7 +23,6 @@ MAP = "special_tokens_map.json"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 """Two names for the same: the second since transformers 5, as a list or by name."""
 
-_PLAIN: Flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 """The parts of a ``tokenizer.json`` that are no tokens."""
@@ -66,7 +61,7 @@ def take_tokenizer(
     reader = Reader()
     _refuse_conflict(deltas, reader)
     source_base, post = deltas[-1].base, deltas[-1].post
-    own = _tokenizer(files)
+    own = tokenizer_of(files)
     for delta in deltas:
         if delta.words.verdict == "matched":
             for name, data in with_post_tokens(own, delta.post, delta.words).items():
@@ -78,24 +73,19 @@ def take_tokenizer(
     added = [d for d in deltas if by_index and post_added_tokens(d.base, d.post, reader)]
     if added and deltas[-1] not in added:
         source_base, post = added[-1].base, added[-1].post
-    fewer = by_index and fewer_rows and has_tokenizer(post)
-    restored = restoring and own == _tokenizer(source_base) and has_tokenizer(post)
-    if added or fewer or restored or not has_tokenizer(files):
-        for name in [name for name in files if is_tokenizer_file(name)]:
+    fewer = by_index and fewer_rows and bool(tokenizer_of(post))
+    restored = restoring and own == tokenizer_of(source_base) and bool(tokenizer_of(post))
+    if added or fewer or restored or not tokenizer_of(files):
+        for name in tokenizer_of(files):
             del files[name]
             ledger.origins.pop(name, None)
-        for name, data in post.items():
-            if is_tokenizer_file(name):
-                files[name] = data
-                ledger.origins[name] = "post"
+        for name, data in tokenizer_of(post).items():
+            files[name] = data
+            ledger.origins[name] = "post"
         return
     _take_special_tokens(files, post, reader, ledger)
-    _take_flags(files, source_base, post, reader, ledger)
+    take_flags(files, source_base, post, reader, ledger)
     _tell_left(files, source_base, post, ledger)
-
-
-def _tokenizer(files: Mapping[str, bytes]) -> Files:
-    return {name: data for name, data in files.items() if is_tokenizer_file(name)}
 
 
 def _refuse_conflict(deltas: Sequence[Sides], reader: Reader) -> None:
@@ -135,11 +125,6 @@ def _vocabulary(files: Mapping[str, bytes]) -> dict[str, int] | None:
         return None
 
 
-def has_tokenizer(files: Mapping[str, bytes]) -> bool:
-    """Whether there is any file of a tokenizer."""
-    return any(is_tokenizer_file(name) for name in files)
-
-
 def post_added_tokens(
     source_base: Mapping[str, bytes], post: Mapping[str, bytes], reader: Reader
 ) -> bool:
@@ -147,12 +132,12 @@ def post_added_tokens(
 
     Files that cannot be compared token by token count as extended if they differ at all.
     """
-    if not has_tokenizer(source_base):
+    if not tokenizer_of(source_base):
         return False  # the same as post's, or there is none to compare with
     known: set[str] = set()
     wanted: set[str] = set()
     common = []
-    for name in (name for name in post if is_tokenizer_file(name)):
+    for name in tokenizer_of(post):
         before, after = source_base.get(name), post[name]
         if before == after:
             common.append(name)
@@ -266,120 +251,6 @@ def _contents(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _take_flags(
-    files: Files,
-    source_base: Mapping[str, bytes],
-    post: Mapping[str, bytes],
-    reader: Reader,
-    ledger: Ledger,
-) -> None:
-    """How tokens are treated, where post changed that of tokens that its base had.
-
-    A token that post made special is no longer printed, and no longer split; it is told by its
-    text, as its id may be another in the new base.
-    """
-    if not has_tokenizer(source_base):
-        return  # the same as post's, or there is none to compare with
-    before = _all_flags(source_base, reader, post)
-    after = _all_flags(post, reader, source_base)
-    changed = {token: flags for token, flags in after.items() if flags != before.get(token)}
-    if not changed:
-        return
-    moved: set[str] = set()
-    tokenizer = read_object(files.get("tokenizer.json"))
-    ids: dict[str, int] = {}
-    if tokenizer is not None:
-        ids = _flag_tokenizer(tokenizer, changed, moved)
-        if moved:
-            files["tokenizer.json"] = to_json(tokenizer)
-            ledger.origins["tokenizer.json"] = "both"
-            ledger.note("tokenizer.json", f"flags of post: {', '.join(sorted(moved)[:8])}")
-    config = read_object(files.get(CONFIG))
-    if config is not None and _flag_config(config, changed, ids):
-        files[CONFIG] = to_json(config)
-        ledger.origins[CONFIG] = "both"
-        ledger.note(CONFIG, "flags of added tokens of post")
-
-
-def _all_flags(
-    files: Mapping[str, bytes], reader: Reader, other: Mapping[str, bytes]
-) -> dict[str, Flags]:
-    """Flags by token, from both documents that hold them; nothing where both sides agree."""
-    flags: dict[str, Flags] = {}
-    if files.get(CONFIG) != other.get(CONFIG):
-        flags |= added_tokens_decoder(read_object(files.get(CONFIG)) or {})
-    tokenizer = files.get("tokenizer.json")
-    if tokenizer is not None and tokenizer != other.get("tokenizer.json"):
-        found = reader.vocabulary(tokenizer)
-        flags |= found.flags if found is not None else {}
-    return flags
-
-
-def _flag_tokenizer(
-    document: dict[str, Any], changed: Mapping[str, Flags], moved: set[str]
-) -> dict[str, int]:
-    """Set flags in a ``tokenizer.json``; the ids of tokens that were in its vocabulary alone."""
-    rows = document.get("added_tokens")
-    if not isinstance(rows, list):
-        rows = []
-    there = set()
-    for row in rows:
-        token = row.get("content") if isinstance(row, dict) else None
-        if isinstance(token, str) and token in changed:
-            there.add(token)
-            if any(row.get(name) != value for name, value in changed[token].items()):
-                row |= changed[token]
-                moved.add(token)
-    model = document.get("model")
-    ids = _ids(model.get("vocab") if isinstance(model, dict) else None, set(changed) - there)
-    for token, number in ids.items():
-        rows.append({"id": number, "content": token, **_PLAIN} | changed[token])
-        moved.add(token)
-    if ids:
-        # transformers goes by their order, and each has an id but in files that are broken anyway.
-        document["added_tokens"] = sorted(rows, key=_row_id)
-    return ids
-
-
-def _row_id(row: Any) -> int:
-    number = row.get("id") if isinstance(row, dict) else None
-    return number if isinstance(number, int) else 0
-
-
-def _ids(vocabulary: Any, tokens: set[str]) -> dict[str, int]:
-    """The ids of tokens in a model's vocabulary."""
-    if isinstance(vocabulary, dict):
-        found = {token: vocabulary[token] for token in sorted(tokens) if token in vocabulary}
-        return {token: number for token, number in found.items() if isinstance(number, int)}
-    if isinstance(vocabulary, list):
-        return {
-            row[0]: number
-            for number, row in enumerate(vocabulary)
-            if isinstance(row, list) and row and isinstance(row[0], str) and row[0] in tokens
-        }
-    return {}
-
-
-def _flag_config(
-    document: dict[str, Any], changed: Mapping[str, Flags], ids: Mapping[str, int]
-) -> bool:
-    """Set flags in a ``tokenizer_config.json``; whether any was another."""
-    table = document.get("added_tokens_decoder")
-    if not isinstance(table, dict):
-        return False
-    moved = False
-    for row in table.values():
-        token = row.get("content") if isinstance(row, dict) else None
-        if isinstance(token, str) and token in changed:
-            moved |= any(row.get(name) != value for name, value in changed[token].items())
-            row |= changed[token]
-    for token, number in ids.items():
-        if str(number) not in table:
-            table[str(number)] = {"content": token, **_PLAIN} | changed[token]
-            moved = True
-    return moved
-
-
 def _tell_left(
     files: Mapping[str, bytes],
     source_base: Mapping[str, bytes],
@@ -390,7 +261,7 @@ def _tell_left(
 
     Which tokens a text becomes may hang on it: whether it begins with a special one, for example.
     """
-    if not has_tokenizer(source_base):
+    if not tokenizer_of(source_base):
         return  # the same as post's, or there is none to compare with
     for name in ("tokenizer.json", CONFIG):
         if post.get(name) == source_base.get(name):
