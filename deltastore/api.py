@@ -102,6 +102,8 @@ class DeltaStore:
         jobs: int | None = None,
         rehash: bool = False,
         restore_only: bool = False,
+        rename: Mapping[str, str] | None = None,
+        force: bool = False,
         progress: Progress | None = None,
     ) -> ExtractResult:
         """Measure the delta between two checkpoints and store it.
@@ -115,15 +117,19 @@ class DeltaStore:
             jobs: Threads; by default the processors this process may use.
             rehash: Read files again whose digests are remembered.
             restore_only: Store quantised checkpoints, to be restored from their own base only.
+            rename: What base calls post's tensors: regular expressions, and what replaces them
+                wherever they are found in a name.
+            force: Take a pair that does not look like one.
             progress: Is told how far the work is.
 
         Raises:
             CheckpointError: One of the checkpoints cannot be read.
-            StructureMismatchError: They are not the same model.
+            IncompatibleError: They are not one model before and after post-training.
             RefError: The name or a tag cannot be used.
             StoreError: The store cannot be written.
         """
         from deltastore.operations.extract import extract
+        from deltastore.operations.naming import Renaming
         from deltastore.operations.progress import Silent
 
         return extract(
@@ -136,6 +142,8 @@ class DeltaStore:
             jobs=jobs,
             rehash=rehash,
             restore_only=restore_only,
+            renaming=Renaming.of((rename or {}).items()),
+            force=force,
             progress=progress or Silent(),
         )
 

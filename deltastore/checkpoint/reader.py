@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -73,6 +73,7 @@ class Checkpoint:
     index_metadata: dict[str, Any]
     ignored: tuple[str, ...]
     _open: tuple[WeightFile | HubShard, ...]
+    _stored: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +84,28 @@ class Checkpoint:
     def parameters(self) -> int:
         """The elements of all tensors."""
         return sum(tensor.elements for tensor in self.tensors.values())
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same open files with other names for tensors; it is closed with this one.
+
+        Args:
+            names: New names by those that tensors have; others stay as they are.
+
+        Raises:
+            ValueError: Two tensors would have one name.
+        """
+        tensors, stored = {}, {}
+        for name, tensor in self.tensors.items():
+            now = names.get(name, name)
+            if now in tensors:
+                raise ValueError(f"two tensors would be called {now}")
+            tensors[now] = replace(tensor, name=now)
+            stored[now] = self._stored.get(name, tensor)
+        shards = tuple(
+            replace(shard, tensors=tuple(names.get(name, name) for name in shard.tensors))
+            for shard in self.shards
+        )
+        return replace(self, tensors=dict(sorted(tensors.items())), shards=shards, _stored=stored)
 
     def shard_order(self) -> list[str]:
         """All tensor names in file order, shard by shard."""
@@ -104,7 +127,7 @@ class Checkpoint:
         check_range(name, start_byte, len(view), tensor.nbytes)
         if not self._open:
             raise ValueError("the checkpoint is closed")
-        self._open[tensor.shard].read_into(tensor, start_byte, view)
+        self._open[tensor.shard].read_into(self._stored.get(name, tensor), start_byte, view)
 
     def read_samples(
         self, places: Sequence[tuple[str, int, memoryview | np.ndarray[Any, Any]]]
@@ -127,10 +150,11 @@ class Checkpoint:
             view = byte_view(buffer)
             check_range(name, start_byte, len(view), tensor.nbytes)
             file = self._open[tensor.shard]
+            stored = self._stored.get(name, tensor)
             if isinstance(file, HubShard):
-                remote.setdefault(tensor.shard, []).append((tensor, start_byte, view))
+                remote.setdefault(tensor.shard, []).append((stored, start_byte, view))
             else:
-                file.read_into(tensor, start_byte, view)
+                file.read_into(stored, start_byte, view)
         if remote:
             self._read_remote(remote)
 

@@ -60,16 +60,25 @@ def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
 
 
 def _listed(error: BaseException) -> Iterator[str]:
-    """Every tensor that a structure error is about, however many: the sentence has the first.
+    """The tensors that a structure error is about, as patterns, at most ten lines of a kind.
 
     None where the base is another model altogether: the sentence says so.
     """
     if not isinstance(error, StructureMismatchError) or "other_model" in error.facts:
         return
+    from deltastore.operations.patterns import MOST_LINES, folded
+
     for what, items in error.facts.items():
-        if isinstance(items, (list, tuple)):
-            for item in items:
-                yield f"{what}: {item if isinstance(item, str) else ': '.join(map(str, item))}"
+        if not isinstance(items, (list, tuple)):
+            continue
+        rows = [(item, "") if isinstance(item, str) else (item[0], item[1]) for item in items]
+        groups = folded(rows)
+        for name, said, count in groups[:MOST_LINES]:
+            many = f" ({count} tensors)" if count > 1 else ""
+            yield f"{what}: {name}{many}" + (f": {said}" if said else "")
+        rest = sum(count for _, _, count in groups[MOST_LINES:])
+        if rest:
+            yield f"{what}: and {rest} more tensors; `--json` lists all"
 
 
 def _problem(error: BaseException, argv: Sequence[str]) -> Problem:

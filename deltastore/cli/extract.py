@@ -21,6 +21,15 @@ from deltastore.cli.session import Session
     is_flag=True,
     help="Store quantised checkpoints, to be restored from their own base only.",
 )
+@click.option(
+    "--map",
+    "renames",
+    multiple=True,
+    metavar="'OLD=NEW'",
+    help="What base calls post's tensors: OLD is a regular expression, replaced by NEW wherever "
+    "it is found in a name.",
+)
+@click.option("--force", is_flag=True, help="Take a pair that does not look like one.")
 def command(
     session: Session,
     *,
@@ -32,6 +41,8 @@ def command(
     jobs: int | None,
     rehash: bool,
     restore_only: bool,
+    renames: tuple[str, ...],
+    force: bool,
 ) -> None:
     """Measure the delta between two checkpoints and store it.
 
@@ -39,7 +50,10 @@ def command(
     that is stored is named once more.
     """
     from deltastore.operations.extract import extract
+    from deltastore.operations.naming import Renaming
 
+    # Before anything is opened: what is mistyped is said at once.
+    renaming = Renaming.parse(renames)
     with session.open_store(create=True) as store, session.progress() as progress:
         result = extract(
             store,
@@ -51,6 +65,8 @@ def command(
             jobs=jobs,
             rehash=rehash,
             restore_only=restore_only,
+            renaming=renaming,
+            force=force,
             progress=progress,
         )
     stored.show(session, result)

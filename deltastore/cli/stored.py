@@ -38,7 +38,16 @@ def _human(result: ExtractResult, more: Sequence[tuple[str, str]]) -> Iterator[s
                 f"{count(result.tensors, 'tensor')}, {result.unchanged:,} unchanged, "
                 f"{result.patched:,} with a restore patch",
             ),
+            ("change", _change(result)),
             ("reused", "the store had this pair already" if result.reused else ""),
             ("took", duration(result.seconds)),
         ]
     )
+
+
+def _change(result: ExtractResult) -> str:
+    """How far post-training went."""
+    if result.relative_change is None:
+        return ""
+    near = "" if result.cosine is None else f", cosine {result.cosine:.4f} of post with base"
+    return f"{result.relative_change:.2%} of the weights{near}"

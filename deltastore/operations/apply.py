@@ -26,13 +26,14 @@ from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
+from deltastore.operations.calling import unwrapped
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.recipes import Recipe, recipes
+from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post
 from deltastore.operations.small_files import is_tokenizer_file
 from deltastore.operations.structure import Delta, check_structure
 from deltastore.operations.summary import Chosen, Summary, used_blobs
@@ -151,6 +152,9 @@ def apply(
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
+        if renaming is None or not renaming.rules:
+            known = {entry.name: None for delta in deltas for entry in delta.config.tensors}
+            checkpoint = unwrapped(checkpoint, known, progress)
         _refuse_quantised(checkpoint, deltas)
         matched = _matched(checkpoint, deltas, renaming or Renaming(), skip=skip_embeddings)
         try:
@@ -187,6 +191,8 @@ def apply(
         patches = None
         plain = not (scale_rules or report.skipped or output_dtype or (renaming and renaming.rules))
         may_restore = _may_restore(checkpoint, deltas, lineages, made, plain=plain)
+        if not may_restore:
+            made = in_names_of(checkpoint, tied_as_post(made))
         # Which patches fit is said by whole tensors, which a dry run does not download.
         if may_restore and (checkpoint.is_local or not dry_run):
             patches = restoration.patched_tensors(

@@ -29,6 +29,7 @@ from deltastore.operations import hashing, small_files
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.embeddings import may_tie
 from deltastore.operations.extract import ExtractResult
+from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.restored import Restored
@@ -167,6 +168,7 @@ def compose(
         config,
         reused=reused,
         blobs=blobs,
+        cosine=None,
         started=started,
         composed=[step.ref for step in steps],
     )
@@ -300,7 +302,7 @@ def _encode(
         Source(weights, last.config.post.repo, last.config.post.revision),
         codec=_CODEC,
         files=files,
-        may_tie=may_tie(checkpoint.config),
+        pairs=pair_up(checkpoint, weights, may_tie=may_tie(checkpoint.config)),
         restore_only=False,
         doing="composing",
         jobs=jobs,

@@ -1,27 +1,43 @@
-"""Which tensors have a row for each token: input embeddings, output heads, the heads' biases."""
+"""Which tensors have a row for each token, and which of them may be one under several names.
+
+A model may use its embeddings as its output head, and the embeddings of its encoder as those of its
+decoder. Such a *tied set* is one tensor, and a file holds some of its names: ``save_pretrained``
+and ``save_model`` keep one each, not the same one; ``torch.save`` keeps all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+_SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""The embeddings of an encoder and a decoder, which are one tensor where one of them is missing."""
 
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
     "word_embeddings.weight",
+    "word_embedding.weight",
     "embed_in.weight",
     "tok_embeddings.weight",
+    "tokens_embed.weight",
     "backbone.embeddings.weight",
     "backbone.embedding.weight",
+    "rwkv.embeddings.weight",
+    "transformer.embeddings.weight",
     "shared.weight",
 )
 _HEADS = (
     "lm_head.weight",
+    "lm_head.out_proj.weight",
+    "lm_loss.weight",
     "embed_out.weight",
     "predictions.decoder.weight",
     "lm_head.decoder.weight",
+    "mlm_score.decoder.weight",
     "generator_lm_head.weight",
     "vocab_projector.weight",
+    "pred_layer.proj.weight",
     "transformer.output_layer.weight",
     "output_projection.weight",
 )
@@ -34,42 +50,132 @@ _BIASES = (
     "vocab_projector.bias",
     "embed_out.bias",
 )
-_WHOLE_NAMES = ("output.weight",)
+_BIAS_PAIRS = (
+    ("lm_head.bias", "lm_head.decoder.bias"),
+    ("predictions.bias", "predictions.decoder.bias"),
+)
+"""Two names of one bias."""
+
+_WHOLE_NAMES = ("output.weight", "proj_out.weight", "decoder.weight", "head.decoder.weight")
 """Heads only by their whole name: attention has an ``output.weight`` too."""
+
+_WHOLE_BIASES = ("decoder.bias", "head.decoder.bias")
+
+_OTHER_MODALITIES = ("vision", "image", "visual", "audio", "speech", "acoustic")
+"""Parts of a configuration that own neither embeddings of tokens nor a head."""
+
+_MAX_LEVELS = 4
 
 
 def embedding_of(names: Iterable[str]) -> str | None:
-    """The name of the input embeddings; None if there are none, or several."""
-    return _only(name for name in names if _ends(name, _EMBEDDINGS))
+    """The name of the input embeddings; None if there are none, or several.
+
+    Of an encoder and a decoder that share theirs it is the shared one's. A layer's own, as that of
+    a block that predicts several tokens, is not the model's.
+    """
+    found = [name for name in names if _ends(name, _EMBEDDINGS)]
+    found = [name for name in found if not any(map(str.isdigit, name.split(".")))] or found
+    shared = [name for name in found if _ends(name, ("shared.weight",))]
+    return _only(shared or found)
 
 
 def head_of(names: Iterable[str]) -> str | None:
     """The name of the output head's weights; None if there is none, or several."""
-    return _only(name for name in names if name in _WHOLE_NAMES or _ends(name, _HEADS))
+    return _only([name for name in names if is_head(name)])
+
+
+def is_head(name: str) -> bool:
+    """Whether this is the name of an output head's weights."""
+    return name in _WHOLE_NAMES or _ends(name, _HEADS)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether this is the name of input embeddings."""
+    return _ends(name, _EMBEDDINGS)
 
 
 def has_token_rows(name: str) -> bool:
     """Whether a tensor of this name has a row for each token."""
-    return name in _WHOLE_NAMES or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
+    whole = name in _WHOLE_NAMES + _WHOLE_BIASES
+    return whole or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
+
+
+def stand_in(name: str, names: Iterable[str], *, ties: bool) -> str | None:
+    """Which stored tensor a model uses where it has none called ``name``.
+
+    No model is without embeddings: one that stores none keeps them under its head's name.
+
+    Args:
+        name: An embedding, a head or a head's bias that is not stored.
+        names: What is stored.
+        ties: Whether the model uses its embeddings as a head if it has none.
+
+    Returns:
+        None where nothing stands for it, or it is not known what.
+    """
+    stored = set(names)
+    for pair in _BIAS_PAIRS:
+        for own, other in (pair, pair[::-1]):
+            if _ends(name, (own,)) and name.removesuffix(own) + other in stored:
+                return name.removesuffix(own) + other
+    if is_head(name):
+        return _stored_embedding(stored) if ties and head_of(stored) is None else None
+    if not is_embedding(name):
+        return None
+    for member in _family(name):
+        if member in stored:
+            return member
+    return head_of(stored) if not any(map(is_embedding, stored)) else None
 
 
 def may_tie(config: Mapping[str, Any] | None) -> bool:
     """Whether a model without a head of its own uses its embeddings as one.
 
-    ``tie_word_embeddings`` is true unless ``config.json`` says otherwise, at its top or in the
-    part on the text model; without any ``config.json`` nothing says so.
+    ``tie_word_embeddings`` stands at the level of the class that owns embeddings and head, which is
+    not the same in all versions of a family: a level that ties them is believed, and one that does
+    not counts where no other does. Where nothing is said they are tied; without any ``config.json``
+    they are not.
     """
     if config is None:
         return False
-    text = config.get("text_config")
-    parts = [config, text if isinstance(text, Mapping) else {}]
-    return not any(part.get("tie_word_embeddings") is False for part in parts)
+    said = [level["tie_word_embeddings"] for level in tie_levels(config)]
+    return True in said or not said
+
+
+def tie_levels(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The levels of a ``config.json`` that say whether head and embeddings are tied, top first."""
+    return [
+        level for level in _levels(config, 0) if isinstance(level.get("tie_word_embeddings"), bool)
+    ]
+
+
+def _levels(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+    yield config
+    for name, part in config.items() if depth < _MAX_LEVELS else ():
+        whole = name.endswith("_config") or name in ("encoder", "decoder", "generator")
+        if whole and isinstance(part, Mapping) and not any(m in name for m in _OTHER_MODALITIES):
+            yield from _levels(part, depth + 1)
+
+
+def _stored_embedding(stored: set[str]) -> str | None:
+    """Embeddings that may be used as a head: of an encoder and a decoder, the decoder's."""
+    found = embedding_of(stored)
+    if found is None:
+        found = _only([name for name in stored if _ends(name, ("decoder.embed_tokens.weight",))])
+    return found
+
+
+def _family(name: str) -> list[str]:
+    """The other names of an encoder's and decoder's embeddings, the shared one first."""
+    for own in _SHARED:
+        if _ends(name, (own,)):
+            return [name.removesuffix(own) + other for other in _SHARED if other != own]
+    return []
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
-def _only(names: Iterable[str]) -> str | None:
-    found = list(names)
+def _only(found: list[str]) -> str | None:
     return found[0] if len(found) == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,11 @@ from deltastore.digest import fingerprint
 from deltastore.errors import QuantisedCheckpointError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing, small_files
+from deltastore.operations.calling import called_alike
 from deltastore.operations.embeddings import may_tie
+from deltastore.operations.kinship import Kinship, check_kinship, refuse_adapter, refuse_same
+from deltastore.operations.naming import Renaming
+from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
@@ -41,6 +46,9 @@ class ExtractResult:
         resumed_bytes: Of the tensor parts of a new artifact, those that were in the store already,
             stored by a run that was stopped, or in common with another artifact; they were
             compared, not written again.
+        relative_change: |post - base| / |base| over the tensors that changed; None if none did.
+        cosine: Mean cosine between base's and post's matrices at the lineage samples; None where
+            nothing was compared.
         seconds: Wall time.
     """
 
@@ -56,6 +64,8 @@ class ExtractResult:
     patched: int
     reused: bool
     resumed_bytes: int
+    relative_change: float | None
+    cosine: float | None
     seconds: float
 
     @classmethod
@@ -67,6 +77,7 @@ class ExtractResult:
         *,
         reused: bool,
         blobs: CountedBlobs,
+        cosine: float | None,
         started: float,
         **more: Any,
     ) -> Self:
@@ -78,6 +89,7 @@ class ExtractResult:
             config: Its config.
             reused: Whether it was found, not made.
             blobs: By which its parts were put.
+            cosine: As measured.
             started: When the work began, by the monotonic clock.
             **more: What a further result says besides.
         """
@@ -95,6 +107,8 @@ class ExtractResult:
             patched=sum(entry.patch is not None for entry in config.tensors),
             reused=reused,
             resumed_bytes=0 if reused else blobs.reused_bytes,
+            relative_change=_relative_change(config),
+            cosine=cosine,
             seconds=time.monotonic() - started,
             **more,
         )
@@ -116,11 +130,14 @@ def extract(
     jobs: int | None = None,
     rehash: bool = False,
     restore_only: bool = False,
+    renaming: Renaming | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> ExtractResult:
     """Store the delta between two checkpoints.
 
-    The pair is read once. The same pair and codec again gives the stored artifact.
+    The pair is read once. The same pair and codec again gives the stored artifact. Before that a
+    pair that is no model before and after its post-training is refused.
 
     Args:
         store: Where to.
@@ -133,10 +150,14 @@ def extract(
         rehash: Read the files even where their digests are remembered.
         restore_only: Accept quantised checkpoints; the artifact can then only restore post from
             this very base.
+        renaming: What base calls post's tensors, where that is something else.
+        force: Take a pair that does not look like one.
         progress: Who is told how far the work is.
 
     Raises:
         CheckpointError: One of the checkpoints cannot be read.
+        IncompatibleError: They are not one model before and after post-training.
+        UsageError: The renaming fits no tensor.
         QuantisedCheckpointError: One of them is quantised, and ``restore_only`` is false.
         NoSpaceError: The artifact will not fit.
         StoreError: The store cannot be written.
@@ -153,12 +174,14 @@ def extract(
         validate_tag(tag)
     store.require_writable()
     with (
-        open_checkpoint(base, downloads=progress) as before,
-        open_checkpoint(post, downloads=progress) as after,
+        open_checkpoint(base, downloads=progress) as opened_base,
+        open_checkpoint(post, downloads=progress) as opened_post,
     ):
-        if not restore_only:
-            for checkpoint in (before, after):
+        for checkpoint, role in ((opened_base, "base"), (opened_post, "post")):
+            refuse_adapter(checkpoint, role)
+            if not restore_only:
                 _refuse_quantised(checkpoint)
+        before, after = called_alike(opened_base, opened_post, renaming, progress)
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))
@@ -171,6 +194,12 @@ def extract(
                 found = reusable(store, pairs, wanted)
             reused = found is not None
             blobs = CountedBlobs(store)
+            pair = pair_up(before, after, may_tie=may_tie(before.config))
+            kinship = Kinship(None, None)
+            if not restore_only and (found is None or (before.is_local and after.is_local)):
+                kinship = check_kinship(
+                    before, after, pair, force=force or reused, progress=progress
+                )
             if found is None:
                 manifest, config = encode_pair(
                     store,
@@ -179,7 +208,7 @@ def extract(
                     Source(after, after.repo, after.revision),
                     codec=chosen.name,
                     files=small,
-                    may_tie=may_tie(before.config),
+                    pairs=pair,
                     restore_only=restore_only,
                     doing="extracting",
                     jobs=job_count(jobs),
@@ -197,9 +226,17 @@ def extract(
                 reused = found is not None
             if found is not None:
                 manifest, config = found
+            if config.base.content == config.post.content:
+                refuse_same(before, after, force=force)
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
     return ExtractResult.of(
-        published, manifest, config, reused=reused, blobs=blobs, started=started
+        published,
+        manifest,
+        config,
+        reused=reused,
+        blobs=blobs,
+        cosine=kinship.cosine,
+        started=started,
     )
 
 
@@ -240,6 +277,13 @@ def _already_there(
     return store.find_pair(
         hashing.content_of(before, known_base), hashing.content_of(after, known_post), codec
     )
+
+
+def _relative_change(config: Config) -> float | None:
+    """|post - base| / |base|, over the tensors that have a delta."""
+    moved = math.fsum(entry.l2**2 for entry in config.tensors)
+    source = math.fsum(entry.base_l2**2 for entry in config.tensors)
+    return math.sqrt(moved / source) if source else None
 
 
 def _label(checkpoint: Checkpoint) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -115,7 +114,7 @@ def measure(
     tensors = base.tensors if sources is None else sources
     position = 0
     same = bool(config.samples)
-    runs: list[tuple[TensorEntry, TensorInfo, Bytes, Bytes]] = []
+    runs: list[SampledRun] = []
     places: list[tuple[str, int, Bytes]] = []
     for run in config.samples:
         entry = config.tensors[run.tensor]
@@ -134,49 +133,105 @@ def measure(
             continue
         item = DTYPE_BYTES[info.dtype]
         ours = np.empty(run.count * item, np.uint8)
-        runs.append((entry, info, theirs, ours))
+        matrix = len(info.shape) > 1
+        runs.append(SampledRun(entry.name, matrix, entry.base.dtype, theirs, info.dtype, ours))
         places.append((info.name, run.start * item, ours))
     # All at once: of a base on the hub only these bytes are fetched, several runs at a time.
     base.read_samples(places)
-    sums: dict[str, list[float]] = {}
-    counts: Counter[str] = Counter()
-    matrices = set()
-    for entry, info, theirs, ours in runs:
-        assert entry.base is not None
-        same = same and info.dtype == entry.base.dtype and np.array_equal(ours, theirs)
-        a = to_floats(theirs.copy(), entry.base.dtype, wide=True)
-        b = to_floats(ours, info.dtype, wide=True)
+    return compared(runs, complete=same)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRun:
+    """The same elements of two models' tensors of one name: dtype and bytes of either.
+
+    Shapes:
+        source, new: ``[elements * itemsize]``, uint8.
+    """
+
+    name: str
+    matrix: bool
+    source_dtype: str
+    source: Bytes
+    new_dtype: str
+    new: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Of one tensor's sampled finite elements, in float64: a.b, a.a, b.b, (b-a).(b-a), how many."""
+
+    dot: float = 0.0
+    source: float = 0.0
+    new: float = 0.0
+    moved: float = 0.0
+    elements: int = 0
+
+    @property
+    def comparable(self) -> bool:
+        """Whether a cosine is defined."""
+        sums = (self.dot, self.source, self.new, self.moved)
+        return all(map(math.isfinite, sums)) and bool(self.source and self.new)
+
+    @property
+    def cosine(self) -> float:
+        """Of the angle between both."""
+        return self.dot / (math.sqrt(self.source) * math.sqrt(self.new))
+
+    def plus(self, run: SampledRun) -> Sums:
+        """With one more run."""
+        a = to_floats(run.source.copy(), run.source_dtype, wide=True)
+        b = to_floats(run.new, run.new_dtype, wide=True)
         finite = np.isfinite(a) & np.isfinite(b)
         a, b = a[finite], b[finite]
         with np.errstate(over="ignore", invalid="ignore"):
-            products = (a @ b, a @ a, b @ b, (b - a) @ (b - a))
-        before = sums.get(entry.name, [0.0] * 4)
-        sums[entry.name] = [s + float(p) for s, p in zip(before, products, strict=True)]
-        counts[entry.name] += a.size
-        if len(info.shape) > 1:
-            matrices.add(entry.name)
-    compared = {
-        name: (dot / (math.sqrt(source) * math.sqrt(new)), math.sqrt(moved) / math.sqrt(source))
-        for name, (dot, source, new, moved) in sums.items()
-        if all(map(math.isfinite, (dot, source, new, moved)))
-        and source
-        and new
-        and (name in matrices or not matrices)
+            return Sums(
+                self.dot + float(a @ b),
+                self.source + float(a @ a),
+                self.new + float(b @ b),
+                self.moved + float((b - a) @ (b - a)),
+                self.elements + a.size,
+            )
+
+
+def sums_of(runs: Sequence[SampledRun]) -> dict[str, Sums]:
+    """The sums of each tensor of which a cosine is defined: of the matrices, if there are any."""
+    sums: dict[str, Sums] = {}
+    for run in runs:
+        sums[run.name] = sums.get(run.name, Sums()).plus(run)
+    matrices = {run.name for run in runs if run.matrix}
+    return {
+        name: one
+        for name, one in sums.items()
+        if one.comparable and (name in matrices or not matrices)
     }
-    if not compared:
-        return Lineage("same" if same else "unknown", same, None, None, 0, 0, 0)
-    cosine = math.fsum(cosine for cosine, _ in compared.values()) / len(compared)
-    elements = sum(counts[name] for name in compared)
-    unlike = sum(
-        cosine < UNRELATED_BELOW and counts[name] >= _FEWEST_OF_TENSOR
-        for name, (cosine, _) in compared.items()
+
+
+def compared(runs: Sequence[SampledRun], *, complete: bool) -> Lineage:
+    """The figures of two models, from runs of both.
+
+    Args:
+        runs: The runs.
+        complete: Whether these are all that there are to be compared.
+    """
+    same = complete and all(
+        run.source_dtype == run.new_dtype and np.array_equal(run.source, run.new) for run in runs
     )
+    sums = sums_of(runs)
+    if not sums:
+        return Lineage("same" if same else "unknown", same, None, None, 0, 0, 0)
+    cosine = math.fsum(one.cosine for one in sums.values()) / len(sums)
+    elements = sum(one.elements for one in sums.values())
+    unlike = sum(
+        one.cosine < UNRELATED_BELOW and one.elements >= _FEWEST_OF_TENSOR for one in sums.values()
+    )
+    distances = (math.sqrt(one.moved) / math.sqrt(one.source) for one in sums.values())
     return Lineage(
-        verdict=_verdict(same, cosine, unlike / len(compared), elements),
+        verdict=_verdict(same, cosine, unlike / len(sums), elements),
         same=same,
         cosine=cosine,
-        distance=math.fsum(distance for _, distance in compared.values()) / len(compared),
-        tensors=len(compared),
+        distance=math.fsum(distances) / len(sums),
+        tensors=len(sums),
         unlike=unlike,
         elements=elements,
     )

@@ -10,7 +10,7 @@ from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, read_vocabulary
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
-from deltastore.operations.embeddings import embedding_of, has_token_rows
+from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of
 from deltastore.operations.output.documents import read_object
 from deltastore.operations.rows import NONE
 from deltastore.operations.small_files import own_tokenizer, read_stored, tokenizer_of
@@ -81,7 +81,11 @@ def compare_tokens(
     table = {names.get(entry.name, entry.name): entry for entry in config.tensors}
     own = own_tokenizer(base)
     source, post = sides.base_tokenizer, sides.post_tokenizer
-    embedding, ours = embedding_of(table), embedding_of(base.tensors)
+    embedding, ours = (
+        # Embeddings that are tied may be stored under their head's name alone.
+        embedding_of(tensors) or head_of(tensors)
+        for tensors in (table, base.tensors)
+    )
     if not own or not source:
         return Vocabulary("not compared")
     if embedding is None or ours is None:

@@ -14,7 +14,6 @@ _FORM = (
     r"Give it as 'old=new', where old is a regular expression, as in '^model\.=language_model.'."
 )
 _MAX_FLOAT32 = 3.4028234e38
-_MAX_SUGGESTIONS = 100
 
 
 def is_scale(value: float) -> bool:
@@ -191,34 +190,6 @@ class Scales:
                     f"`--scale-for` {rule.pattern!r} matches no tensor of the output.",
                     hint="See the names with `deltastore show REF`; * stands for any characters.",
                 )
-
-
-def suggested_map(names: Sequence[str], known: Iterable[str]) -> str | None:
-    """A ``--map`` that makes all names known ones, if one beginning for another does it.
-
-    Args:
-        names: A delta's names.
-        known: The new base's.
-    """
-    there = set(known)
-    first = next((name.split(".") for name in names if name not in there), None)
-    if first is None:
-        return None
-    alike = [name.split(".") for name in sorted(there) if name.split(".")[-2:] == first[-2:]]
-    for other in alike[:_MAX_SUGGESTIONS]:
-        pairs = enumerate(zip(reversed(first), reversed(other), strict=False))
-        shorter = min(len(first), len(other))
-        same = next((n for n, (ours, theirs) in pairs if ours != theirs), shorter)
-        # The shortest beginning that leaves alone what matches already.
-        for ending in range(same, 0, -1):
-            old, new = ("".join(f"{p}." for p in parts[:-ending]) for parts in (first, other))
-            if all(_swapped(name, old, new) in there for name in names):
-                return f"^{re.escape(old)}={new}"
-    return None
-
-
-def _swapped(name: str, old: str, new: str) -> str:
-    return new + name[len(old) :] if name.startswith(old) else name
 
 
 def checked_scales(refs: Sequence[str], scales: Sequence[float]) -> list[float]:

@@ -93,7 +93,7 @@ def compose(
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
         files[config.NAME] = config.model_config(
-            files[config.NAME], configs, base.tensors, recipes, ledger, translate
+            files[config.NAME], configs, base, recipes, ledger, translate
         )
     sides = [("the new base's card", own), *(("post's card", delta.post) for delta in deltas)]
     metadata = [_metadata(label, side, ledger) for label, side in sides]

@@ -9,7 +9,8 @@ from typing import Literal
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
-from deltastore.operations.embeddings import embedding_of, head_of
+from deltastore.operations.copies import Copies
+from deltastore.operations.embeddings import stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +63,30 @@ class Chunk:
 def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
     """Every tensor of either side, by name.
 
-    A head that only post has, because its base uses the embeddings as one, is paired with these:
-    its delta then means the same on a new base, whether that has a head of its own or not.
+    A tensor that base does not store because it is another one under a second name (a head that is
+    its embeddings, an encoder's embeddings that are the decoder's) is paired with that one: its
+    delta then means the same on a new base, whichever of the names that stores.
 
     Args:
         base: The weights before post-training.
         post: The weights after it.
         may_tie: Whether the base uses its embeddings as a head if it has none.
     """
-    names = sorted(base.tensors.keys() | post.tensors.keys())
     sources = dict(base.tensors)
-    head, embedding = head_of(post.tensors), embedding_of(base.tensors)
-    if head is not None and embedding is not None and head_of(base.tensors) is None:
-        pair = _pair(head, base.tensors[embedding], post.tensors[head])
-        if pair.kind in ("delta", "resized") and may_tie:
-            sources[head] = base.tensors[embedding]
-    return [_pair(name, sources.get(name), post.tensors.get(name)) for name in names]
+    copies = Copies(post)
+    for name in post.tensors.keys() - base.tensors.keys():
+        # What post stores twice, with the same bytes, and base once is one tensor, whatever it is.
+        other = stand_in(name, base.tensors, ties=may_tie) or copies.find(name, base.tensors)
+        if other is not None:
+            pair = pair_of(name, base.tensors[other], post.tensors[name])
+            if pair.kind in ("delta", "resized"):
+                sources[name] = base.tensors[other]
+    names = sorted(base.tensors.keys() | post.tensors.keys())
+    return [pair_of(name, sources.get(name), post.tensors.get(name)) for name in names]
 
 
-def _pair(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair:
+def pair_of(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair:
+    """The row of one tensor, as far as dtypes and shapes say what it is."""
     kind: TensorKind
     if base is None:
         kind = "added"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
 from deltastore.errors import DeltaConflictError, StructureMismatchError, UsageError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.operations.embeddings import has_token_rows
+from deltastore.operations.embeddings import embedding_of, has_token_rows, is_embedding, is_head
 from deltastore.operations.naming import Scales
 from deltastore.operations.rows import Places, Rows, first_rows, source_order
 from deltastore.operations.structure import Delta, Place, Report
@@ -108,6 +109,45 @@ def recipes(
         recipe = _recipe(name, source, [addend for addend, _ in found], deltas, dtype)
         if recipe is not None:
             result[name] = recipe
+    return result
+
+
+def in_names_of(base: Weights, made: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The same tensors, those of tied sets under the new base's names for them.
+
+    Of a set that base and post store under different names, post's is what restores post; on
+    another base the output is stored as that base is.
+    """
+    used = Counter(recipe.base.name for recipe in made.values() if recipe.base is not None)
+    result = {}
+    for name, recipe in made.items():
+        source = recipe.base.name if recipe.base is not None else name
+        moved = source != name and name not in base.tensors and used[source] == 1
+        if moved and source not in made:
+            result[source] = replace(recipe, output=replace(recipe.output, name=source))
+        else:
+            result[name] = recipe
+    return dict(sorted(result.items()))
+
+
+def tied_as_post(made: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The same tensors; those that post ties to its embeddings are made as these are.
+
+    Where base had several tensors and post has one under all their names, their deltas would give
+    several on another base; post-training made them one.
+    """
+    result = dict(made)
+    embedding = embedding_of(made)
+    if embedding is None or not made[embedding].addends:
+        return result
+    one = made[embedding].addends[-1].entry
+    for name, recipe in made.items():
+        if name == embedding or not recipe.addends or not (is_head(name) or is_embedding(name)):
+            continue
+        other = recipe.addends[-1].entry
+        if other.post is not None and other.post == one.post and other.base != one.base:
+            output = replace(made[embedding].output, name=name)
+            result[name] = replace(made[embedding], output=output)
     return result
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from deltastore.checkpoint import Weights
-from deltastore.manifest import SampleRun, TensorEntry
+from deltastore.manifest import SampleRun
 from deltastore.manifest.format import (
     DELTA_DTYPES,
     DTYPE_BYTES,
@@ -19,19 +21,34 @@ from deltastore.manifest.format import (
 _RUN_BYTES = MAX_SAMPLE_BYTES // MAX_SAMPLE_RUNS
 
 
-def choose_runs(entries: tuple[TensorEntry, ...]) -> tuple[SampleRun, ...]:
+class Sampled(Protocol):
+    """A tensor of the base, as far as it says where its samples are."""
+
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def elements(self) -> int: ...  # noqa: D102
+
+
+def choose_runs(sides: Sequence[tuple[str, Sampled | None]]) -> tuple[SampleRun, ...]:
     """At most 256 runs over at most 64 floating-point tensors of the base.
 
     Tensors are drawn by the hash of their names: spread over depth and kind as a random draw is,
     and the same on every machine. Runs are spread evenly over each tensor. Matrices come before
     vectors, which are few numbers close to one and tell little.
+
+    Args:
+        sides: Name and base's tensor of each row of the table; None where base has no such tensor
+            of its own.
     """
     eligible = [
         (i, side)
-        for i, side in enumerate(entry.own_base for entry in entries)
+        for i, (_, side) in enumerate(sides)
         if side is not None and side.dtype in DELTA_DTYPES and side.elements
     ]
-    eligible.sort(key=lambda item: (len(item[1].shape) < 2, _draw(entries[item[0]].name)))
+    eligible.sort(key=lambda item: (len(item[1].shape) < 2, _draw(sides[item[0]][0])))
     chosen = eligible[:MAX_SAMPLE_TENSORS]
     if not chosen:
         return ()

@@ -18,7 +18,7 @@ from deltastore.manifest.format import (
     TENSORS_MEDIA_TYPE,
 )
 from deltastore.operations import encoding, hashing, planning, samples, small_files
-from deltastore.operations.pairing import pair_up
+from deltastore.operations.pairing import Pair
 from deltastore.operations.progress import Progress
 from deltastore.store import Store
 
@@ -108,7 +108,7 @@ def encode_pair(
     *,
     codec: str,
     files: small_files.SmallFiles,
-    may_tie: bool,
+    pairs: Sequence[Pair],
     restore_only: bool,
     doing: str,
     jobs: int,
@@ -123,7 +123,7 @@ def encode_pair(
         post: The weights after it.
         codec: The codec's name.
         files: The small files.
-        may_tie: Whether the base uses its embeddings as a head if it has none.
+        pairs: Their tensors.
         restore_only: Whether the artifact only restores this pair.
         doing: What the progress is called.
         jobs: Threads.
@@ -136,14 +136,13 @@ def encode_pair(
         StoreError: A blob cannot be stored.
     """
     before, after = base.weights, post.weights
-    pairs = pair_up(before, after, may_tie=may_tie)
     progress.start("planning", 0)
     plans, estimate = planning.plan(before, after, pairs, codec, jobs)
     _require_space(store, estimate)
     progress.start(doing, base.nbytes + post.nbytes)
     encoded = encoding.encode(blobs, before, after, plans, codec, jobs, progress)
     entries = encoded.entries
-    runs = samples.choose_runs(entries)
+    runs = samples.choose_runs([(entry.name, entry.own_base) for entry in entries])
     pieces = samples.read_runs(before, [entry.source for entry in entries], runs)
     stored_samples = store.blobs.put([piece.data for piece in pieces])
     layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in encoded.parts]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deltastore.checkpoint import TensorInfo, Weights
-from deltastore.errors import StructureMismatchError
+from deltastore.errors import StructureMismatchError, UsageError
 from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of, may_tie
-from deltastore.operations.naming import suggested_map
+from deltastore.operations.copies import Copies
+from deltastore.operations.embeddings import (
+    embedding_of,
+    has_token_rows,
+    head_of,
+    is_head,
+    may_tie,
+    stand_in,
+)
+from deltastore.operations.recognising import Rule, as_options, recognised, renamed
 from deltastore.operations.rows import NONE, Rows
 from deltastore.operations.vocabulary import Vocabulary
 
@@ -137,7 +145,7 @@ def check_structure(
         _compare_configs(config or {}, delta, report)
     report.skipped = sorted(set(report.skipped))
     if report.all and not partial:
-        raise _mismatch_error(base, deltas, report)
+        raise _mismatch_error(base, deltas, report, tied=may_tie(config))
     return report
 
 
@@ -162,24 +170,31 @@ class _Matching:
         self._delta = delta
         self._report = report
         self._table = {delta.named(entry): entry for entry in delta.config.tensors}
-        if not tied:
-            self._forget_copy()
+        self._copies = Copies(base)
         self._places: dict[str, Place] = {}
-        self._known: set[str] = set()
 
     def run(self) -> None:
         self._report.places.append(self._places)
-        skips = self._delta.vocabulary is not None and self._delta.vocabulary.verdict == "skipped"
+        words = self._delta.vocabulary
+        skips = words is not None and words.verdict == "skipped"
+        self._take_other_names()
         for name, entry in self._table.items():
-            self._known.add(name)
             if skips and has_token_rows(name):
                 self._report.skipped.append(name)
             else:
-                self._match(name, entry, self._source(name, entry))
+                keeper = self._keeper(name, entry)
+                self._match(name, keeper or entry, self._source(name, entry))
         for name, info in self._base.tensors.items():
-            if name not in self._known and not self._tie(name, info, skips=skips):
+            if name in self._table:
+                continue
+            entry = self._shared(name)
+            if entry is None:
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
+            elif skips and has_token_rows(name):
+                self._report.skipped.append(name)
+            else:
+                self._match(name, entry, info)
         self._tell_unsure()
 
     def _tell_unsure(self) -> None:
@@ -195,50 +210,68 @@ class _Matching:
             if by_index and tokens in shape:
                 self._report.unsure.append(name)
 
-    def _forget_copy(self) -> None:
-        """Take a head that only base stored, and which is its embeddings, for none.
+    def _take_other_names(self) -> None:
+        """Call a tensor as the new base does that stores a tied set under another of its names."""
+        for name, entry in list(self._table.items()):
+            if name in self._base.tensors or entry.base is None or entry.post is None:
+                continue
+            other = stand_in(name, self._base.tensors, ties=True)
+            if other is not None and other not in self._table:
+                del self._table[name]
+                self._table[other] = entry
 
-        Post has no head of its own either; one of the new base gets the embeddings' delta.
+    def _keeper(self, name: str, entry: TensorEntry) -> TensorEntry | None:
+        """Of a tensor that only base stored, and post under another name: what is kept of it.
+
+        None where the new base has no tensor of its own there: one that is a copy of what is kept
+        goes, as post's did.
         """
-        head, embedding = head_of(self._table), embedding_of(self._table)
-        if head is None or embedding is None or not may_tie(self._delta.source_config):
-            return
-        copy, original = self._table[head], self._table[embedding]
-        if copy.kind == "removed" and copy.base == original.base:
-            del self._table[head]
+        if entry.kind != "removed" or name not in self._base.tensors:
+            return None
+        for other, kept in self._table.items():
+            if kept.post is None or kept.base is None or other not in self._base.tensors:
+                continue
+            moved = kept.base_name == entry.name
+            if moved or (kept.base == entry.base and self._are_one(name, other)):
+                return None if self._copies.find(name, [other]) else kept
+        return None
+
+    def _are_one(self, name: str, other: str) -> bool:
+        """Whether two tensors of the delta's base, equal in every bit, are one under two names."""
+        known = stand_in(name, [other], ties=True) == other or stand_in(other, [name], ties=True)
+        side = self._table[name].base
+        return bool(known) or (side is not None and len(side.shape) > 1)
 
     def _source(self, name: str, entry: TensorEntry) -> TensorInfo | None:
         """The new base's tensor that a tensor of the delta is added to."""
         own = self._base.tensors.get(name)
-        if own is not None or entry.base is None:
+        if own is not None or entry.base is None or entry.post is None:
             return own
-        if not self._tied:
+        if is_head(name) and not self._tied:
             return None  # without a head of its own a model that ties nothing has none at all
         if entry.base_name is not None:
             source = self._delta.names.get(entry.base_name, entry.base_name)
-            return self._base.tensors.get(source)
-        if name == head_of(self._table) and head_of(self._base.tensors) is None:
-            # The new base uses its embeddings as a head; the output has one of its own.
-            embedding = embedding_of(self._base.tensors)
-            if embedding is not None and entry.post is not None and embedding in self._table:
-                return self._base.tensors[embedding]
+            if source in self._base.tensors:
+                return self._base.tensors[source]
+        other = stand_in(name, self._base.tensors, ties=self._tied)
+        if other is not None and other in self._table:
+            return self._base.tensors[other]
+        for other, twin in self._table.items():
+            if other in self._base.tensors and twin.own_base == entry.base and other != name:
+                moved = twin.post == entry.post and self._are_one(name, other)
+                if moved:
+                    return self._base.tensors[other]
         return None
 
-    def _tie(self, name: str, info: TensorInfo, *, skips: bool) -> bool:
-        """Whether a tensor that the delta lacks is a head that the delta's base shares."""
-        embedding = embedding_of(self._table)
-        shared = (
-            embedding is not None
-            and head_of(self._table) is None
-            and name == head_of(self._base.tensors)
-            and may_tie(self._delta.source_config)
-            and self._table[embedding].base is not None
-        )
-        if shared and skips:
-            self._report.skipped.append(name)
-        elif shared and embedding is not None:
-            self._match(name, self._table[embedding], info)
-        return shared
+    def _shared(self, name: str) -> TensorEntry | None:
+        """What the delta has for a tensor that it lacks and that its base had under another name."""
+        based = {n: entry for n, entry in self._table.items() if entry.own_base is not None}
+        other = stand_in(name, based, ties=may_tie(self._delta.source_config))
+        if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
+            return self._table[other]
+        other = self._copies.find(name, self._places)
+        entry = self._places[other].entry if other is not None else None
+        return entry if entry is not None and entry.base is not None else None
 
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report
@@ -289,26 +322,47 @@ class _Matching:
 
 
 def _mismatch_error(
-    base: Weights, deltas: Sequence[Delta], report: Report
+    base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
-    hint = "Choose another base, or give `--partial` to apply what fits and list the rest."
-    names = [entry.name for delta in deltas for entry in delta.config.tensors]
-    renamed = any(
-        delta.named(entry) != entry.name for delta in deltas for entry in delta.config.tensors
-    )
-    renaming = suggested_map(names, base.tensors) if report.missing and report.extra else None
-    if renamed and base.tensors.keys() >= set(names):
-        hint = "The names are the new base's without `--map`: leave it out."
-    elif renaming is not None:
-        hint = f"The names differ by what they begin with: give `--map '{renaming}'`."
-    elif report.mismatched and all(has_token_rows(m.name) for m in report.all):
-        hint = "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."
     return StructureMismatchError(
         f"{base.path} does not have the structure that {refs} was extracted from: "
         f"{report.summary}.",
-        hint=hint,
+        hint=_hint(base, deltas, report, tied=tied),
         missing=[(m.name, m.problem) for m in report.missing],
         extra=[(m.name, m.problem) for m in report.extra],
         mismatched=[(m.name, m.problem) for m in report.mismatched],
     )
+
+
+def _hint(base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool) -> str:
+    """What helps; what is advised was tried."""
+    if report.missing and report.extra:
+        own = {entry.name: entry for delta in deltas for entry in delta.config.tensors}
+        if any(delta.named(e) != e.name for delta in deltas for e in delta.config.tensors):
+            if _fits(base, [replace(delta, names={}) for delta in deltas], tied=tied):
+                return "The names are the new base's without `--map`: leave it out."
+        else:
+            rules = recognised([n for n, e in own.items() if e.base is not None], base.tensors)
+            if rules and _fits(base, [_renamed(delta, rules) for delta in deltas], tied=tied):
+                return f"The names differ by what they begin with: give `{as_options(rules)}`."
+    if report.mismatched and all(has_token_rows(m.name) for m in report.all):
+        return "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."
+    if all(report.places):
+        return "Choose another base, or give `--partial` to apply what fits and list the rest."
+    return "Choose another base: `deltastore resolve --base CKPT` says what fits."
+
+
+def _renamed(delta: Delta, rules: Sequence[Rule]) -> Delta:
+    try:
+        return replace(delta, names=renamed([e.name for e in delta.config.tensors], rules))
+    except UsageError:  # of several deltas, one that the rules do not fit
+        return delta
+
+
+def _fits(base: Weights, deltas: Sequence[Delta], *, tied: bool) -> bool:
+    """Whether every tensor finds its place."""
+    report = Report()
+    for delta in deltas:
+        _Matching(base, delta, report, tied=tied).run()
+    return not report.all

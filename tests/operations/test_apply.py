@@ -117,7 +117,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     save(directory / "post", after)
     with pytest.MonkeyPatch.context() as patch, deltastore.open(directory / "store") as opened:
         use_small_chunks(patch)
-        opened.extract(directory / "base", directory / "post", name="all")
+        opened.extract(directory / "base", directory / "post", name="all", force=True)
     return World(directory, before, after)
 
 
@@ -205,7 +205,7 @@ def test_several_deltas_are_added_from_left_to_right(
         after[i::3] = before[i::3]
         base = save(tmp_path / f"base{i}", {"w": before})
         post = save(tmp_path / f"post{i}", {"w": after})
-        store.extract(base, post, name=f"d{i}")
+        store.extract(base, post, name=f"d{i}", force=True)
         pairs.append((before, after))
     for dtype in DTYPES:
         new = values("new", dtype)
@@ -358,7 +358,7 @@ def test_resized_tensors_of_many_chunks(
     save(tmp_path / "base", {"w": base} | other)
     save(tmp_path / "post", {"w": post} | other)
     save(tmp_path / "new", {"w": new} | other)
-    artifact = store.extract(tmp_path / "base", tmp_path / "post")
+    artifact = store.extract(tmp_path / "base", tmp_path / "post", force=True)
     result = store.apply(artifact, base=tmp_path / "base", out=tmp_path / "restored")
     assert_same_bits(load(tmp_path / "restored"), {"w": post} | other)
     assert result.restored
@@ -420,7 +420,7 @@ def test_a_patch_is_for_its_own_tensor_alone(store: deltastore.DeltaStore, tmp_p
     other = random_bits("other", "BF16", 64)
     save(tmp_path / "base", {"w": base, "other": other})
     save(tmp_path / "post", {"w": post, "other": other})
-    artifact = store.extract(tmp_path / "base", tmp_path / "post")
+    artifact = store.extract(tmp_path / "base", tmp_path / "post", force=True)
     assert artifact.patched == 1
     new = base.clone()
     new[-3:] = 2.0
@@ -437,7 +437,7 @@ def test_a_patch_is_not_used_with_a_scale_or_another_delta_or_dtype(
     base, post = values("base", "BF16"), values("post", "BF16")
     save(tmp_path / "base", {"w": base})
     save(tmp_path / "post", {"w": post})
-    artifact = store.extract(tmp_path / "base", tmp_path / "post")
+    artifact = store.extract(tmp_path / "base", tmp_path / "post", force=True)
     assert artifact.patched == 1
     step = Step(base, post)
 
@@ -559,7 +559,7 @@ def test_any_bits(
     save(tmp_path / "base", before)
     save(tmp_path / "post", after)
     save(tmp_path / "new", new)
-    artifact = store.extract(tmp_path / "base", tmp_path / "post", name="any")
+    artifact = store.extract(tmp_path / "base", tmp_path / "post", name="any", force=True)
     result = store.apply(artifact, base=tmp_path / "base", out=tmp_path / "restored")
     assert_same_bits(load(tmp_path / "restored"), after)
     # Without a single byte to sample there is nothing to recognise the base by.

@@ -346,7 +346,7 @@ def test_several_templates_as_transformers_saves_them(made: Made, tmp_path: Path
             name = "tool_use.jinja" if side == "post" else "rag.jinja"
             (tmp_path / "x" / side / folder / name).write_text(text)
     with deltastore.open(tmp_path / "store") as store:
-        artifact = store.extract(tmp_path / "x" / "base", tmp_path / "x" / "post")
+        artifact = store.extract(tmp_path / "x" / "base", tmp_path / "x" / "post", force=True)
         store.apply(artifact, base=tmp_path / "x" / "new", out=tmp_path / "out")
     files = {
         p.relative_to(tmp_path / "out").as_posix(): p.read_text()

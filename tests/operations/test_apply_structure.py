@@ -59,7 +59,7 @@ def extracted(
     store: deltastore.DeltaStore, directory: Path, name: str, base: Tensors, post: Tensors
 ) -> str:
     pair = save(directory / f"{name}-base", base), save(directory / f"{name}-post", post)
-    return store.extract(*pair, name=name).ref
+    return store.extract(*pair, name=name, force=True).ref
 
 
 def left_overs(directory: Path) -> set[str]:

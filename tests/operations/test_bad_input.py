@@ -134,7 +134,8 @@ def test_a_base_of_another_size(refused: Refused, tmp_path: Path) -> None:
     assert "; hidden_size 48 instead of 32 (chat:v1)" in told.error
     assert "; num_hidden_layers 1 instead of 2 (chat:v1)" in told.error
     assert "model_type" not in told.error
-    assert len(told.listed) == 21
+    assert len(told.listed) == 9 + 10 + 1
+    assert told.listed[-1] == "  mismatched: and 2 more tensors; `--json` lists all"
 
 
 def test_a_model_without_a_configuration(refused: Refused, tmp_path: Path) -> None:

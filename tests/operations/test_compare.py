@@ -84,7 +84,7 @@ def extract(directory: Path, **pairs: tuple[Tensors, Tensors]) -> Path:
     with deltastore.open(directory / "store") as store:
         for name, (base, post) in pairs.items():
             sides = [save(directory / f"{name}-base", base), save(directory / f"{name}-post", post)]
-            store.extract(*sides, name=name)
+            store.extract(*sides, name=name, force=True)
     return directory / "store"
 
 

@@ -92,7 +92,7 @@ def saved(directory: Path, models: Mapping[str, Tensors], **options: Any) -> lis
 def extracted(store: deltastore.DeltaStore, places: list[Path]) -> list[str]:
     """The refs of the steps from each place to the next."""
     return [
-        store.extract(base, post, name=f"step-{number}").ref
+        store.extract(base, post, name=f"step-{number}", force=True).ref
         for number, (base, post) in enumerate(itertools.pairwise(places))
     ]
 
@@ -227,7 +227,7 @@ def test_every_kind_of_change_after_every_other(
     steps = structures()
     places = saved(tmp_path, steps)
     with chunks(2048):
-        store.extract(*places[:2], name="a")
+        store.extract(*places[:2], name="a", force=True)
     with chunks(1024):
         store.extract(*places[1:], name="b")
         result = store.compose(["a", "b"], base=places[0])

@@ -69,7 +69,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
     save(directory / "base", base, config={"model_type": "llama", "vocab_size": 96})
     save(directory / "post", post, files={"tokenizer.json": "{}", "LICENSE": "MIT"})
     with deltastore.open(directory / "store") as store:
-        result = store.extract(directory / "base", directory / "post", name="honest")
+        result = store.extract(directory / "base", directory / "post", name="honest", force=True)
         manifest, config = store._store.load(result.digest)
     assert result.patched
     return Honest(directory, manifest, config)

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltastore.checkpoint import TensorInfo
-from deltastore.operations.embeddings import head_of, may_tie
+from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.operations.output.documents import brief, read_object, same, to_json
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
 from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.tying import follow_tied_embeddings, head_is_embeddings
 from deltastore.operations.recipes import Recipe
 
 Document = dict[str, Any]
@@ -80,7 +80,7 @@ class Configs:
 def model_config(
     data: bytes,
     configs: Configs,
-    base: Mapping[str, TensorInfo],
+    base: Weights,
     recipes: Mapping[str, Recipe],
     ledger: Ledger,
     translate: Translate = identity,
@@ -90,7 +90,7 @@ def model_config(
     Args:
         data: The new base's.
         configs: Those of source base and post.
-        base: The new base's tensors.
+        base: The new base.
         recipes: The output's tensors.
         ledger: Is told what followed post, and what did not though post changed it.
         translate: Ids of post as ids of the output.
@@ -101,8 +101,9 @@ def model_config(
         return data
     output = _level(own, configs, "", ledger, translate)
     posts = {name for name in output if not same(output[name], own.get(name))} - {"use_cache"}
-    _follow_head(output, own, configs, base, recipes, ledger)
-    _follow_tied_embeddings(output, configs, base, recipes)
+    _follow_head(output, own, configs, base.tensors, recipes, ledger)
+    one = head_is_embeddings(base, recipes)
+    follow_tied_embeddings(output, configs.before, configs.after, base.tensors, recipes, one=one)
     _follow_vocabulary(output, recipes)
     _follow_dtype(output, recipes)
     followed = [name for name in output if not same(output[name], own.get(name))]
@@ -230,33 +231,6 @@ def _follow_head(
             output.pop(name, None)
             if name in after:
                 output[name] = after[name]
-
-
-def _follow_tied_embeddings(
-    output: Document,
-    configs: Configs,
-    base: Mapping[str, TensorInfo],
-    recipes: Mapping[str, Recipe],
-) -> None:
-    """Head and embeddings are one tensor, or two, as the output has them.
-
-    A head that the new base lacks would be ignored where its file says that it is tied, and one
-    that is no longer there would be drawn at random where it says that it is not.
-    """
-    head = head_of(recipes)
-    heads = (head_of(base) is not None, head is not None)
-    before, after = configs.before or {}, configs.after or {}
-    tied = after.get("tie_word_embeddings")
-    if heads[0] != heads[1]:
-        output["tie_word_embeddings"] = heads[0]
-    elif isinstance(tied, bool) and tied != before.get("tie_word_embeddings", not tied):
-        # Where post's head was left out, by its scale or for another reason, so is this.
-        addends = recipes[head].addends if head is not None else ()
-        if tied if head is None else any(addend.scale for addend in addends):
-            output["tie_word_embeddings"] = tied
-    elif heads[1] and may_tie(output) and configs.after is not None and not may_tie(after):
-        # A head beside embeddings that are said to be it is read by nobody; post's is its own.
-        output["tie_word_embeddings"] = False
 
 
 def _follow_vocabulary(output: Document, recipes: Mapping[str, Recipe]) -> None:

@@ -1,0 +1,444 @@
+"""Whether two checkpoints are one model before and after post-training, found out before encoding.
+
+``extract`` pairs what has equal names, and a pair that is none would give an artifact like any
+other: post's own bytes as "added" tensors, or the difference of two strangers.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deltastore.checkpoint import Checkpoint, TensorInfo, Weights
+from deltastore.errors import IncompatibleError, LineageError, StructureMismatchError, shown
+from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
+from deltastore.operations.embeddings import has_token_rows, is_embedding, is_head, may_tie
+from deltastore.operations.lineage import UNRELATED_BELOW, SampledRun, compared, sums_of
+from deltastore.operations.pairing import Pair
+from deltastore.operations.patterns import listed, pattern
+from deltastore.operations.progress import Progress
+from deltastore.operations.samples import choose_runs
+
+Documents = Mapping[str, Any]
+
+LARGEST_CHANGE = 1.0
+"""Post-training changes weights by a few per cent; as much as they are is another model."""
+
+_IN_COMMON_FROM = 1 / 2
+"""Share of base's tensors that post must have; fewer are two models that share a few names."""
+
+_ADAPTERS = (
+    "lora_",
+    "ia3_l",
+    "hada_w",
+    "lokr_w",
+    "oft_R",
+    "oft_r",
+    "boft_",
+    "vera_lambda",
+    "prompt_embeddings",
+    "prompt_encoder.embedding",
+    "trainable_tokens_",
+)
+"""What the parts of a name begin with that only an adapter of PEFT has."""
+
+_COMPUTED = (
+    "inv_freq",
+    "original_inv_freq",
+    "masked_bias",
+    "position_ids",
+    "token_type_ids",
+    "num_batches_tracked",
+    "final_logits_bias",
+    "embed_positions.weight",
+    "embed_positions.weights",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "attn.bias",
+    "attention.bias",
+    "relative_position_index",
+)
+"""Buffers that a library computes; which of its versions also saves them differs."""
+
+_SEVERAL_TOKENS = ("mtp", "eh_proj", "enorm", "hnorm", "shared_head", "nextn")
+"""Parts of blocks that predict several tokens, which libraries leave out as they load."""
+
+_ABOUT_PLACES = ("position", "pos_embed", "pos_emb", "relative_", "rel_pos")
+"""Tables that grow with the input, in vision models within layers too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinship:
+    """How post stands to base, at the places of the lineage samples.
+
+    Attributes:
+        cosine: Mean over the sampled matrices of the cosine between base's and post's weights;
+            None if nothing was compared.
+        change: Median over these of |post - base| / |base|; None likewise.
+    """
+
+    cosine: float | None
+    change: float | None
+
+
+def refuse_adapter(checkpoint: Checkpoint, role: str) -> None:
+    """Refuse weights that hold an adapter, which says nothing without its own rule.
+
+    Raises:
+        IncompatibleError: They do.
+    """
+    found = [name for name in checkpoint.tensors if _is_adapter(name)]
+    if not found:
+        return
+    label = checkpoint.repo or checkpoint.path
+    if len(found) == len(checkpoint.tensors):
+        said = f"{label}, given as {role}, is an adapter ({listed(found)}); expected a whole model."
+        hint = "Merge it into its base (in PEFT: `model.merge_and_unload()`, then "
+    else:
+        said = (
+            f"{label}, given as {role}, holds an adapter that is not merged: "
+            f"{listed(found)}; expected the model's own weights alone."
+        )
+        hint = "Merge it (in PEFT: `model = model.merge_and_unload()`, then "
+    raise IncompatibleError(
+        said, hint=f"{hint}`model.save_pretrained(...)`), and extract that.", tensors=found
+    )
+
+
+def check_kinship(
+    base: Checkpoint,
+    post: Checkpoint,
+    pairs: Sequence[Pair],
+    *,
+    force: bool,
+    progress: Progress,
+) -> Kinship:
+    """Refuse a pair that is none: by structure, by configuration, and by weights at their samples.
+
+    Args:
+        base: The model before.
+        post: The model after, its tensors called as base's.
+        pairs: Their tensors.
+        force: Warn where it would refuse.
+        progress: Is told warnings.
+
+    Raises:
+        StructureMismatchError: They are two models, or post is saved in part; ``facts`` has names.
+        LineageError: Their weights are unrelated.
+    """
+    try:
+        _check_configs(base, post)
+        _check_structure(base, post, pairs)
+    except StructureMismatchError as error:
+        if not force:
+            raise
+        progress.warn(error.message)
+    kinship, verdict, told = _measured(base, post, pairs)
+    unrelated = verdict == "unrelated"
+    if unrelated or (kinship.change is not None and kinship.change > LARGEST_CHANGE):
+        error = LineageError(
+            f"{_label(post)} is unrelated to {_label(base)} by its weights: expected a cosine of "
+            f"{UNRELATED_BELOW} or more in nearly every tensor and a relative change below "
+            f"{LARGEST_CHANGE:.0%}, got {told}.",
+            hint="Give the very checkpoint that post was trained from as `--base` (a model card "
+            "may name another); or store it all the same with `--force`.",
+            cosine=kinship.cosine,
+            relative_change=kinship.change,
+        )
+        if not force:
+            raise error
+        progress.warn(error.message)
+    elif verdict == "distant" and not force:
+        progress.warn(
+            f"{_label(post)} is far from {_label(base)} for a post-trained model ({told}). Make "
+            "sure that it was trained from this base."
+        )
+    return kinship
+
+
+def refuse_same(base: Checkpoint, post: Checkpoint, *, force: bool) -> None:
+    """Say that all weights are equal.
+
+    Raises:
+        IncompatibleError: ``force`` is false.
+    """
+    if not force:
+        raise IncompatibleError(
+            f"{_label(post)} has the very weights of {_label(base)}: expected a post-trained "
+            "model, got every tensor equal.",
+            hint="Give the model after post-training as `--post`; or store that nothing changed "
+            "with `--force`.",
+        )
+
+
+def _check_configs(base: Checkpoint, post: Checkpoint) -> None:
+    """Refuse two architectures.
+
+    Raises:
+        StructureMismatchError: ``config.json`` says so.
+    """
+    kinds = [_model_types(side.config or {}) for side in (base, post)]
+    if all(kinds) and not set(kinds[0]) & set(kinds[1]):
+        raise StructureMismatchError(
+            f"{_label(post)} is another architecture than {_label(base)}: expected model_type "
+            f"{shown(kinds[0][0])}, got {shown(kinds[1][0])}.",
+            hint="Give the model that post was trained from as `--base`; or `--force`, if only "
+            "the name differs.",
+            model_types=[kind[0] for kind in kinds],
+        )
+
+
+def _model_types(config: Documents) -> list[str]:
+    """What a model calls itself, and what its text model does; versions differ in ``_text``."""
+    text = config.get("text_config")
+    parts = [config, text if isinstance(text, Mapping) else {}]
+    found = [part.get("model_type") for part in parts]
+    return [kind.removesuffix("_text") for kind in found if isinstance(kind, str) and kind]
+
+
+def _check_structure(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> None:
+    """Refuse tensors on one side alone, beyond what post-training adds and removes.
+
+    Raises:
+        StructureMismatchError: There are some.
+    """
+    missing = list(_missing(base, post, pairs))
+    extra = list(_extra(base, pairs))
+    reshaped = [pair for pair in pairs if _is_reshaped(pair)]
+    kept = sum(pair.base is not None and pair.post is not None for pair in pairs)
+    if kept < _IN_COMMON_FROM * len(base.tensors):
+        missing = [p.name for p in pairs if p.kind == "removed"]
+        extra = [p.name for p in pairs if p.kind == "added"]
+    if not (missing or extra or reshaped):
+        return
+    told = []
+    if missing:
+        told.append(f"lacks {len(missing)} of its {len(base.tensors)} tensors ({listed(missing)})")
+    if extra:
+        told.append(f"has {len(extra)} that it lacks ({listed(extra)})")
+    if reshaped:
+        told.append(
+            f"has {len(reshaped)} of another shape ({listed(pair.name for pair in reshaped)})"
+        )
+    fused = _fused([*missing, *extra])
+    if fused:
+        hint = (
+            f"One of them keeps as one tensor what the other keeps as several ({fused}): load and "
+            "save both with one version of one library, and extract these."
+        )
+    else:
+        hint = (
+            "Give the whole model that was trained from this base, with the names that it was "
+            "loaded with: `--map 'OLD=NEW'` gives post's tensors base's names; or `--force`."
+        )
+    raise StructureMismatchError(
+        f"{_label(post)} is not {_label(base)} after post-training: it {', '.join(told)}.",
+        hint=hint,
+        missing=missing,
+        extra=extra,
+        mismatched=[(pair.name, _shapes(pair)) for pair in reshaped],
+    )
+
+
+def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Base's tensors that a whole post-trained model would have."""
+    moved = {pair.base_name for pair in pairs}
+    copies = _sides_of_kept(pairs)
+    containers = _containers(base.tensors)
+    same_class = _same_class(base, post)
+    for pair in pairs:
+        if pair.kind != "removed" or pair.base is None or pair.name in moved:
+            continue
+        name, info = pair.name, pair.base
+        if _is_computed(name, info) or _is_of_several_tokens(name, base) or not info.elements:
+            continue
+        if _container(name) in containers:
+            yield name
+        elif is_embedding(name) and (info.dtype, info.shape) not in copies:
+            yield name
+        elif is_head(name):
+            if same_class and not may_tie(post.config):
+                yield name
+        elif _is_last_norm(name):
+            yield name
+
+
+def _extra(base: Checkpoint, pairs: Sequence[Pair]) -> Iterator[str]:
+    """Post's tensors that post-training does not add: more parts in layers, or another model's."""
+    containers = _containers(base.tensors)
+    added = [
+        pair
+        for pair in pairs
+        if pair.kind == "added"
+        and pair.post is not None
+        and not _is_computed(pair.name, pair.post)
+        and not has_token_rows(pair.name)
+        and not _is_of_several_tokens(pair.name, None)
+    ]
+    inside = [pair.name for pair in added if _container(pair.name) in containers]
+    yield from inside
+    if not inside and len(added) > max(len(base.tensors), _FEW):
+        yield from (pair.name for pair in added)
+
+
+_FEW = 16
+"""So many tensors may be a head, however small the model."""
+
+
+def _is_reshaped(pair: Pair) -> bool:
+    """Whether a floating-point tensor of a layer, or its width, has another shape in post."""
+    if pair.base is None or pair.post is None or pair.base.shape == pair.post.shape:
+        return False
+    if pair.base.dtype not in DELTA_DTYPES or pair.post.dtype not in DELTA_DTYPES:
+        return False
+    if not pair.base.elements or not pair.post.elements:
+        return False  # another error says what is wrong there
+    if any(part in pair.name for part in _ABOUT_PLACES):
+        return False
+    if is_embedding(pair.name) or is_head(pair.name):
+        return pair.kind != "resized"
+    return _container(pair.name) is not None
+
+
+def _sides_of_kept(pairs: Sequence[Pair]) -> set[tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of the embeddings and heads that post has, too."""
+    return {
+        (pair.base.dtype, pair.base.shape)
+        for pair in pairs
+        if pair.base is not None and pair.post is not None and has_token_rows(pair.name)
+    }
+
+
+def _container(name: str) -> str | None:
+    """What a numbered part of a name stands in: of ``model.layers.3.mlp.w``, ``model.layers``."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[:number])
+
+
+def _containers(tensors: Mapping[str, TensorInfo]) -> set[str | None]:
+    return {_container(name) for name in tensors} - {None}
+
+
+def _is_computed(name: str, info: TensorInfo) -> bool:
+    if info.dtype not in DELTA_DTYPES:
+        return True
+    return any(name == ending or name.endswith(f".{ending}") for ending in _COMPUTED)
+
+
+def _is_of_several_tokens(name: str, base: Checkpoint | None) -> bool:
+    """Whether a tensor is of a block that predicts several tokens."""
+    parts = name.split(".")
+    if any(part in _SEVERAL_TOKENS or part.startswith("mtp_") for part in parts):
+        return True
+    if base is None:
+        return False
+    # Such a block has the parts of a layer, too: the whole of a layer beyond the last counts.
+    layers = (base.config or {}).get("num_hidden_layers")
+    numbers = [int(part) for part in parts if part.isdigit() and len(part) < 9]
+    return isinstance(layers, int) and bool(numbers) and numbers[0] >= layers > 0
+
+
+def _same_class(base: Checkpoint, post: Checkpoint) -> bool:
+    """Whether both say to be of one class, with one head."""
+    classes = [(side.config or {}).get("architectures") for side in (base, post)]
+    return classes[0] is not None and classes[0] == classes[1]
+
+
+def _is_last_norm(name: str) -> bool:
+    """Whether a tensor is of a norm of the whole model, and not of a head that may go."""
+    parts = name.lower().split(".")
+    of_a_head = {"cls", "pooler", "classifier", "score", "predictions", "lm_head"} & set(parts)
+    return not of_a_head and any("norm" in part or part.startswith("ln_") for part in parts)
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.startswith(_ADAPTERS) for part in name.split("."))
+
+
+_FUSED = (
+    ("qkv", ("q_proj", "k_proj", "v_proj", "query", "q_lin", "wq")),
+    ("c_attn", ("q_proj", "query", "wq")),
+    ("query_key_value", ("q_proj", "query", "wq")),
+    ("gate_up_proj", ("gate_proj", "up_proj", "w1", "w3")),
+    ("w13", ("w1", "w3", "gate_proj")),
+    ("w12", ("w1", "w2", "gate_proj")),
+)
+"""Names of fused tensors, and of what they are fused from."""
+
+
+def _fused(names: Sequence[str]) -> str:
+    """Which parts are one tensor on one side and several on the other; empty if none are known."""
+    parts = {part for name in names for part in name.split(".")}
+    for whole, pieces in _FUSED:
+        have_whole = any(whole in part for part in parts)
+        piece = next((piece for piece in pieces if piece in parts), None)
+        if have_whole and piece is not None:
+            return f"{whole} and {piece}"
+    shapes = {pattern(name) for name in names if ".experts." in name}
+    one_by_one = any(".experts.N." in shape for shape in shapes)
+    together = any(".experts.N." not in shape for shape in shapes)
+    return "experts one by one and together" if one_by_one and together else ""
+
+
+def _shapes(pair: Pair) -> str:
+    assert pair.base is not None
+    assert pair.post is not None
+    return (
+        f"expected {pair.base.dtype} {list(pair.base.shape)} as in base, got "
+        f"{pair.post.dtype} {list(pair.post.shape)}"
+    )
+
+
+def sampled_runs(base: Weights, post: Weights, pairs: Sequence[Pair]) -> list[SampledRun]:
+    """At most 256 short runs of both sides of tensors that have a delta."""
+    runs: list[SampledRun] = []
+    places: tuple[list[Any], list[Any]] = ([], [])
+    sides = [(pair.name, pair.base if pair.common_elements else None) for pair in pairs]
+    for run in choose_runs(sides):
+        pair = pairs[run.tensor]
+        assert pair.base is not None
+        assert pair.post is not None
+        if run.start + run.count > pair.common_elements:
+            continue
+        buffers = []
+        for info, where in zip((pair.base, pair.post), places, strict=True):
+            size = DTYPE_BYTES[info.dtype]
+            buffers.append(np.empty(run.count * size, np.uint8))
+            where.append((info.name, run.start * size, buffers[-1]))
+        matrix = len(pair.base.shape) > 1
+        runs.append(
+            SampledRun(pair.name, matrix, pair.base.dtype, buffers[0], pair.post.dtype, buffers[1])
+        )
+    base.read_samples(places[0])
+    post.read_samples(places[1])
+    return runs
+
+
+def _measured(base: Weights, post: Weights, pairs: Sequence[Pair]) -> tuple[Kinship, str, str]:
+    """The figures, the verdict, and both in words."""
+    runs = sampled_runs(base, post, pairs)
+    # Embeddings and head may be made anew, for other tokens or another task.
+    body = [run for run in runs if not has_token_rows(run.name)]
+    runs = body or runs
+    figures = compared(runs, complete=False)
+    if figures.cosine is None:
+        return Kinship(None, None), figures.verdict, "nothing to compare"
+    change = statistics.median(math.sqrt(one.moved / one.source) for one in sums_of(runs).values())
+    told = (
+        f"cosine {figures.cosine:.3f}, relative change {change:.1%} over {figures.tensors} sampled "
+        f"tensors, of which {figures.unlike} are unlike"
+    )
+    return Kinship(figures.cosine, change), figures.verdict, told
+
+
+def _label(checkpoint: Checkpoint) -> str:
+    return checkpoint.repo or str(checkpoint.path)
+
+
+__all__ = ["LARGEST_CHANGE", "Kinship", "check_kinship", "refuse_adapter", "refuse_same"]

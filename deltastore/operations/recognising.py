@@ -1,0 +1,188 @@
+"""Names that differ by what trainers and libraries put before or into them, recognised as such."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from deltastore.operations.naming import Renaming
+
+Rule = tuple[str, str]
+"""A regular expression and what replaces it, as ``--map`` takes them."""
+
+_WRAPPERS: tuple[Rule, ...] = (
+    (r"^(module\.)+", ""),
+    (r"(^|\.)(_orig_mod\.)+", r"\1"),
+    (r"(^|\.)(_fsdp_wrapped_module\.)+", r"\1"),
+    (r"(^|\.)(_checkpoint_wrapped_module\.)+", r"\1"),
+    (r"^(_forward_module\.)+", ""),
+    (r"^base_model\.model\.", ""),
+    (r"\.base_layer\.", "."),
+    (r"(^|\.)LayerNorm\.gamma$", r"\1LayerNorm.weight"),
+    (r"(^|\.)LayerNorm\.beta$", r"\1LayerNorm.bias"),
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+)
+"""What stays in a name if a wrapped model's ``state_dict`` is saved rather than the model's own.
+
+DistributedDataParallel and DataParallel, ``torch.compile``, FSDP, activation checkpointing,
+Lightning, PEFT: no checkpoint that a library loads has them. The last four are names that older
+versions of the libraries gave, and that the present ones read as the new.
+"""
+
+_MOST_RULES = 8
+_MOST_CANDIDATES = 32
+
+
+def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
+    """Rules that give tensors their names elsewhere, as far as these are recognised.
+
+    What wrappers add is left out first. Then beginnings are exchanged, as ``model.`` and
+    ``language_model.model.``: those that make the most names known ones, as long as that takes
+    none from a tensor that has its name already and makes no two names one. Layers are never
+    renumbered.
+
+    Args:
+        names: The tensors' own names.
+        known: Those that they may have elsewhere.
+
+    Returns:
+        Rules to be applied one after the other; empty if none makes more names known.
+    """
+    there = set(known)
+    now = {name: name for name in names}
+    rules: list[Rule] = []
+    matched = _matched(now.values(), there)
+    while len(rules) < _MOST_RULES and matched < len(now):
+        best: tuple[int, Rule, dict[str, str]] | None = None
+        for rule in (*_wrappers(now.values()), *_beginnings(now.values(), there)):
+            renamed = _renamed(now, rule)
+            if renamed is None:
+                continue
+            gained = sum(name in there for name in renamed.values())
+            kept = all(renamed[own] == name for own, name in now.items() if name in there)
+            if not kept or (gained <= matched and rule not in _WRAPPERS):
+                continue
+            if rule in _WRAPPERS:
+                best = (gained, rule, renamed)
+                break
+            if best is None or gained > best[0]:
+                best = (gained, rule, renamed)
+        if best is None:
+            break
+        matched, rule, now = best
+        rules.append(rule)
+    return rules if matched > _matched(names, there) else []
+
+
+def without_wrappers(names: Collection[str], known: Collection[str]) -> dict[str, str] | None:
+    """The names of one of two models without what wrappers add, if that makes more of them alike.
+
+    Args:
+        names: Its names.
+        known: Those of the other, from which wrappers are left out likewise.
+
+    Returns:
+        The names that remain, by those that are; None where nothing is to be left out.
+    """
+    there, rules = set(known), _unwrapping(names)
+    if not rules or there >= set(names):
+        return None
+    now = renamed(names, rules)
+    others = set(renamed(known, _unwrapping(known)).values())
+    better = sum(name in others for name in now.values())
+    return now if better > _matched(names, there) else None
+
+
+def _unwrapping(names: Collection[str]) -> list[Rule]:
+    """Rules that leave out what wrappers add; empty where that would make two names one."""
+    now = {name: name for name in names}
+    rules: list[Rule] = []
+    while found := _wrappers(now.values()):
+        renamed = _renamed(now, found[0])
+        if renamed is None or len(rules) == _MOST_RULES:
+            return []
+        now = renamed
+        rules.append(found[0])
+    return rules
+
+
+def as_options(rules: Iterable[Rule]) -> str:
+    """Rules as they are typed."""
+    return " ".join(f"--map '{old}={new}'" for old, new in rules)
+
+
+def renamed(names: Collection[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """The names after all rules, by the names before.
+
+    Raises:
+        UsageError: A rule changes no name, or two names become one.
+    """
+    return Renaming.of(rules).names([names])[0]
+
+
+def _matched(names: Iterable[str], known: Collection[str]) -> int:
+    return sum(name in known for name in names)
+
+
+def _wrappers(names: Iterable[str]) -> list[Rule]:
+    """Wrappers that are found in some of the names."""
+    every = list(names)
+    return [rule for rule in _WRAPPERS if any(re.search(rule[0], name) for name in every)]
+
+
+def _renamed(now: dict[str, str], rule: Rule) -> dict[str, str] | None:
+    """The names after a rule; None if two become one, or none changes."""
+    pattern, new = re.compile(rule[0]), rule[1]
+    renamed = {own: pattern.sub(new, name) for own, name in now.items()}
+    distinct = len(set(renamed.values())) == len(renamed)
+    return renamed if distinct and renamed != now else None
+
+
+def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
+    """Exchanges of beginnings that the names' longest common endings suggest, commonest first."""
+    every = set(names)
+    free = known - every
+    by_ending: dict[str, set[str]] = {}
+    for name in free:
+        for ending in _endings(name):
+            by_ending.setdefault(ending, set()).add(name)
+    found: Counter[tuple[str, str]] = Counter()
+    for name in every - known:
+        for ending in _endings(name):
+            others = by_ending.get(ending, set())
+            if others:
+                if len(others) == 1:
+                    other = next(iter(others))
+                    old, new = name.removesuffix(ending), other.removesuffix(ending)
+                    if _digits(old) == _digits(new):
+                        found[old, new] += 1
+                break
+    rules = []
+    for (old, new), _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[
+        :_MOST_CANDIDATES
+    ]:
+        rules.append((f"^{re.escape(old)}", _literal(new)))
+        # Where some names begin otherwise, or have no beginning to be exchanged: by the next part.
+        for part in sorted({n.removeprefix(old).split(".")[0] for n in every if n.startswith(old)}):
+            longer = f"{old}{part}."
+            if any(name.startswith(longer) for name in every - known):
+                rules.append((f"^{re.escape(longer)}", _literal(f"{new}{part}.")))
+    return rules[: 4 * _MOST_CANDIDATES]
+
+
+def _endings(name: str) -> Iterator[str]:
+    """What a name ends with, whole parts, the longest first."""
+    parts = name.split(".")
+    for first in range(len(parts)):
+        yield ".".join(parts[first:])
+
+
+def _digits(beginning: str) -> list[str]:
+    return [part for part in beginning.split(".") if part.isdigit()]
+
+
+def _literal(text: str) -> str:
+    """A beginning as ``re.sub`` takes it for a replacement."""
+    return text.replace("\\", r"\\")

@@ -1,0 +1,265 @@
+"""One tied model, saved in every way that the field's tools save it, as base, post and new base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from checkpoints import Tensors, bits
+from families import move
+from safetensors.torch import load_file, save_file, save_model
+
+import deltastore
+from deltastore.errors import StructureMismatchError
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+_SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+_TEXT = _SIZES | {"num_hidden_layers": 1, "num_key_value_heads": 1, "initializer_range": 0.3}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def _llama() -> Any:
+    return transformers.LlamaConfig(**_TEXT, **_IDS)
+
+
+def _bart() -> Any:
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _HALVES.items()}
+    return transformers.BartConfig(
+        vocab_size=40, d_model=16, max_position_embeddings=16, init_std=0.3, **sizes, **_IDS
+    )
+
+
+_HALVES = {"layers": 1, "attention_heads": 2, "ffn_dim": 24}
+
+
+def _llava() -> Any:
+    vision = {**_SIZES, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
+    del vision["vocab_size"]
+    return transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**_TEXT, **_IDS),
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        image_token_index=39,
+    )
+
+
+def _bert() -> Any:
+    sizes = _SIZES | {"num_hidden_layers": 1, "max_position_embeddings": 16}
+    return transformers.BertConfig(**sizes, initializer_range=0.3, **_IDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An architecture, and of its tied set the name that none of the usual ways keeps."""
+
+    config: Callable[[], Any]
+    model: str
+    head: str
+    embedding: str
+    member: str
+
+    def build(self, role: str, *, tied: bool) -> Any:
+        config = self.config()
+        config.tie_word_embeddings = tied
+        torch.manual_seed(0)
+        model = getattr(transformers, self.model)(config).to(torch.bfloat16).eval()
+        embedding = model.get_input_embeddings().weight
+        if not tied:
+            model.set_output_embeddings(_own_head(model.get_output_embeddings(), embedding))
+        if role != "base":
+            move(model, sum(map(ord, role)), 0.02)
+        return model
+
+
+def _own_head(head: Any, embedding: torch.Tensor) -> Any:
+    """A head that was the embeddings and was trained apart from them for a while."""
+    generator = torch.Generator().manual_seed(7)
+    step = torch.randn(embedding.shape, generator=generator) * 0.02
+    head.weight = torch.nn.Parameter((embedding.detach().float() + step).bfloat16())
+    return head
+
+
+KINDS = {
+    "decoder": Kind(
+        _llama, "LlamaForCausalLM", "lm_head.weight", "model.embed_tokens.weight", "lm_head.weight"
+    ),
+    "encoder-decoder": Kind(
+        _bart,
+        "BartForConditionalGeneration",
+        "lm_head.weight",
+        "model.shared.weight",
+        "model.encoder.embed_tokens.weight",
+    ),
+    "vision-language": Kind(
+        _llava,
+        "LlavaForConditionalGeneration",
+        "lm_head.weight",
+        "model.language_model.embed_tokens.weight",
+        "lm_head.weight",
+    ),
+    "encoder": Kind(
+        _bert,
+        "BertForMaskedLM",
+        "cls.predictions.decoder.weight",
+        "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.weight",
+    ),
+}
+
+
+def _save_model(kind: Kind, model: Any, path: Path) -> None:
+    save_model(model, str(path / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _torch_save(kind: Kind, model: Any, path: Path) -> None:
+    torch.save(model.state_dict(), path / "pytorch_model.bin")
+
+
+def _wrapped(kind: Kind, model: Any, path: Path) -> None:
+    torch.save(torch.nn.DataParallel(model).state_dict(), path / "pytorch_model.bin")
+
+
+def _other_member(kind: Kind, model: Any, path: Path) -> None:
+    """As a framework saves that keeps another name of each tensor than transformers does."""
+    state, kept = model.state_dict(), {}
+    for name in sorted(state, key=lambda name: (name != kind.member, name)):
+        if all(state[name].data_ptr() != tensor.data_ptr() for tensor in kept.values()):
+            kept[name] = state[name]
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+
+
+WAYS: dict[str, Callable[[Kind, Any, Path], None] | None] = {
+    "save_pretrained": None,
+    "save_model": _save_model,
+    "torch.save": _torch_save,
+    "wrapped": _wrapped,
+    "other member": _other_member,
+    "untied": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint, and the weights of the model that was saved, by all of their names."""
+
+    path: Path
+    weights: Tensors
+
+    @property
+    def stored(self) -> set[str]:
+        """The names of the tied set that are stored."""
+        tensors: Tensors = {}
+        for file in self.path.glob("model*.safetensors"):
+            tensors |= load_file(file)
+        for file in self.path.glob("*.bin"):
+            tensors |= torch.load(file, weights_only=True)
+        names = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        return {
+            name
+            for name in names
+            if "embed_tokens" in name
+            or "word_emb" in name
+            or "shared" in name
+            or "lm_head.weight" in name
+            or "decoder.weight" in name
+        }
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A kind, and the checkpoints of all roles and ways."""
+    kind, root = KINDS[request.param], tmp_path_factory.mktemp("tied")
+    torch.set_num_threads(1)
+    saved = {}
+    for role, (way, save) in product(("base", "post", "new"), WAYS.items()):
+        model = kind.build(role, tied=way != "untied")
+        path = root / f"{role}-{way}"
+        if save is None:
+            model.save_pretrained(path)
+        else:
+            path.mkdir()
+            model.config.architectures = [kind.model]
+            model.config.save_pretrained(path)
+            save(kind, model, path)
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        saved[role, way] = Saved(path, weights)
+    return kind, saved, root
+
+
+def expected(
+    kind: Kind, base: Tensors, post: Tensors, new: Tensors, *, tied_to: str | None
+) -> Tensors:
+    """Θ' + (Θ_post - Θ_base) of every name, in float32, rounded once; equal bits leave it alone.
+
+    Where post-training made two tensors one, as docs/compatibility.md has it, it is the one that
+    post stores, under every name.
+    """
+    result = {}
+    for name, start in new.items():
+        moved = start.float() + (post[name].float() - base[name].float())
+        result[name] = torch.where(bits(base[name]) == bits(post[name]), start, moved.bfloat16())
+    if tied_to is not None:
+        one = post[kind.head]
+        result |= {name: result[tied_to] for name, tensor in post.items() if _same(tensor, one)}
+    return result
+
+
+@pytest.mark.parametrize("after", WAYS)
+@pytest.mark.parametrize("before", WAYS)
+def test_every_weight_as_loaded(world: Any, before: str, after: str) -> None:
+    kind, saved, root = world
+    base, post = saved["base", before], saved["post", after]
+    tied_to = None
+    if before == "untied" and after != "untied":
+        tied_to = next(iter(post.stored)) if len(post.stored) == 1 else kind.embedding
+    with deltastore.open(root / "store") as store:
+        name = f"{before}-{after}".replace(" ", "_").replace(".", "_")
+        store.extract(base.path, post.path, name=name)
+        own = store.apply(name, base=base.path, out=root / f"{name}-own")
+        assert own.restored
+        got = _load(kind, root / f"{name}-own")
+        assert not [n for n, want in post.weights.items() if not _same(got[n], want)]
+        for way in WAYS:
+            new, out = saved["new", way], root / f"{name}-{way}"
+            try:
+                store.apply(name, base=new.path, out=out)
+            except StructureMismatchError as error:
+                # The names in memory are others than those on the disk, or wrapped on both sides;
+                # the hint makes them agree.
+                assert kind.model.startswith("Llava") or before == after == "wrapped"
+                rules = dict(option.rsplit("=", 1) for option in error.hint.split("'")[1::2])
+                assert rules, error.hint
+                store.apply(name, base=new.path, out=out, rename=rules)
+            want = expected(kind, base.weights, post.weights, new.weights, tied_to=tied_to)
+            got = _load(kind, out)
+            assert got.keys() == want.keys()
+            wrong = [n for n in want if not _same(got[n], want[n])]
+            assert not wrong, (way, wrong)
+            config = json.loads((out / "config.json").read_text())
+            tied = _same(got[kind.head], got[kind.embedding])
+            assert config.get("tie_word_embeddings", True) is tied or not tied, way
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(bits(one), bits(other))
+
+
+def _load(kind: Kind, path: Path) -> Tensors:
+    """What transformers loads; of a model that is wrapped on all sides, once it is unwrapped."""
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    if all(name.startswith("module.") for name in tensors):
+        plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        save_file(plain, file, metadata={"format": "pt"})
+    model, report = getattr(transformers, kind.model).from_pretrained(
+        path, output_loading_info=True, dtype="auto"
+    )
+    assert not {what: names for what, names in report.items() if names}
+    return dict(model.state_dict())
