@@ -152,11 +152,12 @@ def apply(
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
-        if renaming is None or not renaming.rules:
-            known = {entry.name: None for delta in deltas for entry in delta.config.tensors}
-            checkpoint = unwrapped(checkpoint, known, progress)
+        tables = [[entry.name for entry in delta.config.tensors] for delta in deltas]
+        names = (renaming or Renaming()).names(tables)
+        known = {new for one in names for new in one.values()}
+        checkpoint = unwrapped(checkpoint, known, progress)
         _refuse_quantised(checkpoint, deltas)
-        matched = _matched(checkpoint, deltas, renaming or Renaming(), skip=skip_embeddings)
+        matched = _matched(checkpoint, deltas, names, skip=skip_embeddings)
         try:
             report = check_structure(checkpoint, matched, partial=partial, config=checkpoint.config)
         except StructureMismatchError as error:
@@ -307,12 +308,15 @@ def _dtype(name: str | None) -> str | None:
 
 
 def _matched(
-    checkpoint: Checkpoint, deltas: Sequence[Chosen], renaming: Renaming, *, skip: bool
+    checkpoint: Checkpoint,
+    deltas: Sequence[Chosen],
+    called: Sequence[Mapping[str, str]],
+    *,
+    skip: bool,
 ) -> list[Delta]:
     """The deltas with what is to be known before their tensors are matched."""
-    tables = [[entry.name for entry in delta.config.tensors] for delta in deltas]
     result = []
-    for delta, names in zip(deltas, renaming.names(tables), strict=True):
+    for delta, names in zip(deltas, called, strict=True):
         if skip:
             vocabulary = skip_tokens(checkpoint, delta.files, ref=delta.ref)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from deltastore.checkpoint import Checkpoint
 from deltastore.operations.kinship import sampled_runs
@@ -60,7 +60,7 @@ def _are_the_same(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> b
 
 
 def unwrapped(
-    checkpoint: Checkpoint, known: Mapping[str, object], progress: Progress
+    checkpoint: Checkpoint, known: Collection[str], progress: Progress
 ) -> Checkpoint:
     """A checkpoint without what wrappers add to its names, if that gives more of them in common.
 

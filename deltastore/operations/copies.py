@@ -33,12 +33,14 @@ class Copies:
         self._weights = weights
         self._samples: dict[str, Bytes] = {}
 
-    def find(self, name: str, among: Iterable[str]) -> str | None:
+    def find(self, name: str, among: Iterable[str], *, may_be_plain: bool = False) -> str | None:
         """The first of some tensors with the dtype, shape and, in a sample, bytes of another.
 
         Args:
             name: Of the tensor that is looked for.
             among: Of those that it may be; those that are not there are left out.
+            may_be_plain: Whether tensors of a few different values are copies, too: where their
+                names say that they may be one.
 
         Raises:
             CheckpointError: A tensor cannot be read.
@@ -56,7 +58,8 @@ class Copies:
         if not alike:
             return None
         own = self._sample(info)
-        if np.unique(own.view(f"u{DTYPE_BYTES[info.dtype]}")).size < _FEWEST_VALUES:
+        plain = np.unique(own.view(f"u{DTYPE_BYTES[info.dtype]}")).size < _FEWEST_VALUES
+        if plain and not may_be_plain:
             return None
         for other in alike:
             if np.array_equal(own, self._sample(tensors[other])):

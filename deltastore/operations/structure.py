@@ -216,6 +216,8 @@ class _Matching:
             if name in self._base.tensors or entry.base is None or entry.post is None:
                 continue
             other = stand_in(name, self._base.tensors, ties=True)
+            if is_head(name) and other is None:
+                other = head_of(self._base.tensors)
             if other is not None and other not in self._table:
                 del self._table[name]
                 self._table[other] = entry
@@ -233,14 +235,14 @@ class _Matching:
                 continue
             moved = kept.base_name == entry.name
             if moved or (kept.base == entry.base and self._are_one(name, other)):
-                return None if self._copies.find(name, [other]) else kept
+                known = _may_be_one(name, other)
+                return None if self._copies.find(name, [other], may_be_plain=known) else kept
         return None
 
     def _are_one(self, name: str, other: str) -> bool:
         """Whether two tensors of the delta's base, equal in every bit, are one under two names."""
-        known = stand_in(name, [other], ties=True) == other or stand_in(other, [name], ties=True)
         side = self._table[name].base
-        return bool(known) or (side is not None and len(side.shape) > 1)
+        return _may_be_one(name, other) or (side is not None and len(side.shape) > 1)
 
     def _source(self, name: str, entry: TensorEntry) -> TensorInfo | None:
         """The new base's tensor that a tensor of the delta is added to."""
@@ -319,6 +321,13 @@ class _Matching:
             return None
         common = min(entry.base.shape[0], entry.post.shape[0])
         return words.rows(info.shape[0], common, entry.post.shape[0])
+
+
+def _may_be_one(name: str, other: str) -> bool:
+    """Whether the names are two of a tied set."""
+    return other == stand_in(name, [other], ties=True) or name == stand_in(
+        other, [name], ties=True
+    )
 
 
 def _mismatch_error(

@@ -73,6 +73,9 @@ class Kind:
         embedding = model.get_input_embeddings().weight
         if not tied:
             model.set_output_embeddings(_own_head(model.get_output_embeddings(), embedding))
+            head = model.get_output_embeddings()
+            if head.bias is not None:  # setting it makes the two biases of a masked BERT one
+                head.bias = torch.nn.Parameter(head.bias.detach().clone())
         if role != "base":
             move(model, sum(map(ord, role)), 0.02)
         return model
@@ -218,7 +221,8 @@ def test_every_weight_as_loaded(world: Any, before: str, after: str) -> None:
     base, post = saved["base", before], saved["post", after]
     tied_to = None
     if before == "untied" and after != "untied":
-        tied_to = next(iter(post.stored)) if len(post.stored) == 1 else kind.embedding
+        only = next(iter(post.stored)) if len(post.stored) == 1 else kind.embedding
+        tied_to = only if only in post.weights else kind.embedding
     with deltastore.open(root / "store") as store:
         name = f"{before}-{after}".replace(" ", "_").replace(".", "_")
         store.extract(base.path, post.path, name=name)
