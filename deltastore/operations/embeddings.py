@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_SHARED = ("shared.weight",)
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -13,7 +14,7 @@ _EMBEDDINGS = (
     "tok_embeddings.weight",
     "backbone.embeddings.weight",
     "backbone.embedding.weight",
-    "shared.weight",
+    *_SHARED,
 )
 _HEADS = (
     "lm_head.weight",
@@ -51,6 +52,23 @@ def head_of(names: Iterable[str]) -> str | None:
 def has_token_rows(name: str) -> bool:
     """Whether a tensor of this name has a row for each token."""
     return name in _WHOLE_NAMES or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
+
+
+def is_alias(name: str, stored: Mapping[str, object], config: Mapping[str, Any] | None) -> bool:
+    """Whether a tensor that is not stored is one that is, under a second name: a tied one.
+
+    Args:
+        name: The tensor that is not stored.
+        stored: The tensors that are, by name.
+        config: ``config.json``; None if there is none.
+    """
+    head = name in _WHOLE_NAMES or _ends(name, _HEADS)
+    shared = [other for other in (name, *stored) if _ends(other, _SHARED)]
+    if _ends(name, _EMBEDDINGS) and shared and any(_ends(other, _EMBEDDINGS) for other in stored):
+        return True  # of encoder and decoder, which have one in common
+    if head:
+        return may_tie(config) and (bool(shared) or embedding_of(stored) is not None)
+    return _ends(name, _EMBEDDINGS) and may_tie(config) and head_of(stored) is not None
 
 
 def may_tie(config: Mapping[str, Any] | None) -> bool:

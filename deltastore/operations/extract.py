@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
-from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
+from deltastore.checkpoint import Checkpoint, quantisation
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint
 from deltastore.errors import QuantisedCheckpointError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing, small_files
 from deltastore.operations.embeddings import may_tie
+from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
