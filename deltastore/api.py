@@ -536,22 +536,26 @@ class DeltaStore:
     def list(
         self,
         *,
-        base: str | None = None,
-        post: str | None = None,
+        base: str | PathLike[str] | None = None,
+        post: str | PathLike[str] | None = None,
         name: str | None = None,
         tag: str | None = None,
     ) -> Sequence[Listing]:
         """The stored versions that fit everything given, by name and version.
 
         Args:
-            base: A source base: its label, hub id, path or content digest.
+            base: A source base: its path, hub id, label or content digest.
             post: A source post, likewise.
             name: A name, with ``*`` and ``?``.
             tag: A tag.
+
+        Raises:
+            CheckpointError: A path is no checkpoint.
         """
         from deltastore.operations.listing import list_artifacts
 
-        return list_artifacts(self._store, base=base, post=post, name=name, tag=tag)
+        before, after = (None if side is None else str(side) for side in (base, post))
+        return list_artifacts(self._store, base=before, post=after, name=name, tag=tag)
 
 
 def _refs(artifacts: str | Artifact | Sequence[str | Artifact]) -> list[str]:

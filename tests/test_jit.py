@@ -25,7 +25,9 @@ print(escapes_in(np.zeros(3, np.uint8), 1))
 
 
 def ran(package_parent: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(package_parent)}
+    # Numba's own variables would have kernels kept elsewhere, or not compiled.
+    environment = {name: value for name, value in os.environ.items() if "NUMBA" not in name}
+    environment["PYTHONPATH"] = str(package_parent)
     done = subprocess.run(
         [sys.executable, "-c", _ADD],
         cwd=package_parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from deltastore.checkpoint.index import listed
@@ -18,15 +19,22 @@ _FOREIGN = {
     ".npz": "a numpy archive",
     ".distcp": "a distributed checkpoint of torch",
 }
+_DISTRIBUTED = (
+    "Make one file of it: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+    "{directory} pytorch_model.bin`; if that holds more than the model's tensors, save these alone."
+)
 _LOOKED_AT = 1000
 
 
 def unreadable_file(path: Path) -> NoWeightsError:
     """The error for a file that is no weight file."""
-    kind = _FOREIGN.get(path.suffix.lower(), "something else")
+    suffix = path.suffix.lower()
+    kind = _FOREIGN.get(suffix, "something else")
     return NoWeightsError(
         f"{path} is {kind}; expected {SAFETENSORS[0]}, {', '.join(PICKLES)} or an .index.json.",
-        hint="Give the directory or the weight file of a checkpoint in the Hugging Face layout.",
+        hint=_DISTRIBUTED.format(directory=shlex.quote(str(path.parent)))
+        if suffix == ".distcp"
+        else "Give the directory or the weight file of a checkpoint in the Hugging Face layout.",
         path=str(path),
     )
 
@@ -39,6 +47,8 @@ def no_weights(directory: Path, names: list[str]) -> NoWeightsError:
     else:
         found = listed(names) if names else "no files"
     hint = "Give a directory with .safetensors (or pytorch_model*.bin) files in it."
+    if any(name.endswith(".distcp") for name in names):
+        hint = _DISTRIBUTED.format(directory=shlex.quote(str(directory)))
     below = _weights_below(directory)
     if below:
         hint = f"There are weights in {listed(below)}: give such a directory."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,28 +61,40 @@ def read_index(path: Path) -> Index:
     return Index(path, weight_map, metadata)
 
 
-def check_index(index: Index, shards: tuple[Shard, ...]) -> None:
+def check_index(
+    index: Index, shards: tuple[Shard, ...], *, elsewhere: Callable[[str], bool]
+) -> list[str]:
     """Compare an index with what its shards hold.
 
+    Args:
+        index: The index.
+        shards: What it names, opened.
+        elsewhere: Whether a tensor that no shard has is another one under a second name.
+
+    Returns:
+        The tensors that shards have and the index does not name, sorted: they are part of the
+        checkpoint, as they are to those who read shard by shard.
+
     Raises:
-        CheckpointCorruptError: A tensor is in only one of the two, or in another shard.
+        CheckpointCorruptError: A tensor that the index names is in no shard, or in another one.
     """
     held = {name: shard.filename for shard in shards for name in shard.tensors}
     missing = sorted(
-        name for name, filename in index.weight_map.items() if held.get(name) != filename
+        name
+        for name, filename in index.weight_map.items()
+        if held.get(name) != filename and (name in held or not elsewhere(name))
     )
     if missing:
-        raise _mismatch(
-            index,
-            missing,
-            f"{len(missing)} tensors that the index names are not in their shards",
-            index.weight_map,
+        places = [f"{name} ({index.weight_map[name]})" for name in missing]
+        raise CheckpointCorruptError(
+            f"{index.path} contradicts its shards: {len(missing)} tensors that the index names "
+            f"are not in their shards: {listed(places)}.",
+            hint="Index and shards come from different savings; fetch or save the checkpoint "
+            "again.",
+            path=str(index.path),
+            tensors=missing,
         )
-    extra = sorted(held.keys() - index.weight_map.keys())
-    if extra:
-        raise _mismatch(
-            index, extra, f"{len(extra)} tensors in the shards are not named by the index", held
-        )
+    return sorted(held.keys() - index.weight_map.keys())
 
 
 def listed(names: list[str]) -> str:
@@ -96,17 +108,4 @@ def _bad(path: Path, problem: str) -> CheckpointCorruptError:
         f"{path} {problem}.",
         hint="Fetch the index again from the checkpoint's source.",
         path=str(path),
-    )
-
-
-def _mismatch(
-    index: Index, names: list[str], what: str, files: Mapping[str, str]
-) -> CheckpointCorruptError:
-    places = [f"{name} ({files[name]})" for name in names[:_LISTED]]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return CheckpointCorruptError(
-        f"{index.path} contradicts its shards: {what}: {', '.join(places)}{more}.",
-        hint="Index and shards come from different savings; fetch or save the checkpoint again.",
-        path=str(index.path),
-        tensors=names,
     )

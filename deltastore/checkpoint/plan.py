@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from deltastore.checkpoint.layout import NUMBERED
+from deltastore.checkpoint.pieces import NUMBERED
 from deltastore.checkpoint.reader import Checkpoint
 from deltastore.errors import NoWeightsError
 from deltastore.manifest.format import DTYPE_BYTES

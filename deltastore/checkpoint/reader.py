@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from deltastore.checkpoint.index import check_index, listed
 from deltastore.checkpoint.layout import Layout, find_layout
 from deltastore.checkpoint.location import Location, locate
 from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
+from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import find_small_files, read_config
 from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 
 _SAMPLED_AT_ONCE = 8
+
+
+IsAlias = Callable[[str, Mapping[str, TensorInfo], Mapping[str, Any] | None], bool]
 
 
 class WeightFile(Protocol):
@@ -226,6 +230,7 @@ def open_checkpoint(
     offline: bool = False,
     downloads: Downloads | None = None,
     look_only: bool = False,
+    is_alias: IsAlias | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: a directory, a weight file, an index, or a Hub id.
 
@@ -237,8 +242,10 @@ def open_checkpoint(
         source: A local path, or ``org/name[@revision]`` where no such path exists.
         revision: Branch, tag or commit of a Hub id.
         offline: Use only what the Hub's local cache holds.
-        downloads: Who is told of downloads.
+        downloads: Who is told of downloads, and warned of what is there and is not read.
         look_only: Never download weights: ``read_into`` of those that are not here fails.
+        is_alias: Whether a tensor that an index names and no shard has is another one under a
+            second name, from its name, the tensors and the configuration; none is if None.
 
     Raises:
         CheckpointNotFoundError: The path does not exist.
@@ -259,9 +266,20 @@ def open_checkpoint(
             stack.callback(file.close)
             opened.append(file)
         shards = tuple(_shard(file, from_hub=location.repo is not None) for file in opened)
-        tensors = _merged(opened)
+        require_whole_tensors(shards, indexed=layout.index is not None)
+        tensors, config = _merged(opened), read_config(files)
+        warnings = [layout.warning] if layout.warning else []
         if layout.index is not None:
-            check_index(layout.index, shards)
+            more = check_index(
+                layout.index,
+                shards,
+                elsewhere=lambda name: is_alias is not None and is_alias(name, tensors, config),
+            )
+            if more:
+                warnings.append(
+                    f"{layout.index.path} does not name {listed(more)}, which its shards hold; "
+                    f"{'it is' if len(more) == 1 else 'they are'} read as well."
+                )
         if not tensors:
             raise NoWeightsError(
                 f"{location.path} holds no tensors ({listed(list(layout.filenames))} are empty).",
@@ -274,7 +292,7 @@ def open_checkpoint(
             revision=location.revision,
             shards=shards,
             tensors=tensors,
-            config=read_config(files),
+            config=config,
             files=files,
             is_safetensors=layout.is_safetensors,
             index_metadata=layout.index.metadata if layout.index is not None else {},
@@ -282,6 +300,8 @@ def open_checkpoint(
             _open=tuple(opened),
         )
         stack.pop_all()
+    for warning in warnings:
+        (downloads or Unwatched()).warn(warning)
     return checkpoint
 
 

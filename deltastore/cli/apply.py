@@ -121,7 +121,7 @@ def command(
         if from_base is not None and from_post is not None:
             from deltastore.operations.listing import ref_of_pair
 
-            refs = (ref_of_pair(store, from_base, from_post),)
+            refs = (ref_of_pair(store, from_base, from_post, progress=progress),)
         result = apply(
             store,
             refs,

@@ -19,8 +19,10 @@ _HEADER = ("REF", "TAGS", "BASE", "POST", "CODEC", "SIZE", "OF", "CREATED (UTC)"
 
 
 @options.command("list")
-@click.option("--base", metavar="M", help="Only deltas that were measured on this base.")
-@click.option("--post", metavar="M", help="Only deltas of this post-trained model.")
+@click.option(
+    "--base", metavar="M", help="Only deltas that were measured on this base: a path, id or label."
+)
+@click.option("--post", metavar="M", help="Only deltas of this post-trained model, likewise.")
 @click.option("--name", metavar="GLOB", help="Only names that match, as in 'llama3-*'.")
 @click.option("--tag", metavar="T", help="Only versions with this tag.")
 def command(
@@ -39,8 +41,10 @@ def command(
             raise
         listings = []
     else:
-        with store:
-            listings = list_artifacts(store, base=base, post=post, name=name, tag=tag)
+        with store, session.progress() as progress:
+            listings = list_artifacts(
+                store, base=base, post=post, name=name, tag=tag, progress=progress
+            )
     session.output.result(
         listings,
         human=lambda: _human(listings),

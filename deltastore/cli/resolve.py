@@ -23,8 +23,8 @@ def command(session: Session, *, base: str) -> None:
     """Rank the stored deltas for a base, nearest lineage first."""
     from deltastore.operations.resolve import resolve
 
-    with session.open_store() as store:
-        candidates = resolve(store, base)
+    with session.open_store() as store, session.progress() as progress:
+        candidates = resolve(store, base, progress=progress)
     session.output.result(
         candidates,
         human=lambda: _human(candidates),

@@ -17,7 +17,6 @@ from deltastore.checkpoint import (
     CheckpointWriter,
     ShardPlan,
     check_destination,
-    open_checkpoint,
     plan_shards,
     quantisation,
 )
@@ -31,6 +30,7 @@ from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
+from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post

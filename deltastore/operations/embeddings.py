@@ -128,6 +128,17 @@ def stand_in(name: str, names: Iterable[str], *, ties: bool) -> str | None:
     return head_of(stored) if not any(map(is_embedding, stored)) else None
 
 
+def is_alias(name: str, stored: Mapping[str, object], config: Mapping[str, Any] | None) -> bool:
+    """Whether a tensor that is not stored is one that is, under a second name: a tied one.
+
+    Args:
+        name: The tensor that is not stored.
+        stored: The tensors that are, by name.
+        config: ``config.json``; None if there is none.
+    """
+    return stand_in(name, stored, ties=may_tie(config)) is not None
+
+
 def may_tie(config: Mapping[str, Any] | None) -> bool:
     """Whether a model without a head of its own uses its embeddings as one.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
-from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
+from deltastore.checkpoint import Checkpoint, quantisation
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint
 from deltastore.errors import QuantisedCheckpointError
@@ -19,6 +19,7 @@ from deltastore.operations.calling import called_alike
 from deltastore.operations.embeddings import may_tie
 from deltastore.operations.kinship import Kinship, check_kinship, refuse_adapter, refuse_same
 from deltastore.operations.naming import Renaming
+from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged

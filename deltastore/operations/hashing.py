@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from deltastore.catalog import FileIdentity
 from deltastore.checkpoint import Checkpoint, Shard, Weights
 from deltastore.digest import TensorHasher, content_digest
 from deltastore.manifest import Config, TensorSide
-from deltastore.operations.pipeline import Crew
+from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress
 from deltastore.store import Store
 
@@ -91,6 +91,27 @@ def content_of(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
     return content_digest(
         (t.name, t.dtype, t.shape, known[t.name]) for t in checkpoint.tensors.values()
     )
+
+
+def find_content(
+    store: Store, checkpoint: Checkpoint, progress: Progress, *, worthwhile: Callable[[], bool]
+) -> str | None:
+    """The content digest of a checkpoint: from what is remembered, or by reading all of it.
+
+    Args:
+        store: Which remembers.
+        checkpoint: What is asked about.
+        progress: Who is told how far the reading is.
+        worthwhile: Whether to read it where nothing is remembered; else None is returned.
+
+    Raises:
+        SourceChangedError: A file changed meanwhile.
+        CheckpointError: It cannot be read.
+    """
+    known = remembered(store, checkpoint, trust_cache=True)
+    if known is None and worthwhile():
+        known = hash_checkpoint(store, checkpoint, job_count(None), progress)
+    return None if known is None else content_of(checkpoint, known)
 
 
 def hash_tensor(checkpoint: Weights, name: str, progress: Progress | None = None) -> str:

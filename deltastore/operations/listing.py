@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from deltastore.errors import RefAmbiguousError, RefNotFoundError
+from deltastore.operations.progress import Progress
+from deltastore.operations.sources import Side, Source, find_source
 from deltastore.store import Artifact, Listing, Store
 
 __all__ = ["Listing", "list_artifacts", "ref_of_pair"]
@@ -18,31 +20,33 @@ def list_artifacts(
     post: str | None = None,
     name: str | None = None,
     tag: str | None = None,
+    progress: Progress | None = None,
 ) -> list[Listing]:
     """The versions that fit everything given, by name and version.
 
     Args:
         store: The store.
-        base: A source base: its label or Hub id (with ``*`` and ``?``), a path, or the beginning
-            of its content digest.
+        base: A source base: an existing path, which means the checkpoint there by its content; its
+            Hub id, at whatever commit or with ``@`` at one; its label (both with ``*`` and ``?``);
+            or the beginning of its content digest.
         post: A source post, likewise.
         name: A name, with ``*`` and ``?``.
         tag: A tag.
+        progress: Who is told how far the reading of a checkpoint is.
 
     Raises:
+        CheckpointError: A path is no checkpoint, or does not exist.
+        HubError: A Hub id has a branch or tag, and the commit cannot be had.
         CatalogError: The catalog failed.
     """
     if base is None and post is None:
         found = store.listings()
     else:
-        base_source = None if base is None else _source(base)
-        post_source = None if post is None else _source(post)
-        found = [
-            _listing(artifact)
-            for artifact in store.artifacts()
-            if _fits(base_source, artifact.base, artifact.base_repo, artifact.base_content)
-            and _fits(post_source, artifact.post, artifact.post_repo, artifact.post_content)
-        ]
+        artifacts = store.artifacts()
+        for side, text in _given(base, post):
+            source = find_source(store, text, side, artifacts, progress)
+            artifacts = [artifact for artifact in artifacts if source.fits(artifact)]
+        found = [_listing(artifact) for artifact in artifacts]
     if name is not None:
         found = [row for row in found if fnmatchcase(row.name, name)]
     if tag is not None:
@@ -50,33 +54,59 @@ def list_artifacts(
     return found
 
 
-def ref_of_pair(store: Store, base: str, post: str) -> str:
+def ref_of_pair(store: Store, base: str, post: str, *, progress: Progress | None = None) -> str:
     """The ref of the delta that was extracted from this pair: the newest version of its name.
 
     Args:
         store: The store.
         base: The source base, as in ``list_artifacts``.
         post: The source post, likewise.
+        progress: Who is told how far the reading of a checkpoint is.
 
     Raises:
         RefNotFoundError: There is none.
         RefAmbiguousError: Several names have different artifacts of such a pair.
+        CheckpointError: A path is no checkpoint, or does not exist.
+        HubError: A Hub id has a branch or tag, and the commit cannot be had.
     """
-    found = list_artifacts(store, base=base, post=post)
+    artifacts = store.artifacts()
+    before, after = (
+        find_source(store, text, side, artifacts, progress) for side, text in _given(base, post)
+    )
+    found = [artifact for artifact in artifacts if before.fits(artifact) and after.fits(artifact)]
     if not found:
         raise RefNotFoundError(
-            f"There is no delta from {base} to {post} in the store at {store.path}.",
-            hint="See the pairs that there are: `deltastore list`.",
+            f"There is no delta from {before.said} to {after.said} in the store at {store.path}.",
+            hint=_near(artifacts, before, after),
         )
-    newest = {row.name: row for row in found}  # ascending versions: the last one stays
-    if len({row.digest for row in newest.values()}) > 1:
-        refs = ", ".join(f"{row.name}:v{row.version}" for row in newest.values())
+    newest = {artifact.name: artifact for artifact in found}  # ascending versions: the last stays
+    if len({artifact.digest for artifact in newest.values()}) > 1:
+        refs = ", ".join(artifact.ref for artifact in newest.values())
         raise RefAmbiguousError(
             f"There are {len(newest)} deltas from {base} to {post}: {refs}.",
             hint="Give one of these refs.",
         )
-    row = found[-1]
-    return f"{row.name}:v{row.version}"
+    return found[-1].ref
+
+
+def _given(base: str | None, post: str | None) -> list[tuple[Side, str]]:
+    sides: list[tuple[Side, str | None]] = [("base", base), ("post", post)]
+    return [(side, text) for side, text in sides if text is not None]
+
+
+def _near(artifacts: list[Artifact], before: Source, after: Source) -> str:
+    """The hint where no delta has both: those that have one of them, or the same names."""
+    for source, side in ((before, "base"), (after, "post")):
+        if any(map(source.fits, artifacts)):
+            option = f"--{side} {shlex.quote(source.text)}"
+            return f"See what there is of that {side}: `deltastore list {option}`."
+    for artifact in artifacts:
+        if artifact.base == before.label and artifact.post == after.label:
+            return (
+                f"{artifact.ref} is of models of these names with other weights; give that ref if "
+                "it is meant."
+            )
+    return "See the pairs that there are: `deltastore list`."
 
 
 def _listing(artifact: Artifact) -> Listing:
@@ -92,20 +122,3 @@ def _listing(artifact: Artifact) -> Listing:
         created=artifact.created,
         tags=artifact.tags,
     )
-
-
-def _source(text: str) -> str:
-    """A checkpoint's path is known by its last part, as labels are."""
-    path = Path(text)
-    return path.resolve().name.casefold() if path.exists() else text.casefold()
-
-
-def _fits(source: str | None, label: str, repo: str | None, content: str) -> bool:
-    if source is None:
-        return True
-    # The hub does not tell case apart in ids.
-    if fnmatchcase(label.casefold(), source):
-        return True
-    if repo is not None and fnmatchcase(repo.casefold(), source):
-        return True
-    return source.startswith("blake3:") and content.startswith(source)

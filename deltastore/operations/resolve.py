@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation, read_vocabulary
+from deltastore.checkpoint import Checkpoint, quantisation, read_vocabulary
 from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import defining
+from deltastore.operations.opening import open_checkpoint
+from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.small_files import own_tokenizer, stored_digests, tokenizer_of
 from deltastore.operations.structure import Delta, check_structure
 from deltastore.store import Store
@@ -39,12 +41,19 @@ class Candidate:
     lineage: dict[str, Any] | None
 
 
-def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
+def resolve(
+    store: Store, base: str | PathLike[str], *, progress: Progress | None = None
+) -> list[Candidate]:
     """All stored deltas: those that fit the base first, then by lineage, newest versions first.
 
     Of each artifact only manifest, config and samples are read; of the base, its headers, its
     small files and the samples' places. What only an artifact's small files say, as the number of
     heads, ``apply`` finds out.
+
+    Args:
+        store: Where the deltas are.
+        base: The base: a local path, or a Hub id.
+        progress: Who is warned.
 
     Raises:
         CheckpointError: The base cannot be read.
@@ -52,7 +61,8 @@ def resolve(store: Store, base: str | PathLike[str]) -> list[Candidate]:
     """
     found: list[tuple[tuple[Any, ...], Candidate]] = []
     judged: dict[str, tuple[list[str], bool, Lineage | None]] = {}
-    with open_checkpoint(base, look_only=True) as checkpoint:
+    watcher = Staged(progress or Silent())
+    with open_checkpoint(base, downloads=watcher, look_only=True) as checkpoint:
         quantised, tokens = quantisation(checkpoint), _Tokens(checkpoint)
         for artifact in store.artifacts():
             if artifact.digest not in judged:

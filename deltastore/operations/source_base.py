@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-from deltastore.checkpoint import Checkpoint, open_checkpoint
+from deltastore.checkpoint import Checkpoint
 from deltastore.errors import CheckpointError, CheckpointNotFoundError, IncompatibleError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing
 from deltastore.operations.lineage import measure
+from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.progress import Staged
 from deltastore.store import Artifact, Store
 

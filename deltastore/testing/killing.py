@@ -1,4 +1,4 @@
-"""Child processes that are killed at a named step, race, or have no permissions.
+"""Child processes that are killed at a named step, or race.
 
 Children are forks: they share what the caller has set up, and must not be started while another
 thread holds a lock that they need.
@@ -20,8 +20,6 @@ from deltastore.blobs.steps import Step
 from deltastore.checkpoint import steps as output_steps
 
 AnyStep = Step | output_steps.Step
-
-NOBODY = 65534
 
 
 def start(action: Callable[[], object]) -> int:
@@ -96,19 +94,6 @@ def together(directory: Path, actions: list[Callable[[], object]]) -> None:
     time.sleep(0.05)
     gate.touch()
     succeeds(*pids)
-
-
-def without_privileges(action: Callable[[], object]) -> None:
-    """Run ``action`` in a child that permissions hold for: root may write anywhere."""
-
-    def unprivileged() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-        action()
-
-    succeeds(start(unprivileged))
 
 
 def _tell(reached: Callable[[AnyStep], None]) -> None:

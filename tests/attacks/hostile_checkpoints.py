@@ -24,7 +24,7 @@ def read(place: Path) -> Action:
 
     def action() -> object:
         with deltastore.open(place / "store") as store:
-            return store.extract(place / "base", place / "post", name="x")
+            return store.extract(place / "base", place / "post", name="x", force=True)
 
     return action
 
@@ -211,7 +211,7 @@ def new_base(files: dict[str, bytes], *, rows: int = 2) -> Make:
         tokenized(place / "post", 3, tokenizer({"a": 0, "b": 1}, "<x>"))
         tokenized(place / "new", rows, files)
         with deltastore.open(place / "store") as store:
-            store.extract(place / "base", place / "post", name="x")
+            store.extract(place / "base", place / "post", name="x", force=True)
 
         def action() -> object:
             with deltastore.open(place / "store") as store:

@@ -54,7 +54,7 @@ def opened(name: str, change: Change, *, do: str = "apply") -> None:
                 elif do == "extract":
                     store.extract(place / "base", honest() / "post", name="other")
                 else:
-                    store.extract(place / "base", place / "base", name="evil")
+                    store.extract(place / "base", place / "base", name="evil", force=True)
 
         return action
 

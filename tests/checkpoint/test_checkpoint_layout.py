@@ -8,9 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deltastore.checkpoint import open_checkpoint
+from deltastore.checkpoint.hub import Unwatched
 from deltastore.errors import CheckpointCorruptError, CheckpointError, NoWeightsError
+
+
+class Warned(Unwatched):
+    """Keeps what it is warned of."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.messages.append(message)
+
+    @property
+    def only(self) -> str:
+        """The one message since this was last asked for."""
+        (message,) = self.messages
+        self.messages.clear()
+        return message
 
 
 def names(path: Path) -> list[str]:
@@ -45,8 +64,47 @@ def test_an_index_may_be_given_itself(sharded: Path) -> None:
     assert names(sharded) == ["a", "b", "c", "d", "e"]
 
 
-def test_one_shard_may_be_given_itself(sharded: Path) -> None:
-    assert names(sharded / "model-00003-of-00003.safetensors") == ["d", "e"]
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_shard_is_no_model(sharded: Path, alone: bool) -> None:
+    path = sharded / "model-00003-of-00003.safetensors"
+    if alone:
+        path = path.rename(sharded.parent / path.name)
+    with pytest.raises(CheckpointCorruptError, match="one of 3 shards") as caught:
+        open_checkpoint(path)
+    wanted = "Fetch the other 2" if alone else f"all of them: {sharded}."
+    assert wanted in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["model-00001-of-00001.safetensors", "model-00001-of-00001.fp16.safetensors"]
+)
+def test_one_shard_of_one_is_a_model(tmp_path: Path, save: Any, name: str) -> None:
+    assert names(save(tmp_path / name, "a")) == names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00002-of-00003.safetensors",
+        "consolidated-00002-of-00003.safetensors",
+        "ft_model_00002-of-00003.safetensors",
+        "model.fp16-00002-of-00003.safetensors",
+        "model-00002-of-00003.fp16.safetensors",
+        "shard-00001-model-00002-of-00003.safetensors",
+    ],
+)
+def test_a_shard_is_known_however_it_is_called(tmp_path: Path, save: Any, name: str) -> None:
+    path = save(tmp_path / name, "a")
+    with pytest.raises(CheckpointCorruptError, match="one of 3 shards"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointCorruptError, match="1 of 3 shards"):
+        open_checkpoint(tmp_path)
+
+
+def test_variants_are_families_of_their_own(sharded: Path, save: Any) -> None:
+    (sharded / "model.safetensors.index.json").unlink()
+    save(sharded / "model-00001-of-00002.fp16.safetensors", "a")
+    assert names(sharded) == ["a", "b", "c", "d", "e"]
 
 
 def test_numbered_shards_without_an_index(sharded: Path) -> None:
@@ -89,12 +147,34 @@ def test_the_main_file_wins_over_its_neighbours(tmp_path: Path, save: Any) -> No
 
 
 def test_a_main_file_beside_numbered_shards(sharded: Path, save: Any) -> None:
-    save(sharded / "model.safetensors", "a")
-    with pytest.raises(CheckpointCorruptError, match=r"does not name: model.safetensors"):
+    path = save(sharded / "model.safetensors", "a")
+    index = sharded / "model.safetensors.index.json"
+    with pytest.raises(CheckpointCorruptError, match=r"both model.safetensors and") as caught:
         open_checkpoint(sharded)
-    (sharded / "model.safetensors.index.json").unlink()
+    assert f"{path} or {index}" in caught.value.hint
+    warned = Warned()
+    with open_checkpoint(path, downloads=warned) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+    assert "read alone, without model-00001-of-00003" in warned.only
+    with open_checkpoint(index, downloads=warned) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
+        assert checkpoint.ignored == ("model.safetensors",)
+    assert "also holds model.safetensors," in warned.only
+    index.unlink()
     with pytest.raises(CheckpointCorruptError, match=r"both model.safetensors and shards"):
         open_checkpoint(sharded)
+
+
+def test_a_value_head_beside_pickled_weights_is_not_the_model(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "value_head.safetensors", "v")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+        assert checkpoint.ignored == ("value_head.safetensors",)
+    # An index whose shards are not there says what the model is all the same.
+    index(tmp_path / "model.safetensors.index.json", {"a": "model-00001-of-00002.safetensors"})
+    with pytest.raises(CheckpointCorruptError, match="are missing"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +238,35 @@ def test_a_pipe_does_not_block(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "pipe")
 
 
-def test_a_shard_that_the_index_does_not_name(sharded: Path, save: Any) -> None:
+def test_shards_that_the_index_does_not_name(sharded: Path, save: Any) -> None:
+    warned = Warned()
     save(sharded / "extra.safetensors", "x")
-    with open_checkpoint(sharded) as checkpoint:
+    with open_checkpoint(sharded, downloads=warned) as checkpoint:
         assert checkpoint.ignored == ("extra.safetensors",)
-    save(sharded / "model-00004-of-00004.safetensors", "x")
-    with pytest.raises(CheckpointCorruptError, match="does not name: model-00004-of") as caught:
+    assert warned.messages == []
+    # Of another saving: they are left there.
+    left = [f"model-0000{i}-of-00004.safetensors" for i in (3, 4)]
+    for name in left:
+        save(sharded / name, "x")
+    with open_checkpoint(sharded, downloads=warned) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
+        assert checkpoint.ignored == ("extra.safetensors", *left)
+    assert f"holds {', '.join(left)}, which model.safetensors.index.json does" in warned.only
+
+
+def test_a_shard_of_the_same_saving_that_the_index_does_not_name(
+    sharded: Path, reindex: Any
+) -> None:
+    """Part of the model would be missing."""
+    reindex(d=None, e=None)
+    with pytest.raises(CheckpointCorruptError, match=r"the same saving .* model-00003") as caught:
         open_checkpoint(sharded)
-    assert caught.value.facts["unnamed"] == ["model-00004-of-00004.safetensors"]
+    assert caught.value.facts["unnamed"] == ["model-00003-of-00003.safetensors"]
+    warned = Warned()
+    path = sharded / "model.safetensors.index.json"
+    with open_checkpoint(path, downloads=warned) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b", "c"]
+    assert "model-00003-of-00003.safetensors" in warned.only
 
 
 def test_a_tensor_in_the_index_only(sharded: Path, reindex: Any) -> None:
@@ -182,8 +283,27 @@ def test_a_tensor_in_another_shard(sharded: Path, reindex: Any) -> None:
 
 def test_a_tensor_in_a_shard_only(sharded: Path, reindex: Any) -> None:
     reindex(d=None)
-    with pytest.raises(CheckpointCorruptError, match=r"not named by the index: d \(model-00003"):
-        open_checkpoint(sharded)
+    warned = Warned()
+    with open_checkpoint(sharded, downloads=warned) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
+    assert "does not name d, which its shards hold" in warned.only
+
+
+def test_a_second_name_in_the_index_only(sharded: Path, reindex: Any) -> None:
+    """What is a second name is said by who knows what names mean."""
+    reindex(x="model-00001-of-00003.safetensors")
+    asked = []
+
+    def is_alias(name: str, tensors: Any, config: Any) -> bool:
+        asked.append((name, list(tensors), config))
+        return name == "x"
+
+    with open_checkpoint(sharded, is_alias=is_alias) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
+    assert asked == [("x", ["a", "b", "c", "d", "e"], {"model_type": "llama"})]
+    reindex(y="model-00001-of-00003.safetensors")
+    with pytest.raises(CheckpointCorruptError, match=r"1 tensors .* not in their shards: y"):
+        open_checkpoint(sharded, is_alias=is_alias)
 
 
 def test_a_tensor_in_two_shards(sharded: Path, save: Any) -> None:

@@ -27,8 +27,8 @@ def chain(models: Models, store: Path, tmp_path: Path, call: Call) -> dict[str, 
     shapes = {"embed.weight": (96, 64), "layer.0.weight": (64, 64), "norm.weight": (64,)}
     further = {name: random.normal(0, 0.02, shape) for name, shape in shapes.items()}
     path = write_checkpoint(tmp_path / "further", further)
-    call("extract", "--base", models.post, "--post", path)
-    whole = ["--base", models.base, "--post", path]
+    call("extract", "--base", models.post, "--post", path, "--force")
+    whole = ["--base", models.base, "--post", path, "--force"]
     expected: dict[str, Any] = call("--store", str(tmp_path / "other"), "extract", *whole)
     return expected
 

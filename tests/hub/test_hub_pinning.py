@@ -35,6 +35,28 @@ def test_branches_and_commits(models: HubServer, sources: Path, form: str) -> No
     assert locate("org/base", revision="main").revision != commit
 
 
+def test_a_list_by_id_asks_the_hub_only_what_a_branch_is(
+    models: HubServer, sources: Path, tmp_path: Path
+) -> None:
+    commit = models.repositories["org/base"].refs["main"]
+    with deltastore.open(tmp_path / "store") as store:
+        store.extract("org/base", "org/post", name="x")
+        models.reset()
+        for text in ("org/base", "Org/*", f"org/base@{commit}", f"org/base@{commit[:9]}"):
+            assert [row.name for row in store.list(base=text)] == ["x"]
+        assert models.requests == []
+        assert len(store.list(base="org/base@main")) == 1
+        assert [r.kind for r in models.requests] == ["api"]
+        models.publish("org/base", sources / "new-base")
+        assert len(store.list(base="org/base")) == 1
+        assert store.list(base="org/base@main") == []
+        # Here lies what the hub has, under its name.
+        assert [row.name for row in store.list(base=sources / "base")] == ["x"]
+        assert store.list(base=sources / "new-base") == []
+        with pytest.raises(HubError):
+            store.list(base="org/base@nowhere")
+
+
 def test_a_branch_that_moves_between_two_reads(
     models: HubServer, sources: Path, tmp_path: Path
 ) -> None:

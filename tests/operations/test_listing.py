@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from operations.checkpoints import save
+from operations.test_lineage import model, moved
+from safetensors.torch import save_file
 
-from deltastore.operations.listing import list_artifacts
+import deltastore
+from deltastore.cli.main import main
+from deltastore.errors import CheckpointNotFoundError, NoWeightsError, RefNotFoundError
+from deltastore.operations import hashing
+from deltastore.operations.listing import list_artifacts, ref_of_pair
 from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import publish, put_artifact
 
@@ -54,16 +64,146 @@ def test_names_and_tags_select(store: Store) -> None:
     assert refs(store, tag="pro*") == []
 
 
-def test_sources_select_by_label_id_path_and_content(store: Store, tmp_path: Path) -> None:
+def test_sources_select_by_label_id_and_content(store: Store) -> None:
     assert refs(store, base="Qwen2.5-7B") == ["qwen:v1"]
     assert refs(store, base="qwen*") == ["qwen:v1"]
     assert refs(store, post="my-run", base="Qwen*") == ["qwen:v1"]
     assert refs(store, post="my-run", base="org/nothing") == []
     # The id is known whatever the checkpoint was called when it was extracted.
     assert len(refs(store, base="Org/Base")) == 4
-    (tmp_path / "models" / "Qwen2.5-7B").mkdir(parents=True)
-    assert refs(store, base=str(tmp_path / "models" / "Qwen2.5-7B") + "/") == ["qwen:v1"]
     content = store.resolve("llama3-chat:v1").post_content
     assert refs(store, post=content) == ["llama3-chat:v1"]
     assert refs(store, post=content[:20]) == ["llama3-chat:v1"]
     assert refs(store, base=content) == []
+
+
+def test_an_id_at_a_commit_is_that_commit(store: Store) -> None:
+    commit = store.resolve("qwen").base_revision
+    assert commit is not None
+    assert len(refs(store, base=f"org/base@{commit}")) == 4
+    assert len(refs(store, base=f"Org/Base@{commit[:12]}")) == 4
+    assert refs(store, base=f"org/base@{'f' * 40}") == []
+    assert refs(store, base=f"org/nothing@{commit}") == []
+
+
+# --- by path ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two deltas, whose bases and posts are called the same and are other models."""
+    with deltastore.open(tmp_path / "store") as opened:
+        for seed, name in enumerate(("one", "two")):
+            base = model(seed)
+            paths = (
+                save(tmp_path / name / "base", base),
+                save(tmp_path / name / "run", moved(base, 0.01)),
+            )
+            opened.extract(*paths, name=name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_path_means_what_lies_there(extracted: Path) -> None:
+    with open_store(extracted / "store") as opened:
+        assert refs(opened, base="base") == refs(opened, post="run") == ["one:v1", "two:v1"]
+        for name in ("one", "two"):
+            (extracted / f"link-{name}").symlink_to(extracted / name / "run")
+            for path in (
+                f"{extracted}/{name}/run",
+                f"{name}/run/",
+                f"./{name}/../{name}/run",
+                f"link-{name}",
+                f"{name}/run/model.safetensors",
+            ):
+                assert refs(opened, post=path) == [f"{name}:v1"], path
+            assert refs(opened, base=f"{name}/base", post=f"{name}/run") == [f"{name}:v1"]
+            assert ref_of_pair(opened, f"{name}/base", f"{name}/run") == f"{name}:v1"
+            assert refs(opened, base=f"{name}/run") == []
+        assert refs(opened, base="one/base", post="two/run") == []
+
+
+def test_the_same_weights_are_the_same_model_wherever_they_are(extracted: Path) -> None:
+    shutil.copytree(extracted / "one" / "run", extracted / "elsewhere")
+    with open_store(extracted / "store") as opened:
+        assert refs(opened, post="elsewhere") == ["one:v1"]
+        # What was trained on is another one, though it is called as before.
+        save_file(model(5), extracted / "one" / "run" / "model.safetensors")
+        assert refs(opened, post="one/run") == []
+        with pytest.raises(
+            RefNotFoundError, match=r"one/run \(blake3:\w+\) in the store"
+        ) as caught:
+            ref_of_pair(opened, "one/base", "one/run")
+        assert "`deltastore list --base one/base`" in caught.value.hint
+        with pytest.raises(RefNotFoundError) as caught:
+            ref_of_pair(opened, "two/run", "one/run")
+        assert caught.value.hint == "See the pairs that there are: `deltastore list`."
+        save_file(model(6), extracted / "one" / "base" / "model.safetensors")
+        with pytest.raises(RefNotFoundError) as caught:
+            ref_of_pair(opened, "one/base", "one/run")
+        assert "one:v1 is of models of these names" in caught.value.hint
+
+
+def test_a_checkpoint_of_another_structure_is_not_read(
+    extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(extracted / "other", model(0) | {"more.weight": torch.ones(2)})
+
+    def fail(*_: object) -> None:
+        raise AssertionError("all of a checkpoint is read")
+
+    monkeypatch.setattr(hashing, "hash_checkpoint", fail)
+    with open_store(extracted / "store") as opened:
+        assert refs(opened, base="other") == refs(opened, post="other") == []
+        with pytest.raises(RefNotFoundError, match="no stored delta has a base of its structure"):
+            ref_of_pair(opened, "other", "run")
+        with pytest.raises(AssertionError, match="all of a checkpoint"):
+            refs(opened, base="one/base")
+
+
+def test_a_path_wins_over_a_label(extracted: Path) -> None:
+    (extracted / "base").mkdir()
+    with open_store(extracted / "store") as opened:
+        with pytest.raises(NoWeightsError):
+            refs(opened, base="base")
+        assert refs(opened, base="bas[e]") == ["one:v1", "two:v1"]
+        save(extracted / "run", model(9))
+        assert refs(opened, post="run") == []
+
+
+@pytest.mark.parametrize("path", ["/no/where", "./nowhere", "../nowhere", "nowhere/", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_label(extracted: Path, path: str) -> None:
+    with open_store(extracted / "store") as opened:
+        for given in ({"base": path}, {"post": path}):
+            with pytest.raises(CheckpointNotFoundError, match="does not exist"):
+                refs(opened, **given)
+        with pytest.raises(CheckpointNotFoundError):
+            ref_of_pair(opened, "base", path)
+
+
+@pytest.mark.parametrize("name", [b"lat\xe4in", "a\u00a0b".encode(), b"run[3]", b"~x"])
+def test_a_path_may_be_called_anything(extracted: Path, name: bytes) -> None:
+    text = os.fsdecode(name)
+    shutil.copytree(extracted / "one" / "run", extracted / text)
+    with open_store(extracted / "store") as opened:
+        assert refs(opened, post=text) == ["one:v1"]
+        assert refs(opened, post=str(extracted / text)) == ["one:v1"]
+
+
+def test_a_label_with_brackets_is_itself(store: Store) -> None:
+    manifest, config = put_artifact(store, 5)
+    store.publish(manifest, config, name="x", labels={"base": "b", "post": "run[3]"})
+    assert refs(store, post="run[3]") == refs(store, post="RUN[[]?]") == ["x:v1"]
+
+
+def test_on_the_command_line(extracted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--store", str(extracted / "store")]
+    assert main([*place, "-q", "list", "--post", "two/run/"]) == 0
+    assert capsys.readouterr().out == "two:v1\n"
+    pair = ["--from-base", "one/base", "--from-post"]
+    out = ["--base", "one/base", "--out", "out", "--dry-run"]
+    assert main([*place, "-q", "apply", *pair, "one/run", *out]) == 0
+    capsys.readouterr()
+    assert main([*place, "apply", *pair, "two/run", *out]) == 22
+    assert "no delta from one/base (blake3:" in capsys.readouterr().err
+    assert main([*place, "apply", *pair, "store", *out]) == 62

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from other_users import public_directory, readable_package
 
 from deltastore.catalog import sqlite
 from deltastore.store import Store, collecting, open_store
@@ -31,12 +30,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "DRAIN_S", 0.05)
 
 
+@pytest.fixture(scope="session")
+def others_can_read() -> Iterator[None]:
+    """Children may become another user."""
+    with readable_package():
+        yield
+
+
 @pytest.fixture
-def public_path() -> Iterator[Path]:
-    """A directory that other users may enter, which those of pytest are not."""
-    path = Path(tempfile.mkdtemp())
-    path.chmod(0o755)
-    yield path
-    for directory in [path, *(p for p in path.rglob("*") if p.is_dir())]:
-        directory.chmod(0o755)
-    shutil.rmtree(path)
+def public_path(others_can_read: None) -> Iterator[Path]:
+    """A directory that other users may enter, for tests whose children become one."""
+    with public_directory() as path:
+        yield path

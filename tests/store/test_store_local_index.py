@@ -210,8 +210,10 @@ def test_two_hosts_work_at_the_same_time(shared: Path, tmp_path: Path) -> None:
         def run() -> None:
             for turn in range(rounds):
                 with open_as(shared, user) as store:
-                    done = publish(store, "m", hash((user, turn)) % 10**6, tags=(user, "last"))
-                    publish(store, f"of-{user}", turn, tags=("t",))
+                    # As extract does: a collector spares what is stored and not yet listed.
+                    with store.lease("extract"):
+                        done = publish(store, "m", hash((user, turn)) % 10**6, tags=(user, "last"))
+                        publish(store, f"of-{user}", turn, tags=("t",))
                     (tmp_path / f"{user}-{turn}").write_text(done.ref)
                     if turn % 4 == 1:
                         store.rm(f"of-{user}:v{turn}")

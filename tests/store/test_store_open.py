@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from other_users import without_privileges
 
 from deltastore.errors import (
     CatalogError,
@@ -18,7 +19,7 @@ from deltastore.errors import (
 from deltastore.operations.verify import verify
 from deltastore.store import Store, default_store_path, open_store
 from deltastore.testing.artifacts import publish
-from deltastore.testing.killing import start, succeeds, together, without_privileges
+from deltastore.testing.killing import start, succeeds, together
 
 
 def refs(store: Store) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from other_users import ANN, BOB, TEAM, becoming, run_as
 
 from deltastore.blobs.steps import Step
 from deltastore.catalog import FileIdentity
@@ -25,40 +26,7 @@ from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import killed_at, start, succeeds
 
-TEAM = 60000
-ANN, BOB = 60001, 60002
-
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-
-
-def run_as(user: int, action: Callable[[], None], *, umask: int = 0o002) -> None:
-    """Run ``action`` as a user of the team."""
-    become = becoming(user, umask, action)
-    succeeds(start(become))
-
-
-def becoming(user: int, umask: int, action: Callable[[], None]) -> Callable[[], None]:
-    def become() -> None:
-        os.umask(umask)
-        os.setgroups([TEAM])
-        os.setgid(user)
-        os.setuid(user)
-        action()
-
-    return become
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All that is imported late: the other users may not read where Python is installed."""
-    path = tmp_path_factory.mktemp("imported") / "store"
-    for index in (None, str(path.parent / "index")):
-        with open_store(path, index=index) as store:
-            publish(store, "m", 1, tags=("t",))
-            store.rm("m")
-            gc(store, grace_s=0)
-            verify(store)
-        doctor(path, index=index)
 
 
 @pytest.fixture(params=["in the store", "local"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deltastore.checkpoint.foreign import PICKLES, SAFETENSORS
 from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
 from deltastore.checkpoint.hub.shard import HubShard
 from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.checkpoint.index import listed
-from deltastore.checkpoint.layout import Layout, find_layout
+from deltastore.checkpoint.layout import Layout, find_layout, suffixes_of
 from deltastore.checkpoint.small_files import is_small_file
 from deltastore.errors import CheckpointCorruptError, HubError, NoWeightsError
 
@@ -28,7 +26,8 @@ def fetch_layout(snapshot: Snapshot, downloads: Downloads | None) -> tuple[Layou
     """
     names = snapshot.top_level()
     watcher = downloads or Unwatched()
-    indices = [n for n in names if n.endswith(tuple(f"{s}.index.json" for s in _suffixes(names)))]
+    suffixes = tuple(f"{suffix}.index.json" for suffix in suffixes_of(names))
+    indices = [name for name in names if name.endswith(suffixes)]
     small = sorted(name for name in snapshot.files or () if is_small_file(name))
     fetched = snapshot.fetch_small([*indices, *small], watcher)
     try:
@@ -107,11 +106,6 @@ def look_at_shards(
 
     with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
         return dict(zip(missing, pool.map(look, missing), strict=True))
-
-
-def _suffixes(names: Sequence[str]) -> tuple[str, ...]:
-    safe = any(name.endswith(SAFETENSORS) for name in names)
-    return SAFETENSORS if safe else PICKLES
 
 
 def _found(names: list[str]) -> str:

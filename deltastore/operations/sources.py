@@ -1,0 +1,140 @@
+"""Which stored artifacts were extracted from a model that somebody names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from deltastore.digest import fingerprint
+from deltastore.operations.progress import Progress, Silent, Staged
+from deltastore.store import Artifact, Store
+
+Side = Literal["base", "post"]
+
+_CONTENT = "blake3:"
+_COMMIT = re.compile(r"[0-9a-f]{7,40}\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model as somebody named it.
+
+    Attributes:
+        text: What was given.
+        said: What it means, for messages.
+        label: What the model would be called by if it were extracted now.
+        fits: Whether an artifact was extracted from it.
+    """
+
+    text: str
+    said: str
+    label: str
+    fits: Callable[[Artifact], bool]
+
+
+def find_source(
+    store: Store,
+    text: str,
+    side: Side,
+    artifacts: Iterable[Artifact],
+    progress: Progress | None = None,
+) -> Source:
+    """Find out which model is meant.
+
+    An existing path wins, as it does where a checkpoint is opened, and means what lies there: not
+    the last part of the path, which another model may have too.
+
+    Args:
+        store: Which remembers files by their tensors.
+        text: A path, Hub id, label (both with ``*`` and ``?``), or the beginning of a content
+            digest.
+        side: On which side of artifacts it is looked for.
+        artifacts: Those that there are.
+        progress: Who is told how far the reading of a checkpoint is.
+
+    Raises:
+        CheckpointError: A path is no checkpoint, or does not exist.
+        HubError: A Hub id has a branch or tag, and the commit cannot be had.
+    """
+    if _is_path(text):
+        return _at_path(store, text, side, artifacts, progress)
+    if text.startswith(_CONTENT):
+        return Source(text, text, text, lambda a: _content(a, side).startswith(text))
+    # The hub does not tell case apart in ids.
+    wanted, _, revision = text.casefold().partition("@")
+    if revision and "/" in wanted:
+        commit = revision if _COMMIT.match(revision) else _commit(text)
+        return Source(text, text, text, lambda a: _is_at(a, side, wanted, commit))
+    return Source(text, text, text, lambda a: _is_called(a, side, text.casefold()))
+
+
+def _is_path(text: str) -> bool:
+    """Whether there is something, or what was given can be nothing but a path."""
+    # Not Path.expanduser, which fails where there is no such user.
+    if os.path.lexists(os.path.expanduser(text)):  # noqa: PTH111
+        return True
+    rooted = text.startswith(("/", "./", "../", "~")) or text.endswith("/")
+    return (rooted or text.count("/") > 1) and not set(text) & {"*", "?"}
+
+
+def _at_path(
+    store: Store, text: str, side: Side, artifacts: Iterable[Artifact], progress: Progress | None
+) -> Source:
+    # Only here: a list by label reads no checkpoint.
+    from deltastore.operations.hashing import find_content
+    from deltastore.operations.opening import open_checkpoint
+
+    watcher = Staged(progress or Silent())
+    with open_checkpoint(text, downloads=watcher, look_only=True) as checkpoint:
+        label = checkpoint.repo or checkpoint.path.resolve().name
+
+        def alike() -> bool:
+            structure = fingerprint((t.name, t.shape) for t in checkpoint.tensors.values())
+            for artifact in artifacts:
+                if side == "base" and artifact.base_fingerprint == structure:
+                    return True
+                # The catalog has no fingerprint of post, but how large it is.
+                size = (artifact.raw_bytes, artifact.parameters)
+                if side == "post" and size == (checkpoint.nbytes, checkpoint.parameters):
+                    return True
+            return False
+
+        content = find_content(store, checkpoint, watcher, worthwhile=alike)
+    if content is None:
+        said = f"{text} (no stored delta has a {side} of its structure)"
+        return Source(text, said, label, lambda _: False)
+    return Source(text, f"{text} ({content})", label, lambda a: _content(a, side) == content)
+
+
+def _commit(text: str) -> str:
+    from deltastore.checkpoint import locate
+
+    return locate(text).revision or ""
+
+
+def _content(artifact: Artifact, side: Side) -> str:
+    return artifact.base_content if side == "base" else artifact.post_content
+
+
+def _names(artifact: Artifact, side: Side) -> tuple[str, str | None, str | None]:
+    """Label, repository and commit."""
+    if side == "base":
+        return artifact.base, artifact.base_repo, artifact.base_revision
+    return artifact.post, artifact.post_repo, artifact.post_revision
+
+
+def _is_called(artifact: Artifact, side: Side, wanted: str) -> bool:
+    label, repo, _ = _names(artifact, side)
+    names = [name.casefold() for name in (label, repo) if name is not None]
+    return any(name == wanted or fnmatchcase(name, wanted) for name in names)
+
+
+def _is_at(artifact: Artifact, side: Side, repo: str, commit: str) -> bool:
+    _, own, revision = _names(artifact, side)
+    if own is None or revision is None:
+        return False
+    return fnmatchcase(own.casefold(), repo) and revision.startswith(commit)
