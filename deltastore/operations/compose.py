@@ -28,7 +28,7 @@ from deltastore.manifest import Config, Descriptor, Manifest
 from deltastore.operations import hashing, small_files
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.embeddings import may_tie
-from deltastore.operations.extract import ExtractResult
+from deltastore.operations.extract import ExtractResult, tell_not_stored
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.restored import Restored
@@ -161,6 +161,7 @@ def compose(
                 labels={"base": first.artifact.base, "post": last.artifact.post},
                 tags=tags,
             )
+    tell_not_stored(config.not_stored, watcher)
     return ComposeResult.of(
         published,
         manifest,
@@ -168,6 +169,10 @@ def compose(
         reused=reused,
         blobs=blobs,
         started=started,
+        not_stored=[
+            {"side": "post", "name": name, "why": "not in the last artifact"}
+            for name in config.not_stored
+        ],
         composed=[step.ref for step in steps],
     )
 
@@ -237,7 +242,7 @@ def _stored(
 ) -> tuple[Manifest, Config] | None:
     """The artifact, if it is one of these; nothing but manifests and configs is read."""
     for files in _possible_files(first, last):
-        found = reusable(store, digests, Wanted(files))
+        found = reusable(store, digests, Wanted(files, last.config.not_stored))
         if found is not None:
             return found
     return None
@@ -300,6 +305,7 @@ def _encode(
         Source(weights, last.config.post.repo, last.config.post.revision),
         codec=_CODEC,
         files=files,
+        not_stored=last.config.not_stored,
         may_tie=may_tie(checkpoint.config),
         restore_only=False,
         doing="composing",
@@ -317,7 +323,7 @@ def _encode(
             hint=f"See whether they are whole: `deltastore verify {refs}`.",
             refs=[step.ref for step in steps],
         )
-    return manifest, config, Wanted(small_files.digests(files))
+    return manifest, config, Wanted(small_files.digests(files), last.config.not_stored)
 
 
 def _check_parts(store: Store, steps: Sequence[_Step], jobs: int, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, Self
 
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
+from deltastore.checkpoint.index import listed
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint
 from deltastore.errors import QuantisedCheckpointError
@@ -41,6 +42,8 @@ class ExtractResult:
         resumed_bytes: Of the tensor parts of a new artifact, those that were in the store already,
             stored by a run that was stopped, or in common with another artifact; they were
             compared, not written again.
+        not_stored: What lies beside the weights of each side and is not in the artifact: ``side``,
+            ``name`` and ``why``.
         seconds: Wall time.
     """
 
@@ -56,6 +59,7 @@ class ExtractResult:
     patched: int
     reused: bool
     resumed_bytes: int
+    not_stored: list[dict[str, str]]
     seconds: float
 
     @classmethod
@@ -163,7 +167,9 @@ def extract(
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))
         small = small_files.collect(before, after)
-        wanted = Wanted(small_files.digests(small), restore_only, thorough=rehash)
+        wanted = Wanted(
+            small_files.digests(small.files), small.not_stored, restore_only, thorough=rehash
+        )
         with store.lease("extract"):
             found = None
             if not rehash:
@@ -178,7 +184,8 @@ def extract(
                     Source(before, before.repo, before.revision),
                     Source(after, after.repo, after.revision),
                     codec=chosen.name,
-                    files=small,
+                    files=small.files,
+                    not_stored=small.not_stored or (),
                     may_tie=may_tie(before.config),
                     restore_only=restore_only,
                     doing="extracting",
@@ -198,9 +205,24 @@ def extract(
             if found is not None:
                 manifest, config = found
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
+    tell_not_stored(config.not_stored, progress)
     return ExtractResult.of(
-        published, manifest, config, reused=reused, blobs=blobs, started=started
+        published,
+        manifest,
+        config,
+        reused=reused,
+        blobs=blobs,
+        started=started,
+        not_stored=small.rows(),
     )
+
+
+def tell_not_stored(names: Sequence[str], progress: Progress) -> None:
+    """Say what lies beside post and is not in its artifact."""
+    if names:
+        progress.warn(
+            f"Not stored of post, as it is neither tensors nor a small file: {listed(list(names))}."
+        )
 
 
 def _already_there(
