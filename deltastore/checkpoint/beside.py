@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from deltastore.checkpoint.files import file_error
@@ -34,14 +36,16 @@ MAX_LEFT = 200
 
 _SHOWN_OF_A_FOLDER = 3
 _MAX_LISTED = 1000
-_MAX_DEPTH = 3
+"""Files of a folder that are looked at; that there are so many is enough to name it."""
+
+_MAX_DEPTH = 4
 _MAX_NAME_CHARS = 500
 
 _WEIGHTS = (*SAFETENSORS, *PICKLES, *FOREIGN, ".ot", ".mlmodel", ".tflite", ".pdparams")
 _SHARD = re.compile(r"(?P<stem>.+)-\d{1,9}-of-(?P<count>\d{1,9})(?P<suffix>\.\w+)")
 _NOISE = re.compile(
     # A trainer's, or the directory's own.
-    r"(training_args|optimizer|scheduler|scaler|rng_state)\b.*|trainer_state\.json"
+    r"(training_args|optimizer|scheduler|scaler)\b.*|rng_state.*|trainer_state\.json"
     r"|.*_results\.json|zero_to_fp32\.py|latest|events\.out\.tfevents.*|\..*|deltastore\.json"
     # Indices of weights, which are named themselves; pictures and texts for people.
     r"|.*\.index\.json|.*\.(png|jpe?g|gif|svg|webp|ico|mp4|webm|md|rst|pdf|html?|log|lock)",
@@ -56,7 +60,7 @@ def listing(directory: Path) -> dict[str, int]:
     """The files of a directory and of the folders in it, by relative name, with their sizes.
 
     Links to files are followed, as in the Hub's cache; links to folders are not. What is deep or
-    numerous in a folder is not looked at: that something is there is enough to name the folder.
+    numerous in a folder is not looked at.
 
     Raises:
         CheckpointError: The directory cannot be listed.
@@ -123,17 +127,17 @@ def left_behind(
 
 
 def _walk(directory: Path, prefix: str, depth: int) -> Iterator[tuple[str, int]]:
+    """Files below a directory; what cannot be looked at, or goes away meanwhile, is none of it."""
     with os.scandir(directory) as entries:
-        for number, entry in enumerate(entries):
-            if prefix and number >= _MAX_LISTED:
-                return
+        for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
-                noisy = _NOISY_FOLDER.fullmatch(entry.name) or entry.is_symlink()
-                if depth > 1 and not noisy and os.access(entry.path, os.R_OK | os.X_OK):
-                    yield from _walk(Path(entry.path), f"{name}/", depth - 1)
-            elif entry.is_file():
-                yield name, entry.stat().st_size
+            with suppress(OSError):
+                if not entry.is_dir():
+                    if entry.is_file():
+                        yield name, entry.stat().st_size
+                elif depth and not (entry.is_symlink() or _NOISY_FOLDER.fullmatch(entry.name)):
+                    below = _walk(Path(entry.path), f"{name}/", depth - 1)
+                    yield from below if prefix else islice(below, _MAX_LISTED)
 
 
 def _importance(name: str) -> tuple[bool, bool, str]:
@@ -163,8 +167,8 @@ def _reason(name: str) -> str:
         return "weights"
     if is_code(name):
         return "code"
-    if is_model_file(name):
-        return "too much"
+    if is_model_file(name) and "/" not in name:
+        return "over the limits of what is carried"
     return "of no kind that is carried"
 
 

@@ -20,6 +20,8 @@ from deltastore.checkpoint.small_files import (
 )
 from deltastore.manifest.nesting import is_nested_too_deeply
 
+OVER = "over the limits of what is carried"
+
 CODE_KEYS = frozenset(
     {
         "auto_map",
@@ -32,7 +34,7 @@ CODE_KEYS = frozenset(
 )
 """Keys by which libraries are told to load code, their own or from a repository."""
 
-_PATH = re.compile(r"(file:|~?/|[A-Za-z]:[\\/])[^\s/\\]+[\\/].*", re.DOTALL)
+_PATH = re.compile(r"(file:/*|~?/|[A-Za-z]:[\\/])[^\s/\\]+[\\/].*", re.DOTALL)
 """What looks like a place on somebody's machine."""
 
 _IMPORT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
@@ -74,7 +76,7 @@ def fitting(files: Mapping[str, bytes], *, storing: bool) -> tuple[dict[str, byt
         if reason is None:
             count, total = count + 1, total + len(files[name])
             if count > MAX_MODEL_FILES or total > MAX_MODEL_FILES_BYTES:
-                reason = "too much"
+                reason = OVER
         if reason is None:
             kept[name] = files[name]
         else:
@@ -85,7 +87,7 @@ def fitting(files: Mapping[str, bytes], *, storing: bool) -> tuple[dict[str, byt
 def unfit(name: str, data: bytes, *, storing: bool) -> str | None:
     """Why a model file may not travel; None if it may."""
     if len(data) > MAX_MODEL_FILE_BYTES:
-        return "too much"
+        return OVER
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, is_model_file
 from deltastore.operations.matching import Sides
 from deltastore.operations.output import card as cards
 from deltastore.operations.output import config, generation, licences, template, tokenizer
@@ -95,7 +95,7 @@ def compose(
     without_code(files, own, ledger)
     for delta in deltas:
         for name, data in delta.post.items():
-            if licences.is_legal(name):
+            if licences.is_legal(name) and not is_model_file(name):
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
         files[config.NAME] = config.model_config(

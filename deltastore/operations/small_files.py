@@ -20,7 +20,7 @@ from deltastore.manifest.format import (
     MAX_SMALL_FILE_BYTES,
     MAX_SMALL_FILES_BYTES,
 )
-from deltastore.operations.model_files import fitting
+from deltastore.operations.model_files import OVER, fitting
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
 """Keys in which transformers leaves the path a model was loaded from."""
@@ -123,7 +123,7 @@ def _read(
         for name in checkpoint.files
         if not base_only or name == "config.json" or is_tokenizer_file(name) or is_model_file(name)
     ]
-    over = {name: "too much" for name in names if crowded and is_model_file(name)}
+    over = {name: OVER for name in names if crowded and is_model_file(name)}
     files = {n: read_portable(n, checkpoint.files[n]) for n in names if n not in over}
     kept, unfit = fitting(files, storing=True)
     return kept, over | unfit

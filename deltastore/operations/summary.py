@@ -8,6 +8,7 @@ from typing import Any
 
 from deltastore.catalog import Artifact
 from deltastore.checkpoint import Checkpoint, Left
+from deltastore.checkpoint.beside import bounded
 from deltastore.manifest import Config, Descriptor
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage
@@ -97,7 +98,7 @@ class Summary:
         return {whose: list(left) for whose, left in self._left().items() if left}
 
     def _left(self) -> dict[str, Left]:
-        sides = {"new base": self.checkpoint.left or {}}
+        sides = {"new base": bounded(self.checkpoint.left or {})}
         return sides | {f"post of {delta.ref}": delta.files.left for delta in self.deltas}
 
     def details(self) -> list[dict[str, Any]]:
