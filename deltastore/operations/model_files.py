@@ -59,26 +59,24 @@ def fitting(files: Mapping[str, bytes], *, storing: bool) -> tuple[dict[str, byt
     """
     kept: dict[str, bytes] = {}
     left: Left = {}
-    # First, as folders go by it.
-    names = sorted(files, key=lambda name: (name != MODULES, name))
     count = total = 0
-    for name in names:
+    # First, as folders go by it.
+    for name in sorted(files, key=lambda name: (name != MODULES, name)):
+        data = files[name]
         if is_small_file(name):
-            kept[name] = files[name]
+            kept[name] = data
             continue
-        if not is_model_file(name):
-            left[name] = "of no kind that is carried"
-            continue
-        reason = unfit(name, files[name], storing=storing)
+        reason: str | None = "of no kind that is carried"
+        if is_model_file(name):
+            count, total = count + 1, total + len(data)
+            # Before anything is parsed.
+            crowded = count > MAX_MODEL_FILES or total > MAX_MODEL_FILES_BYTES
+            reason = OVER if crowded else unfit(name, data, storing=storing)
         folder, _, rest = name.partition("/")
         if reason is None and rest and folder not in module_folders(kept.get(MODULES)):
             reason = f"of a folder that no {MODULES} names"
         if reason is None:
-            count, total = count + 1, total + len(files[name])
-            if count > MAX_MODEL_FILES or total > MAX_MODEL_FILES_BYTES:
-                reason = OVER
-        if reason is None:
-            kept[name] = files[name]
+            kept[name] = data
         else:
             left[name] = reason
     return dict(sorted(kept.items())), dict(sorted(left.items()))

@@ -16,6 +16,7 @@ from small_files_world import composed
 
 import deltastore
 from deltastore.cli.main import cli
+from deltastore.errors import TokenizerError
 from deltastore.manifest.format import MAX_SMALL_FILES_BYTES
 from deltastore.operations import small_files
 from deltastore.operations.model_files import fitting, unfit
@@ -334,3 +335,62 @@ def test_hundreds_of_documents_are_no_reason_to_fail(
     assert [file.path for file in store.show("y").files] == ["config.json", "config.json"]
     assert len(crowded.not_stored) == 400
     assert small_files.MAX_SMALL_FILES_BYTES == MAX_SMALL_FILES_BYTES
+
+
+# --- tokenizers of fewer families -----------------------------------------------------------------
+
+
+def with_tokenizers(tmp_path: Path, *texts: str | None) -> list[Path]:
+    """Base, post and new base, each with an spm.model or none."""
+    weights = model("base", layers=1)
+    return [
+        save(
+            tmp_path / side,
+            tensors,
+            config=CONFIG,
+            files={"tokenizer_config.json": "{}"} | ({"spm.model": text} if text else {}),
+        )
+        for side, tensors, text in zip(
+            ("base", "post", "new"),
+            (weights, trained(weights, "post"), trained(weights, "new")),
+            texts,
+            strict=True,
+        )
+    ]
+
+
+def test_a_tokenizer_whose_ids_are_not_known(store: deltastore.DeltaStore, tmp_path: Path) -> None:
+    base, post, new = with_tokenizers(tmp_path, "a", "a", "b")
+    store.extract(base, post, name="x")
+    # Where the files are the same nothing of them needs to be known.
+    result = store.apply("x", base=base, out=tmp_path / "own")
+    assert (result.restored, result.vocabulary[0]["verdict"]) == (True, "same")
+    assert (tmp_path / "own" / "spm.model").read_text() == "a"
+    with pytest.raises(TokenizerError, match=r"kept in spm\.model alone") as caught:
+        store.apply("x", base=new, out=tmp_path / "out")
+    assert caught.value.exit_code == 68
+    assert not store.resolve(new)[0].compatible
+    store.apply("x", base=new, out=tmp_path / "out", skip_embeddings=True)
+    assert (tmp_path / "out" / "spm.model").read_text() == "b"
+
+
+def test_an_artifact_that_lacks_the_tokenizers_file(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """As those of older versions do: nothing is known, and nothing is made of it."""
+    base, post, new = with_tokenizers(tmp_path, None, None, "b")
+    store.extract(base, post, name="x")
+    result = store.apply("x", base=new, out=tmp_path / "out")
+    assert result.vocabulary[0]["verdict"] == "not compared"
+    assert (tmp_path / "out" / "spm.model").read_text() == "b"
+    assert store.resolve(new)[0].compatible
+
+
+def test_post_with_another_tokenizer_has_it_on_its_own_base(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    base, post, _ = with_tokenizers(tmp_path, "a", "b", None)
+    store.extract(base, post, name="x")
+    result = store.apply("x", base=base, out=tmp_path / "out")
+    assert result.restored
+    assert (tmp_path / "out" / "spm.model").read_text() == "b"
