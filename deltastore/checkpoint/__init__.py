@@ -3,23 +3,24 @@
 Nothing here imports torch, but for old pickled weights, and then only when one is opened.
 """
 
+from deltastore.checkpoint.beside import Left
 from deltastore.checkpoint.hub import Downloads
 from deltastore.checkpoint.location import Location, locate
 from deltastore.checkpoint.model import TORCH_DTYPES, FileIdentity, Shard, TensorInfo, Weights
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
-from deltastore.checkpoint.small_files import SMALL_FILES
+from deltastore.checkpoint.small_files import is_model_file, is_small_file, is_tokenizer_file
 from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
 __all__ = [
-    "SMALL_FILES",
     "TORCH_DTYPES",
     "Checkpoint",
     "CheckpointWriter",
     "Downloads",
     "FileIdentity",
+    "Left",
     "Location",
     "OutputTensor",
     "Shard",
@@ -27,6 +28,9 @@ __all__ = [
     "TensorInfo",
     "Weights",
     "check_destination",
+    "is_model_file",
+    "is_small_file",
+    "is_tokenizer_file",
     "locate",
     "open_checkpoint",
     "plan_shards",

@@ -162,6 +162,20 @@ def read_json(path: Path, *, max_bytes: int, infinities: bool = False) -> dict[s
     return strict_json(bytes(data), str(path), infinities=infinities)
 
 
+def read_small(path: Path, *, max_bytes: int) -> bytes:
+    """A file's bytes; none where there are more than ``max_bytes``.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise file_error(error, path, "read") from error
+    return data if len(data) <= max_bytes else b""
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -11,7 +11,7 @@ from deltastore.errors import NoWeightsError
 SAFETENSORS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-_FOREIGN = {
+FOREIGN = {
     ".gguf": "a GGUF file of llama.cpp",
     ".h5": "a TensorFlow file",
     ".msgpack": "a Flax file",
@@ -29,7 +29,7 @@ _LOOKED_AT = 1000
 def unreadable_file(path: Path) -> NoWeightsError:
     """The error for a file that is no weight file."""
     suffix = path.suffix.lower()
-    kind = _FOREIGN.get(suffix, "something else")
+    kind = FOREIGN.get(suffix, "something else")
     return NoWeightsError(
         f"{path} is {kind}; expected {SAFETENSORS[0]}, {', '.join(PICKLES)} or an .index.json.",
         hint=_DISTRIBUTED.format(directory=shlex.quote(str(path.parent)))
@@ -41,9 +41,9 @@ def unreadable_file(path: Path) -> NoWeightsError:
 
 def no_weights(directory: Path, names: list[str]) -> NoWeightsError:
     """The error for a directory without weights; says what is there, and where weights are."""
-    foreign = [name for name in names if Path(name).suffix.lower() in _FOREIGN]
+    foreign = [name for name in names if Path(name).suffix.lower() in FOREIGN]
     if foreign:
-        found = f"{foreign[0]}, {_FOREIGN[Path(foreign[0]).suffix.lower()]}"
+        found = f"{foreign[0]}, {FOREIGN[Path(foreign[0]).suffix.lower()]}"
     else:
         found = listed(names) if names else "no files"
     hint = "Give a directory with .safetensors (or pytorch_model*.bin) files in it."

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from deltastore.checkpoint.beside import Left, left_behind, listing, travelling
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.checkpoint.files import identify
 from deltastore.checkpoint.hub import Downloads, HubShard, Unwatched, blob_sha256
@@ -20,7 +21,7 @@ from deltastore.checkpoint.location import Location, locate
 from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
 from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
-from deltastore.checkpoint.small_files import find_small_files, read_config
+from deltastore.checkpoint.small_files import read_config, read_modules
 from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Checkpoint:
         is_safetensors: False for old pickled weights.
         index_metadata: The index's own metadata; empty without an index.
         ignored: Weight files beside the shards that are no part of the checkpoint.
+        left: What lies beside all this and does not travel, and why; None where only a part of
+            the repository is on this machine.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class Checkpoint:
     is_safetensors: bool
     index_metadata: dict[str, Any]
     ignored: tuple[str, ...]
+    left: Left | None
     _open: tuple[WeightFile | HubShard, ...]
     _stored: dict[str, TensorInfo] = field(default_factory=dict)
 
@@ -258,7 +262,7 @@ def open_checkpoint(
     """
     location = locate(source, revision=revision, offline=offline)
     watcher = None if look_only else downloads or Unwatched()
-    layout, files, remote = _look(location, watcher, downloads)
+    layout, files, left, remote = _look(location, watcher, downloads)
     with ExitStack() as stack:
         opened: list[WeightFile | HubShard] = []
         for number, filename in enumerate(layout.filenames):
@@ -297,6 +301,7 @@ def open_checkpoint(
             is_safetensors=layout.is_safetensors,
             index_metadata=layout.index.metadata if layout.index is not None else {},
             ignored=layout.ignored,
+            left=left,
             _open=tuple(opened),
         )
         stack.pop_all()
@@ -307,12 +312,12 @@ def open_checkpoint(
 
 def _look(
     location: Location, watcher: Downloads | None, downloads: Downloads | None
-) -> tuple[Layout, dict[str, Path], dict[str, HubShard]]:
-    """The weight files, the small files, and those shards that are not on this machine."""
+) -> tuple[Layout, dict[str, Path], Left | None, dict[str, HubShard]]:
+    """The weight files, the small files, what is left, and shards that are not on this machine."""
     snapshot = location.snapshot
     if snapshot is not None and snapshot.files is not None:
-        layout, files = fetch_layout(snapshot, watcher)
-        return layout, files, look_at_shards(snapshot, layout, watcher)
+        layout, files, left = fetch_layout(snapshot, watcher)
+        return layout, files, left, look_at_shards(snapshot, layout, watcher)
     if snapshot is None:
         layout = find_layout(location.path)
     else:
@@ -322,7 +327,8 @@ def _look(
                 f"The hub cannot be reached ({snapshot.unreachable}); {snapshot.label} is read "
                 "from the local cache."
             )
-    return layout, _small_files(location.path, layout), {}
+    files, left = _beside(location.path, layout)
+    return layout, files, left if snapshot is None else None, {}
 
 
 def _shard(file: WeightFile | HubShard, *, from_hub: bool) -> Shard:
@@ -359,9 +365,14 @@ def _merged(files: list[WeightFile | HubShard]) -> dict[str, TensorInfo]:
     return dict(sorted(tensors.items()))
 
 
-def _small_files(path: Path, layout: Layout) -> dict[str, Path]:
-    files = find_small_files(layout.directory)
+def _beside(path: Path, layout: Layout) -> tuple[dict[str, Path], Left]:
+    """The small files of a checkpoint on this machine, and what lies there besides."""
+    directory = layout.directory
+    sizes = listing(directory)
     # A lone file may lie among things that have nothing to do with it, such as downloads.
-    if path.is_file() and layout.index is None and "config.json" not in files:
-        return {}
-    return files
+    if path.is_file() and layout.index is None and "config.json" not in sizes:
+        return {}, {}
+    paths = {name: directory / name for name in sizes}
+    files = travelling(sizes, read_modules(paths))
+    left = left_behind(sizes, files, layout.filenames)
+    return {name: paths[name] for name in files}, left

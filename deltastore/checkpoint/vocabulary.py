@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from deltastore.checkpoint.small_files import is_tokenizer_file
 from deltastore.errors import MissingExtraError, TokenizerError
 
 MAX_TOKENS = 1 << 24
@@ -17,6 +18,14 @@ _WHITE_SPACE = "".join(
     chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1C <= code <= 0x1F
 )
 """What Unicode calls white space, which does not count at the end of a line of ``vocab.txt``."""
+
+NO_IDS = frozenset(
+    {"added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"}
+)
+"""Files of a tokenizer that do not by themselves make one."""
+
+_IN_OTHER_FORMS = frozenset({"bpe.codes"})
+"""Files beside which a vocabulary has a form of its own, as PhoBERT's: ids are not its lines."""
 
 _HINT = "Repair or replace the file, or leave embeddings and head as they are: `--skip-embeddings`."
 
@@ -43,10 +52,10 @@ def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int]
     if "tokenizer.json" in files:
         return _checked(_fast(files["tokenizer.json"], where), "tokenizer.json", where)
     for name, read in _SLOW.items():
-        if name in files:
+        if name in files and not _IN_OTHER_FORMS & files.keys():
             found = _checked(read(files[name], f"{name} of {where}"), name, where)
             return found | _added(files, where)
-    kept = sorted(name for name in files if name == "tekken.json" or ".model" in name)
+    kept = sorted(name for name in files if is_tokenizer_file(name) and name not in NO_IDS)
     if kept:
         raise TokenizerError(
             f"The tokenizer of {where} is kept in {', '.join(kept)} alone, whose token ids are "

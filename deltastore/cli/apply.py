@@ -154,7 +154,7 @@ def _human(result: ApplyResult) -> Iterator[str]:
                 for number, (ref, lineage) in enumerate(deltas, 1)
             ),
             ("size", f"{count(result.tensors, 'tensor')}, {size(result.bytes)}"),
-            ("restored", "the post checkpoint, digest verified" if result.restored else ""),
+            ("restored", _restored(result) if result.restored else ""),
             (
                 "overflowed",
                 count(result.overflowed, "element") if result.overflowed else "",
@@ -177,6 +177,13 @@ def _human(result: ApplyResult) -> Iterator[str]:
         yield printable(f"    {item['name']}: {item['problem']}")
     for row in result.config_left:
         yield printable(f"    {row['field']}: {row['output']}; post has {row['post']}")
+
+
+def _restored(result: ApplyResult) -> str:
+    """What is proven of the output, and how much of post it lacks all the same."""
+    missing = sum(row["of"] != "new base" for row in result.not_copied)
+    but = f", without {count(missing, 'file')} beside its weights" if missing else ""
+    return f"the post checkpoint, digest verified{but}"
 
 
 def _files(result: ApplyResult) -> str:

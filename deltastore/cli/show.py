@@ -48,6 +48,7 @@ def _human(details: Details) -> Iterator[str]:
                 f"{count(details.parameters, 'parameter')}",
             ),
             ("files", ", ".join(f"{file.path} ({file.side})" for file in details.files)),
+            ("not stored", ", ".join(details.not_stored)),
             ("created", f"{details.created} by {details.created_by} with {details.tool}"),
         ]
     )

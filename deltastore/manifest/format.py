@@ -21,6 +21,9 @@ MAX_SMALL_FILE_BYTES = 64 << 20
 MAX_SMALL_FILES_BYTES = 256 << 20
 """All small files together, each counted as often as it is named: they are read into memory."""
 
+MAX_NOT_STORED = 1000
+"""Names of what lay beside post and is not in the artifact."""
+
 MAX_TOTAL_BYTES = 1 << 62
 """All layers together; what is beyond fits no database's integer."""
 

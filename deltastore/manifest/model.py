@@ -173,7 +173,8 @@ class Config:
     """The config blob: everything about an artifact but the encoded values.
 
     ``parts`` is the number of tensor parts; they are the manifest's first layers. The samples'
-    layer follows, then the small files.
+    layer follows, then the small files. ``not_stored`` names what lay beside post's weights and is
+    not in the artifact.
     """
 
     codec: str
@@ -186,6 +187,7 @@ class Config:
     samples: tuple[SampleRun, ...]
     files: tuple[FileEntry, ...] = ()
     restore_only: bool = False
+    not_stored: tuple[str, ...] = ()
     format: int = field(default=FORMAT_VERSION)
 
     @property

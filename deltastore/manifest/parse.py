@@ -113,6 +113,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
         samples=_samples(read, fields.get("samples"), tensors, samples_layer.size),
         files=_files(read, fields.get("files"), manifest, first=parts + 1),
         restore_only=read.boolean(fields.get("restore_only"), "restore_only"),
+        not_stored=_not_stored(read, fields.get("not_stored", [])),
     )
 
 
@@ -463,6 +464,18 @@ def _files(
     if len({(entry.side, entry.path) for entry in entries}) != len(entries):
         read.fail("files", "distinct paths", "a repeated path")
     return tuple(entries)
+
+
+def _not_stored(read: _Reader, value: object) -> tuple[str, ...]:
+    names = [
+        read.text(name, f"not_stored[{i}]")
+        for i, name in enumerate(read.array(value, "not_stored", limit=fmt.MAX_NOT_STORED))
+    ]
+    if names != sorted(set(names)):
+        read.fail(
+            "not_stored", "distinct names in sorted order", "another order or a repeated name"
+        )
+    return tuple(names)
 
 
 def _check_path(read: _Reader, path: str, field: str) -> None:

@@ -32,24 +32,24 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def config_bytes(config: Config) -> bytes:
     """The config blob's bytes."""
-    return canonical_json(
-        {
-            "format": config.format,
-            "codec": config.codec,
-            "exactness": config.exactness,
-            "chunk": config.chunk,
-            "restore_only": config.restore_only,
-            "base": _source(config.base),
-            "post": _source(config.post),
-            "parts": config.parts,
-            "tensors": [_tensor(entry) for entry in config.tensors],
-            "samples": [[run.tensor, run.start, run.count] for run in config.samples],
-            "files": [
-                {"side": entry.side, "path": entry.path, "layer": entry.layer}
-                for entry in config.files
-            ],
-        }
-    )
+    document = {
+        "format": config.format,
+        "codec": config.codec,
+        "exactness": config.exactness,
+        "chunk": config.chunk,
+        "restore_only": config.restore_only,
+        "base": _source(config.base),
+        "post": _source(config.post),
+        "parts": config.parts,
+        "tensors": [_tensor(entry) for entry in config.tensors],
+        "samples": [[run.tensor, run.start, run.count] for run in config.samples],
+        "files": [
+            {"side": entry.side, "path": entry.path, "layer": entry.layer} for entry in config.files
+        ],
+    }
+    if config.not_stored:
+        document["not_stored"] = list(config.not_stored)
+    return canonical_json(document)
 
 
 def _descriptor(descriptor: Descriptor) -> dict[str, Any]:

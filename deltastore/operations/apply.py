@@ -17,9 +17,12 @@ from deltastore.checkpoint import (
     CheckpointWriter,
     ShardPlan,
     check_destination,
+    is_model_file,
+    is_tokenizer_file,
     plan_shards,
     quantisation,
 )
+from deltastore.checkpoint.index import listed
 from deltastore.errors import QuantisedCheckpointError, StructureMismatchError, UsageError
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
@@ -34,7 +37,6 @@ from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post
-from deltastore.operations.small_files import is_tokenizer_file
 from deltastore.operations.structure import Delta, check_structure
 from deltastore.operations.summary import Chosen, Summary, used_blobs
 from deltastore.operations.vocabulary import Vocabulary
@@ -62,6 +64,8 @@ class ApplyResult:
         vocabulary: For each delta, how its tokens stand to the new base's.
         files: The output's small files: name, ``from`` (new base, post, both or written), and a
             note where there is something to say.
+        not_copied: What lies beside the weights of the new base or of a post and is not in the
+            output: ``of`` (``new base``, ``post of REF``), ``name`` and ``why``.
         config_left: Fields of config.json that post changed and that stay the new base's: field,
             what post says, what the output does.
         dry_run: Nothing was written.
@@ -80,6 +84,7 @@ class ApplyResult:
     skipped: list[str]
     vocabulary: list[dict[str, Any]]
     files: list[dict[str, Any]]
+    not_copied: list[dict[str, str]]
     config_left: list[dict[str, str]]
     dry_run: bool
     seconds: float
@@ -153,11 +158,11 @@ def apply(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
         tables = [[entry.name for entry in delta.config.tensors] for delta in deltas]
-        names = (renaming or Renaming()).names(tables)
-        known = {new for one in names for new in one.values()}
+        called = (renaming or Renaming()).names(tables)
+        known = {new for one in called for new in one.values()}
         checkpoint = unwrapped(checkpoint, known, progress)
         _refuse_quantised(checkpoint, deltas)
-        matched = _matched(checkpoint, deltas, names, skip=skip_embeddings)
+        matched = _matched(checkpoint, deltas, called, skip=skip_embeddings)
         try:
             report = check_structure(checkpoint, matched, partial=partial, config=checkpoint.config)
         except StructureMismatchError as error:
@@ -212,6 +217,10 @@ def apply(
             max_shard_bytes=max_shard_bytes,
         )
         summary = Summary(checkpoint, deltas, lineages, report, matched, alphas, dtype)
+        for whose, names in summary.left_by_model().items():
+            progress.warn(
+                f"Beside the weights of the {whose} and not in the output: {listed(names)}."
+            )
         overflowed, restored = 0, False
         if dry_run:
             check_destination(out, plan)
@@ -234,6 +243,7 @@ def apply(
             skipped=report.skipped,
             vocabulary=summary.vocabulary,
             files=composed.ledger.report(),
+            not_copied=summary.not_copied,
             config_left=composed.ledger.config_left,
             dry_run=dry_run,
             seconds=time.monotonic() - started,
@@ -284,6 +294,7 @@ def _write(
             scale_for=[asdict(rule) for rule in summary.alphas.rules],
             skipped=summary.report.skipped,
             vocabulary=summary.vocabulary,
+            not_copied=summary.not_copied,
             partial={m["name"]: m["problem"] for m in summary.left_out} or None,
             tool=tool,
             composed=composed,
@@ -326,11 +337,15 @@ def _matched(
 
 
 def _live_files(delta: Chosen, matched: Delta, *, live: bool) -> Sides:
-    """A delta's small files; where α is 0 throughout, without its tokenizer."""
+    """A delta's small files; where α is 0 throughout, without tokenizer and model files."""
     if live:
         return replace(delta.files, words=matched.vocabulary or Vocabulary("not compared"))
+
+    def own(name: str) -> bool:
+        return is_tokenizer_file(name) or is_model_file(name)
+
     base, post = (
-        {name: data for name, data in side.items() if not is_tokenizer_file(name)}
+        {name: data for name, data in side.items() if not own(name)}
         for side in (delta.files.base, delta.files.post)
     )
     return Sides(base, post)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from deltastore.checkpoint import Checkpoint
-from deltastore.operations.kinship import sampled_runs
 from deltastore.operations.lineage import compared
 from deltastore.operations.naming import Renaming
+from deltastore.operations.pair_lineage import sampled_runs
 from deltastore.operations.pairing import pair_of
 from deltastore.operations.progress import Progress
 from deltastore.operations.recognising import as_options, recognised, renamed, without_wrappers
@@ -59,9 +59,7 @@ def _are_the_same(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> b
     )
 
 
-def unwrapped(
-    checkpoint: Checkpoint, known: Collection[str], progress: Progress
-) -> Checkpoint:
+def unwrapped(checkpoint: Checkpoint, known: Collection[str], progress: Progress) -> Checkpoint:
     """A checkpoint without what wrappers add to its names, if that gives more of them in common.
 
     Args:

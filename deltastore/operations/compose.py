@@ -28,7 +28,8 @@ from deltastore.manifest import Config, Descriptor, Manifest
 from deltastore.operations import hashing, small_files
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.embeddings import may_tie
-from deltastore.operations.extract import ExtractResult
+from deltastore.operations.extract import ExtractResult, tell_not_stored
+from deltastore.operations.pair_lineage import measure_pair
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent, Staged
@@ -134,6 +135,7 @@ def compose(
             found = _stored(store, first, last, store.find_pair(*pair))
             reused = found is not None
             blobs = CountedBlobs(store)
+            cosine = None
             if found is None:
                 checkpoint = stack.enter_context(
                     open_source_base(
@@ -147,7 +149,7 @@ def compose(
                         "--out DIR`",
                     )
                 )
-                manifest, config, wanted = _encode(
+                manifest, config, wanted, cosine = _encode(
                     store, blobs, checkpoint, steps, threads, watcher
                 )
                 # The same pair, encoded by another version of deltastore, stays what it was.
@@ -162,14 +164,19 @@ def compose(
                 labels={"base": first.artifact.base, "post": last.artifact.post},
                 tags=tags,
             )
+    tell_not_stored(config.not_stored, watcher)
     return ComposeResult.of(
         published,
         manifest,
         config,
         reused=reused,
         blobs=blobs,
-        cosine=None,
+        cosine=cosine,
         started=started,
+        not_stored=[
+            {"side": "post", "name": name, "why": "not in the last artifact"}
+            for name in config.not_stored
+        ],
         composed=[step.ref for step in steps],
     )
 
@@ -239,7 +246,7 @@ def _stored(
 ) -> tuple[Manifest, Config] | None:
     """The artifact, if it is one of these; nothing but manifests and configs is read."""
     for files in _possible_files(first, last):
-        found = reusable(store, digests, Wanted(files))
+        found = reusable(store, digests, Wanted(files, last.config.not_stored))
         if found is not None:
             return found
     return None
@@ -272,8 +279,8 @@ def _encode(
     steps: Sequence[_Step],
     jobs: int,
     progress: Progress,
-) -> tuple[Manifest, Config, Wanted]:
-    """The artifact of the whole way, and what another one of it must have in common with it.
+) -> tuple[Manifest, Config, Wanted, float | None]:
+    """The artifact of the whole way, what another one of it must have, and post's cosine to base.
 
     Raises:
         IncompatibleError: The checkpoint is not the first step's base.
@@ -291,6 +298,8 @@ def _encode(
     weights: Weights = checkpoint
     for step in steps:
         weights = Restored(weights, step.reader, step.ref)
+    pairs = pair_up(checkpoint, weights, may_tie=may_tie(checkpoint.config))
+    cosine = measure_pair(checkpoint, weights, pairs).cosine
     manifest, config = encode_pair(
         store,
         blobs,
@@ -302,7 +311,8 @@ def _encode(
         Source(weights, last.config.post.repo, last.config.post.revision),
         codec=_CODEC,
         files=files,
-        pairs=pair_up(checkpoint, weights, may_tie=may_tie(checkpoint.config)),
+        pairs=pairs,
+        not_stored=last.config.not_stored,
         restore_only=False,
         doing="composing",
         jobs=jobs,
@@ -319,7 +329,8 @@ def _encode(
             hint=f"See whether they are whole: `deltastore verify {refs}`.",
             refs=[step.ref for step in steps],
         )
-    return manifest, config, Wanted(small_files.digests(files))
+    wanted = Wanted(small_files.digests(files), last.config.not_stored)
+    return manifest, config, wanted, cosine
 
 
 def _check_parts(store: Store, steps: Sequence[_Step], jobs: int, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Self
 
 from deltastore.checkpoint import Checkpoint, quantisation
+from deltastore.checkpoint.index import listed
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint
 from deltastore.errors import QuantisedCheckpointError
@@ -17,9 +18,10 @@ from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing, small_files
 from deltastore.operations.calling import called_alike
 from deltastore.operations.embeddings import may_tie
-from deltastore.operations.kinship import Kinship, check_kinship, refuse_adapter, refuse_same
+from deltastore.operations.kinship import check_kinship, refuse_adapter, refuse_same
 from deltastore.operations.naming import Renaming
 from deltastore.operations.opening import open_checkpoint
+from deltastore.operations.pair_lineage import PairLineage
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
@@ -50,6 +52,8 @@ class ExtractResult:
         relative_change: |post - base| / |base| over the tensors that changed; None if none did.
         cosine: Mean cosine between base's and post's matrices at the lineage samples; None where
             nothing was compared.
+        not_stored: What lies beside the weights of each side and is not in the artifact: ``side``,
+            ``name`` and ``why``.
         seconds: Wall time.
     """
 
@@ -67,6 +71,7 @@ class ExtractResult:
     resumed_bytes: int
     relative_change: float | None
     cosine: float | None
+    not_stored: list[dict[str, str]]
     seconds: float
 
     @classmethod
@@ -187,7 +192,9 @@ def extract(
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))
         small = small_files.collect(before, after)
-        wanted = Wanted(small_files.digests(small), restore_only, thorough=rehash)
+        wanted = Wanted(
+            small_files.digests(small.files), small.not_stored, restore_only, thorough=rehash
+        )
         with store.lease("extract"):
             found = None
             if not rehash:
@@ -195,11 +202,11 @@ def extract(
                 found = reusable(store, pairs, wanted)
             reused = found is not None
             blobs = CountedBlobs(store)
-            pair = pair_up(before, after, may_tie=may_tie(before.config))
-            kinship = Kinship(None, None)
+            table = pair_up(before, after, may_tie=may_tie(before.config))
+            figures = PairLineage()
             if not restore_only and (found is None or (before.is_local and after.is_local)):
-                kinship = check_kinship(
-                    before, after, pair, force=force or reused, progress=progress
+                figures = check_kinship(
+                    before, after, table, force=force or reused, progress=progress
                 )
             if found is None:
                 manifest, config = encode_pair(
@@ -208,8 +215,9 @@ def extract(
                     Source(before, before.repo, before.revision),
                     Source(after, after.repo, after.revision),
                     codec=chosen.name,
-                    files=small,
-                    pairs=pair,
+                    files=small.files,
+                    pairs=table,
+                    not_stored=small.not_stored or (),
                     restore_only=restore_only,
                     doing="extracting",
                     jobs=job_count(jobs),
@@ -230,15 +238,25 @@ def extract(
             if config.base.content == config.post.content:
                 refuse_same(before, after, force=force)
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
+    tell_not_stored(config.not_stored, progress)
     return ExtractResult.of(
         published,
         manifest,
         config,
         reused=reused,
         blobs=blobs,
-        cosine=kinship.cosine,
+        cosine=figures.cosine,
         started=started,
+        not_stored=small.rows(),
     )
+
+
+def tell_not_stored(names: Sequence[str], progress: Progress) -> None:
+    """Say what lies beside post and is not in its artifact."""
+    if names:
+        progress.warn(
+            f"Not stored of post, as it is neither tensors nor a small file: {listed(list(names))}."
+        )
 
 
 def _already_there(

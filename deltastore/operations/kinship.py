@@ -6,23 +6,18 @@ other: post's own bytes as "added" tensors, or the difference of two strangers.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from deltastore.checkpoint import Checkpoint, TensorInfo, Weights
+from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.errors import IncompatibleError, LineageError, StructureMismatchError, shown
-from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
+from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.embeddings import has_token_rows, is_embedding, is_head, may_tie
-from deltastore.operations.lineage import UNRELATED_BELOW, SampledRun, compared, sums_of
+from deltastore.operations.lineage import UNRELATED_BELOW
+from deltastore.operations.pair_lineage import PairLineage, measure_pair
 from deltastore.operations.pairing import Pair
 from deltastore.operations.patterns import listed, pattern
 from deltastore.operations.progress import Progress
-from deltastore.operations.samples import choose_runs
 
 Documents = Mapping[str, Any]
 
@@ -72,20 +67,6 @@ _ABOUT_PLACES = ("position", "pos_embed", "pos_emb", "relative_", "rel_pos")
 """Tables that grow with the input, in vision models within layers too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kinship:
-    """How post stands to base, at the places of the lineage samples.
-
-    Attributes:
-        cosine: Mean over the sampled matrices of the cosine between base's and post's weights;
-            None if nothing was compared.
-        change: Median over these of |post - base| / |base|; None likewise.
-    """
-
-    cosine: float | None
-    change: float | None
-
-
 def refuse_adapter(checkpoint: Checkpoint, role: str) -> None:
     """Refuse weights that hold an adapter, which says nothing without its own rule.
 
@@ -117,7 +98,7 @@ def check_kinship(
     *,
     force: bool,
     progress: Progress,
-) -> Kinship:
+) -> PairLineage:
     """Refuse a pair that is none: by structure, by configuration, and by weights at their samples.
 
     Args:
@@ -138,27 +119,27 @@ def check_kinship(
         if not force:
             raise
         progress.warn(error.message)
-    kinship, verdict, told = _measured(base, post, pairs)
-    unrelated = verdict == "unrelated"
-    if unrelated or (kinship.change is not None and kinship.change > LARGEST_CHANGE):
-        error = LineageError(
+    figures = measure_pair(base, post, pairs)
+    unrelated = figures.verdict == "unrelated"
+    if unrelated or (figures.change is not None and figures.change > LARGEST_CHANGE):
+        refusal = LineageError(
             f"{_label(post)} is unrelated to {_label(base)} by its weights: expected a cosine of "
             f"{UNRELATED_BELOW} or more in nearly every tensor and a relative change below "
-            f"{LARGEST_CHANGE:.0%}, got {told}.",
+            f"{LARGEST_CHANGE:.0%}, got {figures.told}.",
             hint="Give the very checkpoint that post was trained from as `--base` (a model card "
             "may name another); or store it all the same with `--force`.",
-            cosine=kinship.cosine,
-            relative_change=kinship.change,
+            cosine=figures.cosine,
+            relative_change=figures.change,
         )
         if not force:
-            raise error
-        progress.warn(error.message)
-    elif verdict == "distant" and not force:
+            raise refusal
+        progress.warn(refusal.message)
+    elif figures.verdict == "distant" and not force:
         progress.warn(
-            f"{_label(post)} is far from {_label(base)} for a post-trained model ({told}). Make "
-            "sure that it was trained from this base."
+            f"{_label(post)} is far from {_label(base)} for a post-trained model "
+            f"({figures.told}). Make sure that it was trained from this base."
         )
-    return kinship
+    return figures
 
 
 def refuse_same(base: Checkpoint, post: Checkpoint, *, force: bool) -> None:
@@ -257,9 +238,8 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
         name, info = pair.name, pair.base
         if _is_computed(name, info) or _is_of_several_tokens(name, base) or not info.elements:
             continue
-        if _container(name) in containers:
-            yield name
-        elif is_embedding(name) and (info.dtype, info.shape) not in copies:
+        embedding_gone = is_embedding(name) and (info.dtype, info.shape) not in copies
+        if _container(name) in containers or embedding_gone:
             yield name
         elif is_head(name):
             if same_class and not may_tie(post.config):
@@ -395,50 +375,8 @@ def _shapes(pair: Pair) -> str:
     )
 
 
-def sampled_runs(base: Weights, post: Weights, pairs: Sequence[Pair]) -> list[SampledRun]:
-    """At most 256 short runs of both sides of tensors that have a delta."""
-    runs: list[SampledRun] = []
-    places: tuple[list[Any], list[Any]] = ([], [])
-    sides = [(pair.name, pair.base if pair.common_elements else None) for pair in pairs]
-    for run in choose_runs(sides):
-        pair = pairs[run.tensor]
-        assert pair.base is not None
-        assert pair.post is not None
-        if run.start + run.count > pair.common_elements:
-            continue
-        buffers = []
-        for info, where in zip((pair.base, pair.post), places, strict=True):
-            size = DTYPE_BYTES[info.dtype]
-            buffers.append(np.empty(run.count * size, np.uint8))
-            where.append((info.name, run.start * size, buffers[-1]))
-        matrix = len(pair.base.shape) > 1
-        runs.append(
-            SampledRun(pair.name, matrix, pair.base.dtype, buffers[0], pair.post.dtype, buffers[1])
-        )
-    base.read_samples(places[0])
-    post.read_samples(places[1])
-    return runs
-
-
-def _measured(base: Weights, post: Weights, pairs: Sequence[Pair]) -> tuple[Kinship, str, str]:
-    """The figures, the verdict, and both in words."""
-    runs = sampled_runs(base, post, pairs)
-    # Embeddings and head may be made anew, for other tokens or another task.
-    body = [run for run in runs if not has_token_rows(run.name)]
-    runs = body or runs
-    figures = compared(runs, complete=False)
-    if figures.cosine is None:
-        return Kinship(None, None), figures.verdict, "nothing to compare"
-    change = statistics.median(math.sqrt(one.moved / one.source) for one in sums_of(runs).values())
-    told = (
-        f"cosine {figures.cosine:.3f}, relative change {change:.1%} over {figures.tensors} sampled "
-        f"tensors, of which {figures.unlike} are unlike"
-    )
-    return Kinship(figures.cosine, change), figures.verdict, told
-
-
 def _label(checkpoint: Checkpoint) -> str:
     return checkpoint.repo or str(checkpoint.path)
 
 
-__all__ = ["LARGEST_CHANGE", "Kinship", "check_kinship", "refuse_adapter", "refuse_same"]
+__all__ = ["LARGEST_CHANGE", "check_kinship", "refuse_adapter", "refuse_same"]

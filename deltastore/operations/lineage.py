@@ -14,7 +14,7 @@ from deltastore.blobs import BlobStore
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.delta.floats import to_floats
 from deltastore.errors import LineageError
-from deltastore.manifest import Config, Manifest, TensorEntry
+from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.operations.progress import Progress
 from deltastore.operations.structure import Place

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint, read_vocabulary
+from deltastore.checkpoint import Checkpoint, Left, read_vocabulary
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of
+from deltastore.operations.model_files import fitting
 from deltastore.operations.output.documents import read_object
 from deltastore.operations.rows import NONE
-from deltastore.operations.small_files import own_tokenizer, read_stored, tokenizer_of
+from deltastore.operations.small_files import Side, own_tokenizer, read_stored, tokenizer_of
 from deltastore.operations.vocabulary import Vocabulary, match_tokens
 
 Files = dict[str, bytes]
@@ -26,12 +27,14 @@ _NO_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 class Sides:
     """The small files of a delta: of its base what post changed there, and all of post's.
 
-    ``words`` says how its tokens stand to those of a new base, as far as that was looked at.
+    ``words`` says how its tokens stand to those of a new base, as far as that was looked at;
+    ``left`` what lay beside post, or is in the artifact, and does not get into an output.
     """
 
     base: Mapping[str, bytes]
     post: Mapping[str, bytes]
     words: Vocabulary = field(default_factory=lambda: Vocabulary("not compared"))
+    left: Left = field(default_factory=dict)
 
     @property
     def base_config(self) -> dict[str, Any] | None:
@@ -50,13 +53,15 @@ class Sides:
 
 
 def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
-    """The small files of an artifact.
+    """The small files of an artifact, without those that no checkpoint of a model has.
 
     Raises:
         IntegrityError: One of them is missing or damaged.
     """
-    artifact = (blobs, manifest, config)
-    return Sides(read_stored(*artifact, "base"), read_stored(*artifact, "post"))
+    base, post = (read_stored(blobs, manifest, config, side) for side in get_args(Side))
+    kept, left = fitting(post, storing=False)
+    names = dict.fromkeys(config.not_stored, "not in the artifact")
+    return Sides(base, kept, left=names | left)
 
 
 def compare_tokens(
@@ -86,7 +91,7 @@ def compare_tokens(
         embedding_of(tensors) or head_of(tensors)
         for tensors in (table, base.tensors)
     )
-    if not own or not source:
+    if not own or not source or not comparable_tokens(own, source):
         return Vocabulary("not compared")
     if embedding is None or ours is None:
         return Vocabulary("not compared", unlike=_defining(own) != _defining(source))
@@ -149,6 +154,14 @@ def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:
     config = read_object(tokenizer.get("tokenizer_config.json", b"")) or {}
     added = None if "tokenizer.json" in tokenizer else config.get("added_tokens_decoder")
     return [defining(tokenizer), added]
+
+
+def comparable_tokens(first: Mapping[str, T], second: Mapping[str, T]) -> bool:
+    """Whether both tokenizers, or neither, have a file that gives tokens their ids.
+
+    An artifact of an older version lacks the files of some families.
+    """
+    return bool(defining(first)) == bool(defining(second))
 
 
 def defining(tokenizer: Mapping[str, T]) -> dict[str, T]:

@@ -4,6 +4,8 @@
   post-training rightly changes in it: ``output/config.py``.
 * The tokenizer is the new base's, unless post has tokens that its base lacked; special tokens are
   post's: ``output/tokenizer.py``.
+* What has no rule of its own, as the modules of sentence-transformers, follows post where post
+  changed it: ``output/model_files.py``.
 * Generation config and chat template are post's: ``output/generation.py``, ``output/template.py``.
 * ``deltastore.json`` says what was applied to what; ``README.md`` says it to people:
   ``output/card.py``.
@@ -15,13 +17,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, is_model_file
 from deltastore.operations.matching import Sides
 from deltastore.operations.output import card as cards
 from deltastore.operations.output import config, generation, licences, template, tokenizer
 from deltastore.operations.output.documents import to_json
 from deltastore.operations.output.front_matter import FrontMatterError, read_front_matter
 from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.model_files import (
+    take_model_files,
+    take_processors,
+    without_code,
+)
 from deltastore.operations.recipes import Recipe
 from deltastore.operations.small_files import read_portable
 
@@ -75,10 +82,8 @@ def compose(
     configs = config.Configs.read(source_base, post, restoring=restoring)
     fewer = config.has_fewer_rows(own.get(config.NAME, b""), recipes)
     tokenizer.take_tokenizer(files, deltas, ledger, fewer_rows=fewer, restoring=restoring)
-    for name, data in post.items():
-        if name.endswith("processor_config.json") and name not in files:
-            files[name] = data
-            ledger.origins[name] = "post"
+    take_processors(files, post, ledger, restoring=restoring)
+    take_model_files(files, source_base, post, ledger, restoring=restoring)
     template.take_chat_template(files, post, ledger)
     if not template.has_chat_template(post):
         for number, delta in enumerate(deltas[:-1], 1):
@@ -87,9 +92,10 @@ def compose(
                     "chat template", f"that of delta {number} is left out: the last delta counts"
                 )
     generation.take_generation_config(files, post, configs, ledger, translate)
+    without_code(files, own, ledger)
     for delta in deltas:
         for name, data in delta.post.items():
-            if licences.is_legal(name):
+            if licences.is_legal(name) and not is_model_file(name):
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
         files[config.NAME] = config.model_config(
@@ -111,6 +117,7 @@ def provenance(
     vocabulary: Sequence[Mapping[str, Any]],
     restored: bool,
     partial: Mapping[str, Any] | None,
+    not_copied: Sequence[Mapping[str, str]],
     tool: str,
     composed: Composed,
 ) -> bytes:
@@ -127,6 +134,7 @@ def provenance(
         "dtype": dtype,
         "restored": restored,
         "left_out": dict(partial) if partial is not None else None,
+        "not_copied": [dict(row) for row in not_copied],
         "config_left": composed.ledger.config_left,
         "files": composed.ledger.report(),
     }

@@ -1,4 +1,4 @@
-"""Many names of tensors in a few lines: those that differ by their numbers alone are one pattern."""
+"""Many names of tensors in a few lines: those that differ by numbers alone are one pattern."""
 
 from __future__ import annotations
 

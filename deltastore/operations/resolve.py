@@ -12,7 +12,7 @@ from deltastore.errors import FormatError, IntegrityError, MissingExtraError, To
 from deltastore.manifest import Config, Manifest
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
-from deltastore.operations.matching import defining
+from deltastore.operations.matching import comparable_tokens, defining
 from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.small_files import own_tokenizer, stored_digests, tokenizer_of
@@ -97,6 +97,8 @@ class _Tokens:
             for side in ("base", "post")
         )
         theirs = base or post
+        if not comparable_tokens(self._digests, theirs):
+            return False
         return bool(self._digests and theirs) and defining(self._digests) != defining(theirs)
 
     @property

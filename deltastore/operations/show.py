@@ -72,6 +72,7 @@ class Details:
     unchanged: int
     sources: dict[str, Source]
     files: tuple[File, ...]
+    not_stored: tuple[str, ...]
     tensors: tuple[Tensor, ...]
 
 
@@ -111,6 +112,7 @@ def show(store: Store, ref: str) -> Details:
             File(entry.side, entry.path, manifest.layers[entry.layer].size)
             for entry in config.files
         ),
+        not_stored=config.not_stored,
         tensors=tuple(_tensor(entry) for entry in config.tensors),
     )
 

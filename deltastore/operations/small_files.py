@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, Left, is_model_file, is_tokenizer_file
+from deltastore.checkpoint.beside import bounded
 from deltastore.digest import sha256_digest
 from deltastore.errors import CheckpointError
 from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
@@ -18,24 +20,10 @@ from deltastore.manifest.format import (
     MAX_SMALL_FILE_BYTES,
     MAX_SMALL_FILES_BYTES,
 )
+from deltastore.operations.model_files import OVER, fitting
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
 """Keys in which transformers leaves the path a model was loaded from."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-
 
 File = TypeVar("File", bytes, str)
 """A small file: its bytes, or its digest."""
@@ -49,64 +37,118 @@ FileDigests = dict[tuple[Side, str], str]
 """Digests likewise."""
 
 
-def collect(base: Checkpoint, post: Checkpoint) -> SmallFiles:
-    """The small files that belong into an artifact of two checkpoints.
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What an artifact of a pair has beside its tensors.
+
+    Attributes:
+        files: The small files.
+        left: What lies beside the weights of each side and is not in the artifact, and why; None
+            where only a part of a repository is known.
+    """
+
+    files: SmallFiles
+    left: dict[Side, Left | None]
+
+    @property
+    def not_stored(self) -> tuple[str, ...] | None:
+        """The names that the artifact tells of; None where they are not known."""
+        left = self.left["post"]
+        return None if left is None else tuple(sorted(left))
+
+    def rows(self) -> list[dict[str, str]]:
+        """What is not stored: ``side``, ``name``, ``why``."""
+        return [
+            {"side": side, "name": name, "why": why}
+            for side, left in self.left.items()
+            for name, why in (left or {}).items()
+        ]
+
+
+def collect(base: Checkpoint, post: Checkpoint) -> Collected:
+    """The small files that belong into an artifact of two checkpoints, and what does not.
 
     Raises:
         CheckpointError: One of them cannot be read or is too large to be what it is called.
     """
-    _check_total([base, post], 0)
-    return belonging(
-        _read(base, base_only=True),
-        _read(post, base_only=False),
-    )
+    crowded = _check_total([base, post], 0)
+    sides = [
+        _read(base, base_only=True, crowded=crowded),
+        _read(post, base_only=False, crowded=crowded),
+    ]
+    left: dict[Side, Left | None] = {}
+    for name, checkpoint, (_, unfit) in zip(get_args(Side), (base, post), sides, strict=True):
+        left[name] = None if checkpoint.left is None else bounded(checkpoint.left | unfit)
+    return Collected(belonging(sides[0][0], sides[1][0]), left)
 
 
 def collect_stored(base: Checkpoint, posts: Mapping[str, bytes]) -> SmallFiles:
-    """The same where post's files are those of an artifact.
+    """The small files where post's are those of an artifact.
 
     Raises:
         CheckpointError: One of base's cannot be read or is too large to be what it is called.
     """
-    _check_total([base], sum(map(len, posts.values())))
-    return belonging(_read(base, base_only=True), posts)
+    crowded = _check_total([base], sum(map(len, posts.values())))
+    return belonging(_read(base, base_only=True, crowded=crowded)[0], posts)
 
 
 def belonging(bases: Mapping[str, File], posts: Mapping[str, File]) -> dict[tuple[Side, str], File]:
     """Those of both sides' small files that belong into an artifact.
 
-    All of post's, and of base's what is needed to tell what post changed: its ``config.json``
-    and its tokenizer if that differs.
+    All of post's, and of base's what is needed to tell what post changed: its ``config.json``,
+    its tokenizer if that differs, and what has no rule of its own.
     """
     tokenizers = [tokenizer_of(side) for side in (bases, posts)]
     # All of base's tokenizer or nothing: what is absent then is known to be absent.
     files: dict[tuple[Side, str], File] = {
         ("base", name): file
         for name, file in sorted(bases.items())
-        if name == "config.json" or (name in tokenizers[0] and tokenizers[0] != tokenizers[1])
+        if name == "config.json"
+        or is_model_file(name)
+        or (name in tokenizers[0] and tokenizers[0] != tokenizers[1])
     }
     return files | {("post", name): file for name, file in sorted(posts.items())}
 
 
-def _read(checkpoint: Checkpoint, *, base_only: bool) -> dict[str, bytes]:
-    """A side's small files; of base only those that may belong into an artifact."""
-    return {
-        name: read_portable(name, path)
-        for name, path in checkpoint.files.items()
-        if not base_only or name == "config.json" or is_tokenizer_file(name)
-    }
+def _read(
+    checkpoint: Checkpoint, *, base_only: bool, crowded: bool
+) -> tuple[dict[str, bytes], Left]:
+    """A side's small files, and what of them does not travel.
+
+    Of base only those that may belong into an artifact; of what has no rule of its own nothing
+    where it is crowded.
+    """
+    names = [
+        name
+        for name in checkpoint.files
+        if not base_only or name == "config.json" or is_tokenizer_file(name) or is_model_file(name)
+    ]
+    over = {name: OVER for name in names if crowded and is_model_file(name)}
+    files = {n: read_portable(n, checkpoint.files[n]) for n in names if n not in over}
+    kept, unfit = fitting(files, storing=True)
+    return kept, over | unfit
 
 
-def _check_total(checkpoints: Iterable[Checkpoint], total: int) -> None:
-    for path in (path for checkpoint in checkpoints for path in checkpoint.files.values()):
-        with contextlib.suppress(OSError):  # reading it says so
-            total += min(path.stat().st_size, MAX_SMALL_FILE_BYTES)
+def _check_total(checkpoints: Iterable[Checkpoint], total: int) -> bool:
+    """Whether what has no rule of its own is too much beside the other small files.
+
+    Raises:
+        CheckpointError: These alone are too much.
+    """
+    more = 0
+    for checkpoint in checkpoints:
+        for name, path in checkpoint.files.items():
+            with contextlib.suppress(OSError):  # reading it says so
+                size = min(path.stat().st_size, MAX_SMALL_FILE_BYTES)
+                more += size * is_model_file(name)
+                total += size * (not is_model_file(name))
     if total > MAX_SMALL_FILES_BYTES:
         raise CheckpointError(
             f"The small files beside the weights of base and post have {total} bytes together; "
             f"an artifact holds at most {MAX_SMALL_FILES_BYTES}.",
             hint="Move those that are no tokenizer, template, card or licence away.",
         )
+    return total + more > MAX_SMALL_FILES_BYTES
 
 
 def store_files(
@@ -205,8 +247,3 @@ def own_tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
         CheckpointError: One of them cannot be read or is too large.
     """
     return {n: read_portable(n, path) for n, path in tokenizer_of(checkpoint.files).items()}
-
-
-def is_tokenizer_file(name: str) -> bool:
-    """Whether a small file is a part of the tokenizer."""
-    return name in TOKENIZER_FILES or name.startswith("tokenizer.model")

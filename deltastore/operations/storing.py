@@ -55,10 +55,12 @@ class Source:
 class Wanted:
     """What an artifact of the same weights must have in common to be the same artifact.
 
+    ``not_stored`` is None where it is not known what lies beside post.
     ``thorough``: all its bytes are compared with their digests, rather than their sizes.
     """
 
     files: small_files.FileDigests
+    not_stored: tuple[str, ...] | None = None
     restore_only: bool = False
     thorough: bool = False
 
@@ -95,6 +97,7 @@ def reusable(
         if any(store.blobs.size(blob.digest) != blob.size for blob in manifest.blobs):
             continue
         same = small_files.stored_digests(manifest, config) == wanted.files
+        same = same and wanted.not_stored in (None, config.not_stored)
         if same and config.restore_only == wanted.restore_only:
             return manifest, config
     return None
@@ -109,6 +112,7 @@ def encode_pair(
     codec: str,
     files: small_files.SmallFiles,
     pairs: Sequence[Pair],
+    not_stored: tuple[str, ...],
     restore_only: bool,
     doing: str,
     jobs: int,
@@ -124,6 +128,7 @@ def encode_pair(
         codec: The codec's name.
         files: The small files.
         pairs: Their tensors.
+        not_stored: Names of what lies beside post and is not among them.
         restore_only: Whether the artifact only restores this pair.
         doing: What the progress is called.
         jobs: Threads.
@@ -159,6 +164,7 @@ def encode_pair(
         samples=runs,
         files=stored_files,
         restore_only=restore_only,
+        not_stored=not_stored,
     )
     data = config_bytes(config)
     descriptor = Descriptor(CONFIG_MEDIA_TYPE, sha256_digest(data), len(data))

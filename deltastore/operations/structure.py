@@ -187,14 +187,14 @@ class _Matching:
         for name, info in self._base.tensors.items():
             if name in self._table:
                 continue
-            entry = self._shared(name)
-            if entry is None:
+            shared = self._shared(name)
+            if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
             elif skips and has_token_rows(name):
                 self._report.skipped.append(name)
             else:
-                self._match(name, entry, info)
+                self._match(name, shared, info)
         self._tell_unsure()
 
     def _tell_unsure(self) -> None:
@@ -266,7 +266,7 @@ class _Matching:
         return None
 
     def _shared(self, name: str) -> TensorEntry | None:
-        """What the delta has for a tensor that it lacks and that its base had under another name."""
+        """What the delta has for a tensor that it knows by another name of its tied set."""
         based = {n: entry for n, entry in self._table.items() if entry.own_base is not None}
         other = stand_in(name, based, ties=may_tie(self._delta.source_config))
         if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
@@ -325,9 +325,7 @@ class _Matching:
 
 def _may_be_one(name: str, other: str) -> bool:
     """Whether the names are two of a tied set."""
-    return other == stand_in(name, [other], ties=True) or name == stand_in(
-        other, [name], ties=True
-    )
+    return other == stand_in(name, [other], ties=True) or name == stand_in(other, [name], ties=True)
 
 
 def _mismatch_error(

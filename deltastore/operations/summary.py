@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from deltastore.catalog import Artifact
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, Left
+from deltastore.checkpoint.beside import bounded
 from deltastore.manifest import Config, Descriptor
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage
@@ -82,6 +83,23 @@ class Summary:
             for delta in self.matched
             if delta.vocabulary is not None
         ]
+
+    @property
+    def not_copied(self) -> list[dict[str, str]]:
+        """What lies beside the weights of new base and posts and is not in the output."""
+        return [
+            {"of": whose, "name": name, "why": why}
+            for whose, left in self._left().items()
+            for name, why in left.items()
+        ]
+
+    def left_by_model(self) -> dict[str, list[str]]:
+        """The names of that, by model, as far as there are any."""
+        return {whose: list(left) for whose, left in self._left().items() if left}
+
+    def _left(self) -> dict[str, Left]:
+        sides = {"new base": bounded(self.checkpoint.left or {})}
+        return sides | {f"post of {delta.ref}": delta.files.left for delta in self.deltas}
 
     def details(self) -> list[dict[str, Any]]:
         """The deltas as provenance and card tell of them."""

@@ -366,6 +366,13 @@ SMALL: dict[str, Callable[[Forger], object]] = {
     ),
     "tokenizer-no-json": small_file("tokenizer.json", b"\xff" * 1000),
     "template-huge": small_file("chat_template.jinja", b"{" * (8 << 20)),
+    "code-named-licence": small_file("LICENSE.py", b"import os"),
+    "code-in-a-folder": small_file(".git/hooks/processor_config.json", b"{}"),
+    "modules-of-code": small_file("modules.json", b'[{"type": "os.system", "path": ""}]'),
+    "modules-above": small_file(
+        "modules.json", b'[{"type": "sentence_transformers.models.Dense", "path": "../x"}]'
+    ),
+    "document-huge": small_file("x.json", b"[" + b"[]," * (1 << 20) + b"[]]"),
     "template-too-huge": small_file("chat_template.jinja", b"{" * ((64 << 20) + 1)),
 }
 for _name, _change in SMALL.items():

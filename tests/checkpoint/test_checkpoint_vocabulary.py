@@ -438,3 +438,31 @@ def small_pair() -> Callable[[Path], None]:
             save_file({"model.embed_tokens.weight": weights}, directory / "model.safetensors")
 
     return write
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"spm.model": b"x"},
+        {"source.spm": b"x", "tokenizer_config.json": b"{}"},
+        {"qwen.tiktoken": b"x"},
+        {"vocab.bpe": b"x", "encoder.json": b"{}"},
+        # PhoBERT's vocab.txt is a table of words and counts, numbered in another way.
+        {"vocab.txt": b"word 12\n", "bpe.codes": b"x"},
+    ],
+    ids=lambda files: ", ".join(files),
+)
+def test_kinds_whose_ids_are_not_known(files: dict[str, bytes]) -> None:
+    with pytest.raises(TokenizerError, match="whose token ids are not known here") as caught:
+        read_vocabulary(files, where="here")
+    assert caught.value.exit_code == 68
+    # Where a file that is known gives the ids, the others do not matter.
+    assert read_vocabulary(files | {"tokenizer.json": TINY}, where="here") == {"a": 0}
+
+
+def test_files_that_make_no_tokenizer_by_themselves() -> None:
+    names = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+    assert read_vocabulary(dict.fromkeys(names, b"{}"), where="here") is None
+
+
+TINY = b'{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'

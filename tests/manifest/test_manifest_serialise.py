@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -168,6 +169,7 @@ def artifacts(draw: st.DrawFn) -> tuple[Manifest, Config]:
         samples=tuple(samples),
         files=tuple(FileEntry("post", path, parts + 1 + i) for i, path in enumerate(paths)),
         restore_only=draw(st.booleans()),
+        not_stored=tuple(sorted(draw(st.sets(names, max_size=3)))),
     )
     data = config_bytes(config)
     return Manifest(
@@ -215,6 +217,15 @@ def test_a_base_name_is_written_only_where_there_is_one() -> None:
     config = Config("exact", "exact", CHUNK, source, source, entries, 0, ())
     written = json.loads(config_bytes(config))["tensors"]
     assert [entry.get("base_name", "absent") for entry in written] == ["absent", "embed"]
+
+
+def test_what_is_not_stored_is_written_only_where_there_is_something() -> None:
+    """An artifact of a checkpoint that has nothing beside it is what it always was."""
+    source = SourceModel("blake3:" + "0" * 64, "sha256:" + "0" * 64, 4, 2)
+    config = Config("exact", "exact", CHUNK, source, source, (), 0, ())
+    assert "not_stored" not in json.loads(config_bytes(config))
+    named = replace(config, not_stored=("value_head.safetensors",))
+    assert json.loads(config_bytes(named))["not_stored"] == ["value_head.safetensors"]
 
 
 def test_figures() -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deltastore.checkpoint.beside import Left, left_behind, travelling
 from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
 from deltastore.checkpoint.hub.shard import HubShard
 from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.checkpoint.index import listed
 from deltastore.checkpoint.layout import Layout, find_layout, suffixes_of
-from deltastore.checkpoint.small_files import is_small_file
+from deltastore.checkpoint.small_files import MODULES, read_modules
 from deltastore.errors import CheckpointCorruptError, HubError, NoWeightsError
 
 _HEADERS_AT_ONCE = 8
 
 
-def fetch_layout(snapshot: Snapshot, downloads: Downloads | None) -> tuple[Layout, dict[str, Path]]:
-    """Which files are the checkpoint, and the small files, which are fetched for it.
+def fetch_layout(
+    snapshot: Snapshot, downloads: Downloads | None
+) -> tuple[Layout, dict[str, Path], Left]:
+    """Which files are the checkpoint, the small files, which are fetched for it, and what is left.
 
     Raises:
         HubError: A file cannot be had.
@@ -28,8 +31,13 @@ def fetch_layout(snapshot: Snapshot, downloads: Downloads | None) -> tuple[Layou
     watcher = downloads or Unwatched()
     suffixes = tuple(f"{suffix}.index.json" for suffix in suffixes_of(names))
     indices = [name for name in names if name.endswith(suffixes)]
-    small = sorted(name for name in snapshot.files or () if is_small_file(name))
+    sizes = {name: file.size for name, file in (snapshot.files or {}).items()}
+    small = travelling(sizes, None)
     fetched = snapshot.fetch_small([*indices, *small], watcher)
+    if MODULES in fetched:
+        # Only now it is known which folders belong to the model.
+        small = travelling(sizes, read_modules(fetched))
+        fetched |= snapshot.fetch_small(set(small) - fetched.keys(), watcher)
     try:
         layout = find_layout(snapshot.folder, names=names)
     except NoWeightsError as error:
@@ -40,7 +48,8 @@ def fetch_layout(snapshot: Snapshot, downloads: Downloads | None) -> tuple[Layou
             repo=snapshot.repo,
             revision=snapshot.commit,
         ) from error
-    return layout, {name: fetched[name] for name in small}
+    left = left_behind(sizes, small, layout.filenames)
+    return layout, {name: fetched[name] for name in small}, left
 
 
 def check_cached(snapshot: Snapshot) -> Layout:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltastore.checkpoint import TensorInfo, Weights
+from deltastore.operations.model_files import CODE_KEYS
 from deltastore.operations.output.documents import brief, read_object, same, to_json
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
 from deltastore.operations.output.ledger import Ledger
@@ -37,7 +38,7 @@ _DECIDED = frozenset(
 OF_THE_FILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "_commit_hash"})
 """Fields that say how the file was written, not what the model is."""
 
-_NEVER = frozenset({"auto_map"})
+_NEVER = CODE_KEYS
 """Fields that name what lies beside the new base, as code; never post's."""
 
 _MAX_LEVELS = 4

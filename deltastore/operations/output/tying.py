@@ -1,4 +1,4 @@
-"""``tie_word_embeddings`` of an output: head and embeddings are one tensor, or two, as it has them."""
+"""``tie_word_embeddings`` of an output: whether its head and embeddings are one tensor."""
 
 from __future__ import annotations
 

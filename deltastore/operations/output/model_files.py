@@ -1,0 +1,111 @@
+"""Model files of an output: documents without a rule of their own, as sentence-transformers' are.
+
+A file follows post where post changed it from its own base, or where the new base has none; else
+it is the new base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deltastore.checkpoint import is_model_file
+from deltastore.checkpoint.small_files import MODULES, PROCESSOR_FILES, module_folders
+from deltastore.operations.model_files import CODE_KEYS
+from deltastore.operations.output.config import OF_THE_FILE
+from deltastore.operations.output.documents import read_object, same, to_json
+from deltastore.operations.output.ledger import Ledger
+
+Files = dict[str, bytes]
+
+_UNRULED = frozenset({"chat_template", "processor_class", *OF_THE_FILE})
+_MAY_NAME_CODE = (*PROCESSOR_FILES, "generation_config.json", "tokenizer_config.json")
+
+
+def take_model_files(
+    files: Files,
+    source_base: Mapping[str, bytes],
+    post: Mapping[str, bytes],
+    ledger: Ledger,
+    *,
+    restoring: bool = False,
+) -> None:
+    """Put post's model files into ``files``, which has the new base's, as far as they follow post.
+
+    Args:
+        files: The output's small files; changed in place.
+        source_base: The source base's.
+        post: Post's; all of them may travel.
+        ledger: Is told whose the files are.
+        restoring: The new base is the source base, as far as is known, and the output post.
+    """
+    if restoring:
+        for name in [name for name in files if is_model_file(name) and name not in post]:
+            if files[name] == source_base.get(name):
+                del files[name]
+                ledger.origins.pop(name, None)
+    # First, as it says which folders belong to the model.
+    for name in sorted(filter(is_model_file, post), key=lambda name: (name != MODULES, name)):
+        own, theirs = files.get(name), post[name]
+        if "/" in name and name.split("/")[0] not in module_folders(files.get(MODULES)):
+            continue
+        if own == theirs or (own is not None and theirs == source_base.get(name)):
+            continue
+        files[name] = theirs
+        ledger.origins[name] = "post"
+        if own is not None:
+            ledger.note(name, "post changed it from its own base")
+
+
+def take_processors(
+    files: Files, post: Mapping[str, bytes], ledger: Ledger, *, restoring: bool = False
+) -> None:
+    """Configurations of processors: the new base's, and post's where it has none.
+
+    Arguments as for ``take_model_files``. What its base's was is not known; where the output is to
+    be post, it is post's.
+    """
+    for name in PROCESSOR_FILES:
+        if name not in post or files.get(name) == post[name]:
+            continue
+        if name not in files or restoring:
+            files[name] = post[name]
+            ledger.origins[name] = "post"
+            continue
+        own, theirs = (read_object(data) or {} for data in (files[name], post[name]))
+        other = [
+            key
+            for key in sorted(own.keys() | theirs.keys())
+            if key not in _UNRULED and not same(own.get(key), theirs.get(key))
+        ]
+        if other:
+            ledger.warn(
+                name, f"post has other values of {', '.join(other)}; the output has the new base's"
+            )
+
+
+def without_code(files: Files, own: Mapping[str, bytes], ledger: Ledger) -> None:
+    """Take out of post's documents what names code; what the new base says there stays.
+
+    Args:
+        files: The output's small files; changed in place.
+        own: The new base's.
+        ledger: Knows whose the files are, and is told.
+    """
+    for name in _MAY_NAME_CODE:
+        if ledger.origins.get(name, "new base") == "new base":
+            continue
+        document, kept = read_object(files.get(name)), read_object(own.get(name)) or {}
+        if document is None:
+            continue
+        cleaned = _cleaned(document)
+        cleaned |= {key: kept[key] for key in CODE_KEYS & kept.keys()}
+        if not same(cleaned, document):
+            files[name] = to_json(cleaned)
+            ledger.warn(name, "what it says of code is left out: no code goes into an output")
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _cleaned(item) for key, item in value.items() if key not in CODE_KEYS}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
