@@ -26,12 +26,14 @@ _NO_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 class Sides:
     """The small files of a delta: of its base what post changed there, and all of post's.
 
-    ``words`` says how its tokens stand to those of a new base, as far as that was looked at.
+    ``words`` says how its tokens stand to those of a new base, as far as that was looked at;
+    ``tensors`` are its tensors by the names that the output has for them.
     """
 
     base: Mapping[str, bytes]
     post: Mapping[str, bytes]
     words: Vocabulary = field(default_factory=lambda: Vocabulary("not compared"))
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict)
 
     @property
     def base_config(self) -> dict[str, Any] | None:

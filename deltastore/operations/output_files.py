@@ -64,6 +64,7 @@ def compose(
 
     Raises:
         DeltaConflictError: Several deltas add tokens, and not the same.
+        StructureMismatchError: config.json cannot be made to fit the output's tensors.
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
         CheckpointError: A file of the new base cannot be read or is too large.
     """
@@ -92,8 +93,9 @@ def compose(
             if licences.is_legal(name):
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
+        pairs = [config.pair(delta.base, delta.post, delta.tensors) for delta in deltas]
         files[config.NAME] = config.model_config(
-            files[config.NAME], configs, base.tensors, recipes, ledger, translate
+            files[config.NAME], configs, base.tensors, recipes, ledger, translate, pairs
         )
     sides = [("the new base's card", own), *(("post's card", delta.post) for delta in deltas)]
     metadata = [_metadata(label, side, ledger) for label, side in sides]
