@@ -38,6 +38,10 @@ _WHOLE_NAMES = ("output.weight",)
 """Heads only by their whole name: attention has an ``output.weight`` too."""
 
 
+_COLUMNS = ("final_logits_bias",)
+"""BART's bias of its head, which is a row."""
+
+
 def embedding_of(names: Iterable[str]) -> str | None:
     """The name of the input embeddings; None if there are none, or several."""
     return _only(name for name in names if _ends(name, _EMBEDDINGS))
@@ -51,6 +55,11 @@ def head_of(names: Iterable[str]) -> str | None:
 def has_token_rows(name: str) -> bool:
     """Whether a tensor of this name has a row for each token."""
     return name in _WHOLE_NAMES or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
+
+
+def has_tokens(name: str) -> bool:
+    """Whether a tensor of this name has a row, or a column, for each token."""
+    return has_token_rows(name) or _ends(name, _COLUMNS)
 
 
 def may_tie(config: Mapping[str, Any] | None) -> bool:

@@ -10,7 +10,13 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.errors import StructureMismatchError
 from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of, may_tie
+from deltastore.operations.embeddings import (
+    embedding_of,
+    has_token_rows,
+    has_tokens,
+    head_of,
+    may_tie,
+)
 from deltastore.operations.naming import suggested_map
 from deltastore.operations.rows import NONE, Rows
 from deltastore.operations.vocabulary import Vocabulary
@@ -172,7 +178,7 @@ class _Matching:
         skips = self._delta.vocabulary is not None and self._delta.vocabulary.verdict == "skipped"
         for name, entry in self._table.items():
             self._known.add(name)
-            if skips and has_token_rows(name):
+            if skips and has_tokens(name):
                 self._report.skipped.append(name)
             else:
                 self._match(name, entry, self._source(name, entry))

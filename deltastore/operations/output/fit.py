@@ -14,7 +14,7 @@ from typing import Any
 from deltastore.checkpoint import TensorInfo
 from deltastore.errors import StructureMismatchError, shown
 from deltastore.manifest import TensorEntry
-from deltastore.operations.embeddings import has_token_rows
+from deltastore.operations.embeddings import has_tokens
 from deltastore.operations.output.documents import same
 from deltastore.operations.output.ids import holds_ids
 from deltastore.operations.output.sizes import (
@@ -104,6 +104,8 @@ class _Pair:
         )
         self.added = {n for n, e in pair.tensors.items() if e.base is None}
         self.removed = {n for n, e in pair.tensors.items() if e.post is None}
+        here, there = (_modules(pair.tensors.keys() - gone) for gone in (self.added, self.removed))
+        self.common = here.keys() & there.keys()
 
     def examples(self, measure: Measure) -> Iterator[Example]:
         for document, said, shown_ in zip(self.documents, self.said, self.shown, strict=True):
@@ -181,10 +183,16 @@ class _Fit:
 
     def _learned(self, measure: Measure, kind: Kind | None, known: list[Example]) -> list[Law]:
         laws = proven(known, kind)
+        before = self._before.get(measure)
         own = [law for law in laws if law.path in self._own_said]
         if own:
+            if kind is not None and before is not None:
+                # The new base may say it in a second place, of which no other document knows.
+                others = {path for one in known[1:] for path in one.fields}
+                own += [
+                    law for law in likely(known[:1], kind, measure.name) if law.path not in others
+                ]
             return own
-        before = self._before.get(measure)
         if kind is not None:
             # Post's document may be stale where it resized a tensor, and says nothing then.
             stale = [pair.said[1] for pair in self._pairs if pair.moved(measure)]
@@ -279,7 +287,7 @@ class _Fit:
         return [
             name
             for name in sorted(pair.added | pair.removed)
-            if not has_token_rows(name) and not name.endswith(_BUFFERS)
+            if not has_tokens(name) and not name.endswith(_BUFFERS)
         ]
 
     def _check_stacks(self, pair: _Pair) -> None:
@@ -313,13 +321,13 @@ class _Fit:
         if pair.renamed_class:
             self._require_all_or_nothing(names, pair)
             names = []
-        names = [n for n in names if not any(self._counted(stack) for stack, _ in stacks_of(n))]
+        names = [name for name in names if not self._counted(name, pair)]
         sizes = [
             m
             for m in pair.shown[0]
             if m.axis != COUNT and pair.moved(m) and m in self._after and not self._laws(m)
         ]
-        sizes = [m for m in sizes if not has_token_rows(m.name)]
+        sizes = [m for m in sizes if not has_tokens(m.name)]
         moved = list(_moved(self._own, before, after, ruled))
         taken = [self._taken(n, pair) for n in names]
         taken += [self._after[m] == pair.shown[1][m] for m in sizes]
@@ -337,9 +345,13 @@ class _Fit:
         for path in moved:
             _set(self._output, path, copy.deepcopy(_get(after, path)))
 
-    def _counted(self, stack: str) -> bool:
-        measure = Measure(stack, COUNT)
-        return measure in self._after and bool(self._laws(measure))
+    def _counted(self, name: str, pair: _Pair) -> bool:
+        """Whether a tensor is in a layer that only base or post has, and a field counts them."""
+        for stack, index in stacks_of(name):
+            measure, inside = Measure(stack, COUNT), f"{stack}.{index}"
+            if inside not in pair.common and measure in self._after and self._laws(measure):
+                return True
+        return False
 
     def _require_all_or_nothing(self, names: Sequence[str], pair: _Pair) -> None:
         """Refuse what is half of one class and half of another."""
@@ -373,7 +385,7 @@ class _Fit:
         )
 
     def _hint(self, *measures_: Measure) -> str:
-        if all(has_token_rows(measure.name) for measure in measures_):
+        if all(has_tokens(measure.name) for measure in measures_):
             return "Leave embeddings and head as they are: `--skip-embeddings`."
         if len(measures_) == 1 and measures_[0].axis != COUNT:
             return f"Leave this tensor as it is: `--scale-for '{measures_[0].name}=0'`."
