@@ -122,7 +122,7 @@ def model_config(
     _follow_head(output, own, configs, base, recipes, ledger)
     _follow_tied_embeddings(output, configs, base, recipes)
     _follow_dtype(output, recipes)
-    output = fitted(own, output, base, recipes, pairs, ruled=_RULED)
+    output = fitted(own, output, base, recipes, pairs, ruled=_RULED, restoring=configs.restoring)
     _keep_what_is_left(output, ledger)
     followed = [name for name in output if not same(output[name], own.get(name))]
     followed += [name for name in own if name not in output]

@@ -68,6 +68,7 @@ def fitted(
     pairs: Sequence[Pair],
     *,
     ruled: frozenset[str] = frozenset(),
+    restoring: bool = False,
 ) -> Document:
     """The output's document with the numbers that its tensors show.
 
@@ -78,6 +79,7 @@ def fitted(
         recipes: The output's tensors.
         pairs: What is known of each delta.
         ruled: Fields that follow rules of their own.
+        restoring: The output's document is post's, as is all of the output.
 
     Raises:
         StructureMismatchError: No document fits the output's tensors, as far as the new base and
@@ -88,7 +90,16 @@ def fitted(
         output
     ):
         return output
-    return _Fit(own, output, base, recipes, pairs).run(ruled)
+    try:
+        return _Fit(own, output, base, recipes, pairs).run(ruled)
+    except StructureMismatchError:
+        if restoring and shapes == _shapes_of_post(pairs[-1]):
+            return output  # post's own document beside post's own tensors
+        raise
+
+
+def _shapes_of_post(pair: Pair) -> dict[str, tuple[int, ...]]:
+    return {name: e.post.shape for name, e in pair.tensors.items() if e.post is not None}
 
 
 class _Pair:
@@ -202,7 +213,22 @@ class _Fit:
                 found = [law for law in found if law.path in self._own_said]
             if found:
                 return found
+            if not laws and before not in (None, self._after[measure]):
+                return self._of_post(measure, kind)
         return laws
+
+    def _of_post(self, measure: Measure, kind: Kind) -> list[Law]:
+        """What post alone says of a number that is post's, as where base had rows to spare."""
+        value = self._after[measure]
+        return [
+            Law(path)
+            for pair in self._pairs
+            if pair.moved(measure) and pair.shown[1][measure] == value
+            for path, said in pair.said[1].items()
+            if said == value != pair.said[0].get(path)
+            and kind_of_field(path) == kind
+            and path in self._own_said
+        ]
 
     def _kind(self, measure: Measure) -> Kind | None:
         recipe = self._recipes.get(measure.name)
