@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import move
+from families import FAMILIES, make_tokenizer, move, save
 
 import deltastore
 from deltastore.errors import StructureMismatchError
@@ -211,6 +211,23 @@ def test_more_positions(
     assert getattr(check(tmp_path / "zero", new).config, field) == before
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_vocabulary(store: deltastore.DeltaStore, tmp_path: Path, name: str) -> None:
+    """Rows by token: the output has neither the new base's number of them nor post's."""
+    family = FAMILIES[name]
+    tokenizers = make_tokenizer(), make_tokenizer("<|a|>"), make_tokenizer(words=52)
+    models = [family.build(1, len(tokenizer)) for tokenizer in tokenizers]
+    paths = []
+    for seed, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+        move(model, seed, 0.002)
+        paths.append(save(model, tokenizer, tmp_path / str(seed)))
+    store.extract(paths[0], paths[1], name="d")
+    for rows, options in ((57, {}), (56, {"skip_embeddings": True}), (56, {"scale": 0.0})):
+        out = tmp_path / f"out-{len(options)}{next(iter(options), '')}"
+        store.apply("d", base=paths[2], out=out, **options)
+        assert family.load(out).config.vocab_size == rows
+
+
 def fill(post: Any, base: Any, *parts: str) -> None:
     """Base's weights in a larger model, whose further rows stay its own."""
     state = base.state_dict()
@@ -320,5 +337,6 @@ def test_images_of_another_size(store: deltastore.DeltaStore, tmp_path: Path) ->
     move(new, 3, 0.002)
     out = taken(store, tmp_path, base, post, new)
     assert check(out, post).config.image_size == 32
+    assert json.loads((out / "deltastore.json").read_text())["config_left"] == []
     store.apply("d", base=tmp_path / "new", out=tmp_path / "zero", scale=0.0)
     assert check(tmp_path / "zero", new).config.image_size == 16

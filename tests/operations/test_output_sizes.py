@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operations.checkpoints import Tensors, load, save
 from operations.test_vocabulary import WORDS, Model
 
 import deltastore
+from deltastore.checkpoint import OutputTensor, TensorInfo
 from deltastore.errors import StructureMismatchError
+from deltastore.manifest import TensorEntry
+from deltastore.manifest.model import TensorSide
+from deltastore.operations.output.fit import Pair, fitted
+from deltastore.operations.recipes import Recipe
 
 PREFIX = "thinker.model"
 EMBED, HEAD, BODY = f"{PREFIX}.embed_tokens.weight", "thinker.lm_head.weight", f"{PREFIX}.body.w"
@@ -28,6 +36,7 @@ PLACES: list[tuple[str, ...]] = [
 ]
 FIELDS = ["vocab_size", "n_vocab", "padded_vocab_size", "vocabulary_size"]
 Config = dict[str, Any]
+Shape = tuple[int, ...]
 
 
 def tensors(seed: int, rows: int, head: int | None = None, **more: tuple[int, ...]) -> Tensors:
@@ -192,7 +201,7 @@ def test_one_field_for_two_tensors_of_which_one_was_left_out(
     weights[2][HEAD] = torch.zeros(60, 25)
     extract(store, tmp_path, weights, docs)
     with pytest.raises(
-        StructureMismatchError, match=r"text_config\.vocab_size says both"
+        StructureMismatchError, match=r"text_config\.vocab_size says the rows of"
     ) as caught:
         applied(store, tmp_path, partial=True, dry_run=True)
     assert (caught.value.exit_code, "--skip-embeddings" in caught.value.hint) == (31, True)
@@ -279,3 +288,46 @@ def test_blocks_that_are_not_counted_stay_so(store: deltastore.DeltaStore, tmp_p
     assert applied(store, tmp_path / "kept")[0] == doc
     extract(store, tmp_path / "gone", [layers(1, 3), layers(2, 2), layers(3, 3)], [doc, doc, doc])
     assert applied(store, tmp_path / "gone")[0] == doc
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 70) | st.integers() | st.text(max_size=3),
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["text_config", "id2label", "rope", "a", "0"]), x, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+KEYS = ["vocab_size", "id2label", "num_labels", "text_config", "num_layers", "layer_types", "x"]
+DOCUMENTS = st.none() | st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4)
+
+
+@settings(deadline=None)
+@given(documents=st.tuples(*[DOCUMENTS] * 3), own=DOCUMENTS.filter(lambda one: one is not None))
+def test_documents_of_strangers(documents: tuple[Config | None, ...], own: Config) -> None:
+    """They are fitted or refused, whatever they are, and stay what they were."""
+
+    def entry(name: str, before: Shape | None, after: Shape | None) -> TensorEntry:
+        sides = [None if s is None else TensorSide("F32", s, "0" * 64) for s in (before, after)]
+        kind = "added" if before is None else "removed" if after is None else "resized"
+        return TensorEntry(name, kind, *sides)
+
+    table = {
+        EMBED: entry(EMBED, (60, 24), (64, 24)),
+        "score.weight": entry("score.weight", (2, 24), (3, 24)),
+        "m.layers.0.w": entry("m.layers.0.w", (24, 24), (48, 24)),
+        "m.layers.1.w": entry("m.layers.1.w", None, (24, 24)),
+        "m.layers.0.b": entry("m.layers.0.b", (24,), None),
+    }
+    sides = {n: (e.base, e.post) for n, e in table.items()}
+    base = {n: TensorInfo(n, "F32", b.shape, 0, 0, 0) for n, (b, _) in sides.items() if b}
+    recipes = {
+        n: Recipe(OutputTensor(n, "F32", p.shape), base.get(n)) for n, (_, p) in sides.items() if p
+    }
+    before, after, output = documents
+    copies = json.dumps([own, before, after, output])
+    with suppress(StructureMismatchError):
+        fitted(own, output or own, base, recipes, [Pair(before, after, table)])
+    assert json.dumps([own, before, after, output]) == copies

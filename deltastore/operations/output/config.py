@@ -1,8 +1,8 @@
 """``config.json`` of an output: the new base's, and what post-training rightly changes in it.
 
 Three documents decide, field by field: the source base's, post's and the new base's. What post
-changed of its own base *and* what belongs to post-training follows post; architecture, rope,
-context length and sizes stay the new base's. ``docs/compatibility.md`` has the table.
+changed of its own base *and* what belongs to post-training follows post; architecture, rope
+and context length stay the new base's; sizes are the output's tensors' (``fit.py``). ``docs/compatibility.md`` has the table.
 """
 
 from __future__ import annotations
@@ -180,8 +180,9 @@ def _keep_what_is_left(output: Document, ledger: Ledger) -> None:
         value: Any = output
         for name in row["field"].split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        if brief(value) != row["post"]:
-            rows.append(row | {"output": brief(value)})
+        now = row["output"] if value is None else brief(value)
+        if now != row["post"]:
+            rows.append(row | {"output": now})
     ledger.config_left[:] = rows
 
 

@@ -25,6 +25,7 @@ from deltastore.operations.output.sizes import (
     Law,
     Measure,
     Path,
+    Shapes,
     fields,
     kind_of,
     kind_of_field,
@@ -32,6 +33,7 @@ from deltastore.operations.output.sizes import (
     measures,
     proven,
     shown_path,
+    stack_counts,
     stacks_of,
 )
 from deltastore.operations.recipes import Recipe
@@ -98,6 +100,10 @@ def fitted(
         raise
 
 
+def _shapes_of_base(pair: Pair) -> dict[str, tuple[int, ...]]:
+    return {name: e.base.shape for name, e in pair.tensors.items() if e.base is not None}
+
+
 def _shapes_of_post(pair: Pair) -> dict[str, tuple[int, ...]]:
     return {name: e.post.shape for name, e in pair.tensors.items() if e.post is not None}
 
@@ -109,10 +115,8 @@ class _Pair:
         self.documents = pair.before, pair.after
         self.tensors = pair.tensors
         self.said = fields(pair.before), fields(pair.after)
-        self.shown = (
-            measures({n: e.base.shape for n, e in pair.tensors.items() if e.base is not None}),
-            measures({n: e.post.shape for n, e in pair.tensors.items() if e.post is not None}),
-        )
+        self.shapes = _shapes_of_base(pair), _shapes_of_post(pair)
+        self.shown: tuple[dict[Measure, int], dict[Measure, int]] = ({}, {})
         self.added = {n for n, e in pair.tensors.items() if e.base is None}
         self.removed = {n for n, e in pair.tensors.items() if e.post is None}
         here, there = (_modules(pair.tensors.keys() - gone) for gone in (self.added, self.removed))
@@ -149,9 +153,13 @@ class _Fit:
         self._base, self._recipes = base, recipes
         self._pairs = [_Pair(pair) for pair in pairs]
         self._own_said = fields(own)
-        sources = {n: r.base.shape for n, r in recipes.items() if r.base is not None}
-        self._before = measures(sources | {name: info.shape for name, info in base.items()})
-        self._after = measures({n: recipe.output.shape for n, recipe in recipes.items()})
+        before = {n: r.base.shape for n, r in recipes.items() if r.base is not None}
+        before |= {name: info.shape for name, info in base.items()}
+        after = {name: recipe.output.shape for name, recipe in recipes.items()}
+        shapes = [before, after, *(side for pair in self._pairs for side in pair.shapes)]
+        self._before, self._after, *shown_ = _measured(shapes)
+        for number, pair in enumerate(self._pairs):
+            pair.shown = shown_[2 * number], shown_[2 * number + 1]
         self._claims: dict[Path, dict[int, Measure]] = {}
         self._known: dict[tuple[object, ...], list[Law]] = {}
 
@@ -254,8 +262,8 @@ class _Fit:
             if len(wanted) > 1:
                 (one, first), (other, second) = list(wanted.items())[:2]
                 raise StructureMismatchError(
-                    f"config.json's {shown_path(path)} says both {first} and {second}, and would "
-                    f"have to be {one} for the one and {other} for the other.",
+                    f"config.json's {shown_path(path)} says {first} and {second}; expected one "
+                    f"number for both, got {one} and {other}.",
                     hint=self._hint(first, second),
                     field=shown_path(path),
                     tensors=[first.name, second.name],
@@ -270,7 +278,7 @@ class _Fit:
             return
         whole = path[:-1] if path[-1] == LENGTH else path
         if self._after[measure] == self._before.get(measure):
-            _set(self._output, whole, _get(self._own, whole))
+            _set(self._output, whole, copy.deepcopy(_get(self._own, whole)))
             return
         if path[-1] != LENGTH:
             if _set(self._output, whole, wanted):
@@ -399,9 +407,8 @@ class _Fit:
         said = fields(self._output).get(path)
         before, value = self._before.get(measure), self._after[measure]
         return StructureMismatchError(
-            f"{measure.name} would not fit config.json: expected {shown_path(path)} to say "
-            f"{measure}, got {said} where the output has {value} and the new base {before}, and "
-            f"cannot make it {wanted}.",
+            f"In the output, {measure} would be {value} and not {before}; expected config.json's "
+            f"{shown_path(path)} to become {wanted}, got {said}, and no other document says how.",
             hint=self._hint(measure),
             tensor=measure.name,
             dimension=measure.axis,
@@ -422,6 +429,24 @@ _WHOLE = (
     "Apply all of what post changed of the structure, without `--partial` and `--scale-for`, or "
     "choose another base."
 )
+
+
+def _measured(sides: Sequence[Shapes]) -> list[dict[Measure, int]]:
+    """What each side shows, but for what is the same in all and has no name that tells more."""
+    names = set[str]().union(*sides)
+    alike = all(side.keys() == names for side in sides)
+
+    def tells(name: str) -> bool:
+        shapes = {side.get(name) for side in sides}
+        known = next(shape for shape in shapes if shape is not None)
+        return len(shapes) > 1 or kind_of(Measure(name, 0), len(known)) is not None
+
+    telling = {name for name in names if tells(name)}
+    return [
+        measures({name: shape for name, shape in side.items() if name in telling})
+        | ({} if alike else stack_counts(side))
+        for side in sides
+    ]
 
 
 def _modules(names: Iterable[str]) -> dict[str, set[str]]:

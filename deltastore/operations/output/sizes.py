@@ -87,15 +87,19 @@ def fields(document: Mapping[str, Any] | None) -> dict[Path, int]:
 
 
 def measures(shapes: Shapes) -> dict[Measure, int]:
-    """All numbers that tensors of these names and shapes show."""
-    found = {}
+    """The sizes of all axes of tensors of these names and shapes."""
+    return {
+        Measure(n, axis): size for n, shape in shapes.items() for axis, size in enumerate(shape)
+    }
+
+
+def stack_counts(names: Iterable[str]) -> dict[Measure, int]:
+    """How many modules each stack has, as 32 are in ``model.layers``."""
     stacks: dict[str, set[str]] = {}
-    for name, shape in shapes.items():
-        for axis, size in enumerate(shape):
-            found[Measure(name, axis)] = size
+    for name in names:
         for stack, index in stacks_of(name):
             stacks.setdefault(stack, set()).add(index)
-    return found | {Measure(stack, COUNT): len(indices) for stack, indices in stacks.items()}
+    return {Measure(stack, COUNT): len(indices) for stack, indices in stacks.items()}
 
 
 def stacks_of(name: str) -> list[tuple[str, str]]:
@@ -163,7 +167,7 @@ def proven(known: Sequence[Example], kind: Kind | None) -> list[Law]:
     if len({value for _, value in known}) < 2:
         return []
     moved, defaults = [], []
-    for path in {path for said, _ in known for path in said}:
+    for path in sorted({path for said, _ in known for path in said}, key=str):
         seen = {(said[path], value) for said, value in known if path in said}
         values = {value for _, value in seen}
         if len(values) > 1:
