@@ -2,7 +2,8 @@
 
 Three documents decide, field by field: the source base's, post's and the new base's. What post
 changed of its own base *and* what belongs to post-training follows post; architecture, rope
-and context length stay the new base's; sizes are the output's tensors' (``fit.py``). ``docs/compatibility.md`` has the table.
+and context length stay the new base's; sizes are the output's tensors' (``fit.py``).
+``docs/compatibility.md`` has the table.
 """
 
 from __future__ import annotations
