@@ -143,7 +143,7 @@ class IncompatibleError(DeltastoreError):
 
 
 class StructureMismatchError(IncompatibleError):
-    """Tensors are missing or have other shapes; ``facts`` lists every one."""
+    """Tensors are missing or have other shapes, or no ``config.json`` would fit the output's."""
 
     exit_code = 31
 

@@ -37,7 +37,7 @@ from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post
-from deltastore.operations.structure import Delta, check_structure
+from deltastore.operations.structure import Delta, Place, check_structure
 from deltastore.operations.summary import Chosen, Summary, used_blobs
 from deltastore.operations.vocabulary import Vocabulary
 from deltastore.store import Store
@@ -205,8 +205,10 @@ def apply(
                 store, checkpoint, deltas[0].config, deltas[0].ref, job_count(jobs), progress
             )
         files = [
-            _live_files(delta, one, live=any(alphas(name, index) for name in report.places[index]))
-            for index, (delta, one) in enumerate(zip(deltas, matched, strict=True))
+            _live_files(delta, one, places, live=any(alphas(name, index) for name in places))
+            for index, (delta, one, places) in enumerate(
+                zip(deltas, matched, report.places, strict=True)
+            )
         ]
         composed = output_files.compose(checkpoint, files, made, restoring=may_restore)
         for warning in composed.ledger.warnings:
@@ -336,10 +338,13 @@ def _matched(
     return result
 
 
-def _live_files(delta: Chosen, matched: Delta, *, live: bool) -> Sides:
+def _live_files(delta: Chosen, matched: Delta, places: Mapping[str, Place], *, live: bool) -> Sides:
     """A delta's small files; where α is 0 throughout, without tokenizer and model files."""
+    tensors = {matched.named(entry): entry for entry in delta.config.tensors}
+    tensors |= {name: place.entry for name, place in places.items()}
     if live:
-        return replace(delta.files, words=matched.vocabulary or Vocabulary("not compared"))
+        words = matched.vocabulary or Vocabulary("not compared")
+        return replace(delta.files, words=words, tensors=tensors)
 
     def own(name: str) -> bool:
         return is_tokenizer_file(name) or is_model_file(name)
@@ -348,7 +353,7 @@ def _live_files(delta: Chosen, matched: Delta, *, live: bool) -> Sides:
         {name: data for name, data in side.items() if not own(name)}
         for side in (delta.files.base, delta.files.post)
     )
-    return Sides(base, post)
+    return Sides(base, post, tensors=tensors)
 
 
 def _refuse_quantised(checkpoint: Checkpoint, deltas: Sequence[Chosen]) -> None:

@@ -7,7 +7,7 @@ and ``save_model`` keep one each, not the same one; ``torch.save`` keeps all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 _SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -67,6 +67,10 @@ _OTHER_MODALITIES = ("vision", "image", "visual", "audio", "speech", "acoustic")
 _MAX_LEVELS = 4
 
 
+_COLUMNS = ("final_logits_bias",)
+"""BART's bias of its head, which is a row."""
+
+
 def embedding_of(names: Iterable[str]) -> str | None:
     """The name of the input embeddings; None if there are none, or several.
 
@@ -77,6 +81,11 @@ def embedding_of(names: Iterable[str]) -> str | None:
     found = [name for name in found if not any(map(str.isdigit, name.split(".")))] or found
     shared = [name for name in found if _ends(name, ("shared.weight",))]
     return _only(shared or found)
+
+
+def stored_embedding_of(names: Collection[str]) -> str | None:
+    """The same; the head's name where tied embeddings are stored under that alone."""
+    return embedding_of(names) if any(map(is_embedding, names)) else head_of(names)
 
 
 def head_of(names: Iterable[str]) -> str | None:
@@ -137,6 +146,11 @@ def is_alias(name: str, stored: Mapping[str, object], config: Mapping[str, Any] 
         config: ``config.json``; None if there is none.
     """
     return stand_in(name, stored, ties=may_tie(config)) is not None
+
+
+def has_tokens(name: str) -> bool:
+    """Whether a tensor of this name has a row, or a column, for each token."""
+    return has_token_rows(name) or _ends(name, _COLUMNS)
 
 
 def may_tie(config: Mapping[str, Any] | None) -> bool:

@@ -10,7 +10,7 @@ from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, Left, read_vocabulary
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
-from deltastore.operations.embeddings import embedding_of, has_token_rows, head_of
+from deltastore.operations.embeddings import has_token_rows, stored_embedding_of
 from deltastore.operations.model_files import fitting
 from deltastore.operations.output.documents import read_object
 from deltastore.operations.rows import NONE
@@ -28,13 +28,15 @@ class Sides:
     """The small files of a delta: of its base what post changed there, and all of post's.
 
     ``words`` says how its tokens stand to those of a new base, as far as that was looked at;
-    ``left`` what lay beside post, or is in the artifact, and does not get into an output.
+    ``left`` what lay beside post, or is in the artifact, and does not get into an output;
+    ``tensors`` are its tensors by the names that the output has for them.
     """
 
     base: Mapping[str, bytes]
     post: Mapping[str, bytes]
     words: Vocabulary = field(default_factory=lambda: Vocabulary("not compared"))
     left: Left = field(default_factory=dict)
+    tensors: Mapping[str, TensorEntry] = field(default_factory=dict)
 
     @property
     def base_config(self) -> dict[str, Any] | None:
@@ -86,11 +88,7 @@ def compare_tokens(
     table = {names.get(entry.name, entry.name): entry for entry in config.tensors}
     own = own_tokenizer(base)
     source, post = sides.base_tokenizer, sides.post_tokenizer
-    embedding, ours = (
-        # Embeddings that are tied may be stored under their head's name alone.
-        embedding_of(tensors) or head_of(tensors)
-        for tensors in (table, base.tensors)
-    )
+    embedding, ours = stored_embedding_of(table), stored_embedding_of(base.tensors)
     if not own or not source or not comparable_tokens(own, source):
         return Vocabulary("not compared")
     if embedding is None or ours is None:

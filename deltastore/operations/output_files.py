@@ -29,6 +29,7 @@ from deltastore.operations.output.model_files import (
     take_processors,
     without_code,
 )
+from deltastore.operations.output.tying import head_is_embeddings
 from deltastore.operations.recipes import Recipe
 from deltastore.operations.small_files import read_portable
 
@@ -71,6 +72,7 @@ def compose(
 
     Raises:
         DeltaConflictError: Several deltas add tokens, and not the same.
+        StructureMismatchError: config.json cannot be made to fit the output's tensors.
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
         CheckpointError: A file of the new base cannot be read or is too large.
     """
@@ -98,8 +100,16 @@ def compose(
             if licences.is_legal(name) and not is_model_file(name):
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
+        pairs = [config.pair(delta.base, delta.post, delta.tensors) for delta in deltas]
         files[config.NAME] = config.model_config(
-            files[config.NAME], configs, base, recipes, ledger, translate
+            files[config.NAME],
+            configs,
+            base.tensors,
+            recipes,
+            ledger,
+            translate,
+            pairs,
+            one=head_is_embeddings(base, recipes),
         )
     sides = [("the new base's card", own), *(("post's card", delta.post) for delta in deltas)]
     metadata = [_metadata(label, side, ledger) for label, side in sides]

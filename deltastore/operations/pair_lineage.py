@@ -1,4 +1,4 @@
-"""How near the two checkpoints of a pair are, measured where lineage samples of the base would be."""
+"""How near the two checkpoints of a pair are, measured at the places of lineage samples."""
 
 from __future__ import annotations
 

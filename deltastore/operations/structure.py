@@ -14,6 +14,7 @@ from deltastore.operations.copies import Copies
 from deltastore.operations.embeddings import (
     embedding_of,
     has_token_rows,
+    has_tokens,
     head_of,
     is_head,
     may_tie,
@@ -179,7 +180,7 @@ class _Matching:
         skips = words is not None and words.verdict == "skipped"
         self._take_other_names()
         for name, entry in self._table.items():
-            if skips and has_token_rows(name):
+            if skips and has_tokens(name):
                 self._report.skipped.append(name)
             else:
                 keeper = self._keeper(name, entry)
@@ -191,7 +192,7 @@ class _Matching:
             if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
-            elif skips and has_token_rows(name):
+            elif skips and has_tokens(name):
                 self._report.skipped.append(name)
             else:
                 self._match(name, shared, info)

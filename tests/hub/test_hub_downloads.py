@@ -90,7 +90,8 @@ def test_a_hub_pair_gives_the_artifact_of_the_local_pair(
         assert (shown.base, shown.post) == ("org/base", "org/post")
         size = sum((sources / n / s).stat().st_size for n in ("base", "post") for s in SHARDS)
         headers = header_bytes(sources / "base") + header_bytes(sources / "post")
-        assert models.sent["cdn"] == size + headers
+        # Both are compared at the lineage samples before either is downloaded.
+        assert size + headers < models.sent["cdn"] < size + headers + 2 * (96 << 10)
         assert store.apply("post", base="org/base", out=tmp_path / "restored").restored
         same_weights(tmp_path / "restored", sources / "post")
         models.reset()

@@ -1,23 +1,27 @@
 """``config.json`` of an output: the new base's, and what post-training rightly changes in it.
 
 Three documents decide, field by field: the source base's, post's and the new base's. What post
-changed of its own base *and* what belongs to post-training follows post; architecture, rope,
-context length and sizes stay the new base's. ``docs/compatibility.md`` has the table.
+changed of its own base *and* what belongs to post-training follows post; architecture, rope
+and context length stay the new base's; sizes are the output's tensors' (``fit.py``).
+``docs/compatibility.md`` has the table.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deltastore.checkpoint import TensorInfo, Weights
+from deltastore.checkpoint import TensorInfo
+from deltastore.manifest import TensorEntry
 from deltastore.operations.model_files import CODE_KEYS
 from deltastore.operations.output.documents import brief, read_object, same, to_json
+from deltastore.operations.output.fit import Pair, fitted
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
 from deltastore.operations.output.ledger import Ledger
-from deltastore.operations.output.tying import follow_tied_embeddings, head_is_embeddings
+from deltastore.operations.output.sizes import fields, kind_of_field
+from deltastore.operations.output.tying import follow_tied_embeddings
 from deltastore.operations.recipes import Recipe
 
 Document = dict[str, Any]
@@ -40,6 +44,9 @@ OF_THE_FILE = frozenset({"transformers_version", "_name_or_path", "name_or_path"
 
 _NEVER = CODE_KEYS
 """Fields that name what lies beside the new base, as code; never post's."""
+
+_RULED = _DECIDED | OF_THE_FILE | _NEVER | {"model_type", "quantization_config"}
+"""What does not follow post for the sake of its tensors."""
 
 _MAX_LEVELS = 4
 
@@ -78,23 +85,38 @@ class Configs:
         }
 
 
+def pair(
+    base: Mapping[str, bytes], post: Mapping[str, bytes], tensors: Mapping[str, TensorEntry]
+) -> Pair:
+    """What a delta's files and tensors show."""
+    return Pair(read_object(base.get(NAME)), read_object(post.get(NAME)), tensors)
+
+
 def model_config(
     data: bytes,
     configs: Configs,
-    base: Weights,
+    base: Mapping[str, TensorInfo],
     recipes: Mapping[str, Recipe],
     ledger: Ledger,
     translate: Translate = identity,
+    pairs: Sequence[Pair] = (),
+    *,
+    one: bool = False,
 ) -> bytes:
     """The output's ``config.json``; the same bytes where nothing is to be changed.
 
     Args:
         data: The new base's.
         configs: Those of source base and post.
-        base: The new base.
+        base: The new base's tensors.
         recipes: The output's tensors.
         ledger: Is told what followed post, and what did not though post changed it.
         translate: Ids of post as ids of the output.
+        pairs: What each delta shows of documents and tensors.
+        one: Whether the output's head is its embeddings, stored a second time.
+
+    Raises:
+        StructureMismatchError: No document fits the output's tensors.
     """
     own = read_object(data)
     if own is None:
@@ -102,11 +124,11 @@ def model_config(
         return data
     output = _level(own, configs, "", ledger, translate)
     posts = {name for name in output if not same(output[name], own.get(name))} - {"use_cache"}
-    _follow_head(output, own, configs, base.tensors, recipes, ledger)
-    one = head_is_embeddings(base, recipes)
-    follow_tied_embeddings(output, configs.before, configs.after, base.tensors, recipes, one=one)
-    _follow_vocabulary(output, recipes)
+    _follow_head(output, own, configs, base, recipes, ledger)
+    follow_tied_embeddings(output, configs.before, configs.after, base, recipes, one=one)
     _follow_dtype(output, recipes)
+    output = fitted(own, output, base, recipes, pairs, ruled=_RULED, restoring=configs.restoring)
+    _keep_what_is_left(output, ledger)
     followed = [name for name in output if not same(output[name], own.get(name))]
     followed += [name for name in own if name not in output]
     if not followed:
@@ -154,6 +176,19 @@ def _left(output: Document, name: str, value: Any, path: str, ledger: Ledger) ->
         ledger.config_left.append(
             {"field": f"{path}{name}", "post": brief(value), "output": brief(output.get(name))}
         )
+
+
+def _keep_what_is_left(output: Document, ledger: Ledger) -> None:
+    """Of the fields that did not follow post, those that differ from it after all."""
+    rows = []
+    for row in ledger.config_left:
+        value: Any = output
+        for name in row["field"].split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        now = row["output"] if value is None else brief(value)
+        if now != row["post"]:
+            rows.append(row | {"output": now})
+    ledger.config_left[:] = rows
 
 
 def _restore(output: Document, before: Document, after: Document) -> None:
@@ -234,32 +269,16 @@ def _follow_head(
                 output[name] = after[name]
 
 
-def _follow_vocabulary(output: Document, recipes: Mapping[str, Recipe]) -> None:
-    """The vocabulary's size is that of the output's embeddings."""
-    for before, after in _resized(output, recipes):
-        if output.get("vocab_size") == before:
-            output["vocab_size"] = after
-        text = output.get("text_config")
-        if isinstance(text, dict) and text.get("vocab_size") == before:
-            output["text_config"] = text | {"vocab_size": after}
-
-
 def has_fewer_rows(data: bytes, recipes: Mapping[str, Recipe]) -> bool:
     """Whether the output has fewer rows for tokens than the new base, whose file this is."""
-    resized = _resized(read_object(data) or {}, recipes)
-    return any(after < before for before, after in resized)
-
-
-def _resized(own: Document, recipes: Mapping[str, Recipe]) -> list[tuple[int, int]]:
-    """Rows before and after of what was resized and has a row for each token of the vocabulary."""
-    text = own.get("text_config")
-    sizes = [own.get("vocab_size"), text.get("vocab_size") if isinstance(text, dict) else None]
-    pairs = {
-        (recipe.base.shape[0], recipe.output.shape[0])
+    said = fields(read_object(data)).items()
+    sizes = {number for path, number in said if kind_of_field(path) == "vocabulary"}
+    return any(
+        len(recipe.output.shape) == len(recipe.base.shape) == 2
+        and recipe.output.shape[0] < recipe.base.shape[0] in sizes
         for recipe in recipes.values()
-        if recipe.base is not None and len(recipe.output.shape) == len(recipe.base.shape) == 2
-    }
-    return [(before, after) for before, after in pairs if before != after and before in sizes]
+        if recipe.base is not None
+    )
 
 
 def _follow_dtype(output: Document, recipes: Mapping[str, Recipe]) -> None:
