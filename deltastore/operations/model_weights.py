@@ -78,14 +78,15 @@ class ModelWeights:
 
     def read_into(self, name: str, start_byte: int, buffer: Any) -> None:
         """Copy bytes of a weight, in row-major order, from its device."""
-        target = np.frombuffer(buffer, np.uint8)
+        import torch
+
+        target = torch.from_numpy(np.frombuffer(buffer, np.uint8))
         size = DTYPE_BYTES[self.tensors[name].dtype]
-        for value, first, at, count in self._runs(name, start_byte // size, target.size // size):
-            if value.is_contiguous():
-                piece = value.view(-1)[first : first + count]
-            else:
-                piece = value[_indices(value, first, count)]
-            np.copyto(target[at * size : (at + count) * size], _bytes(piece.cpu()))
+        at = 0
+        for view in self._views(name, start_byte // size, target.numel() // size):
+            piece = target[at : at + view.nbytes].view(view.dtype)
+            piece.view(view.shape).copy_(view)
+            at += view.nbytes
 
     def read_samples(self, places: Sequence[tuple[str, int, Any]]) -> None:
         """Fill each buffer from its place."""
@@ -97,27 +98,24 @@ class ModelWeights:
         import torch
 
         size = DTYPE_BYTES[self.tensors[name].dtype]
-        for value, first, at, count in self._runs(name, start, data.size // size):
-            source = torch.from_numpy(data[at * size : (at + count) * size]).view(value.dtype)
-            with torch.no_grad():
-                if value.is_contiguous():
-                    value.view(-1)[first : first + count].copy_(source)
-                else:
-                    value[_indices(value, first, count)] = source.to(value.device)
+        at = 0
+        with torch.no_grad():
+            for view in self._views(name, start, data.size // size):
+                source = torch.from_numpy(data[at : at + view.nbytes]).view(view.dtype)
+                view.copy_(source.view(view.shape))
+                at += view.nbytes
 
-    def _runs(
-        self, name: str, start: int, count: int
-    ) -> Iterator[tuple[torch.Tensor, int, int, int]]:
-        """Views with the elements of a run: the first there, the first of the run, how many."""
+    def _views(self, name: str, start: int, count: int) -> Iterator[torch.Tensor]:
+        """Views of memory that together have a run of elements, in order."""
         pieces = self._values[name].pieces
         number = bisect.bisect_right(pieces, start, key=lambda piece: piece.start) - 1
-        done = 0
-        while done < count:
+        end = start + count
+        while start < end:
             piece = pieces[number]
-            first = start + done - piece.start
-            here = min(count - done, piece.value.numel() - first)
-            yield piece.value, first, done, here
-            done += here
+            first = start - piece.start
+            here = min(end - start, piece.value.numel() - first)
+            yield from _run(piece.value, first, here)
+            start += here
             number += 1
 
 
@@ -280,16 +278,21 @@ def _info(name: str, stored: Stored) -> TensorInfo:
     return TensorInfo(name, dtype, stored.shape, 0, 0, elements * DTYPE_BYTES[dtype])
 
 
-def _indices(value: torch.Tensor, start: int, count: int) -> tuple[torch.Tensor, ...]:
-    """Indices of a run of elements of a view that is transposed or sliced."""
-    import torch
-
-    index = np.unravel_index(np.arange(start, start + count), tuple(value.shape))
-    return tuple(torch.from_numpy(i).to(value.device) for i in index)
-
-
-def _bytes(value: torch.Tensor) -> Bytes:
-    import torch
-
-    found: Bytes = value.contiguous().view(torch.uint8).numpy()
-    return found
+def _run(value: torch.Tensor, start: int, count: int) -> Iterator[torch.Tensor]:
+    """Views that have a run of a tensor's elements: of a transposed one, rows and parts of rows."""
+    if value.is_contiguous():
+        yield value.view(-1)[start : start + count]
+    elif value.dim() == 1:
+        yield value[start : start + count]
+    else:
+        size = value[0].numel()
+        row, first = divmod(start, size)
+        if first:
+            here = min(count, size - first)
+            yield from _run(value[row], first, here)
+            row, count = row + 1, count - here
+        rows, rest = divmod(count, size)
+        if rows:
+            yield value[row : row + rows]
+        if rest:
+            yield from _run(value[row + rows], 0, rest)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 
+_STRUCTURAL = ("resized", "replaced", "added", "removed")
+
 _LOST = "transformers does not hold it as a checkpoint has it, and it cannot be followed there"
 
 
@@ -145,7 +147,7 @@ def patch(
         report = check_structure(weights, [delta], partial=True)
         report.extra += [Mismatch(name, _LOST) for name in weights.lost]
         if report.all and not (partial and any(report.places)):
-            raise _mismatch_error(weights, delta, report)
+            raise _mismatch_error(model, weights, delta, report)
         made = recipes(weights, [delta], report, Scales([scale]), None)
         changed = _changed(made, artifact.ref, weights)
         figures = measure(
@@ -361,18 +363,19 @@ def _names(rename: Mapping[str, str], entries: Sequence[TensorEntry], ref: str) 
         raise UsageError(
             f"`rename` does not fit {ref}: each key should be a regular expression that is found "
             "in a name of its tensors, and keep names apart.",
-            hint=f"See their names: `[name for name, _ in store.delta_tensors({ref!r})]`.",
+            hint=f"See their names in `store.show({ref!r}).tensors`.",
         ) from error
 
 
-def _mismatch_error(weights: ModelWeights, delta: Delta, report: Report) -> StructureMismatchError:
-    names = [entry.name for entry in delta.config.tensors]
-    renaming = suggested_map(names, weights.tensors) if report.missing and report.extra else None
-    old, _, new = (renaming or "").rpartition("=")
+def _mismatch_error(
+    model: torch.nn.Module, weights: ModelWeights, delta: Delta, report: Report
+) -> StructureMismatchError:
+    places = [place for table in report.places for place in table.values()]
+    renaming = _renaming(model, weights, delta) if report.missing and report.extra else None
     hint = "Load a model of the delta's own architecture"
     if renaming is not None:
-        hint = f"The names differ by what they begin with: give `rename={{{old!r}: {new!r}}}`"
-    elif any(report.places):
+        hint = f"The names differ by what they begin with: give `rename={renaming!r}`"
+    elif places and not any(place.entry.kind in _STRUCTURAL for place in places):
         hint = "Give `partial=True` to patch what fits, and see `left_out` of the result"
     return StructureMismatchError(
         f"{weights.path} does not have the structure that {delta.ref} was extracted from: "
@@ -383,6 +386,18 @@ def _mismatch_error(weights: ModelWeights, delta: Delta, report: Report) -> Stru
         extra=[(item.name, item.problem) for item in report.extra],
         mismatched=[(item.name, item.problem) for item in report.mismatched],
     )
+
+
+def _renaming(model: torch.nn.Module, weights: ModelWeights, delta: Delta) -> dict[str, str] | None:
+    """A renaming under which the delta fits, if one beginning for another does it."""
+    entries = delta.config.tensors
+    text = suggested_map([entry.name for entry in entries], weights.tensors)
+    if text is None:
+        return None
+    old, _, new = text.rpartition("=")
+    renamed = ModelWeights(model, entries, _names({old: new}, entries, delta.ref))
+    fits = not check_structure(renamed, [delta], partial=True).all and not renamed.lost
+    return {old: new} if fits else None
 
 
 def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dict[str, Recipe]:

@@ -46,7 +46,8 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """The model within the wrappers that are around the whole of it."""
     inner: torch.nn.Module | None = module
     while inner is not None:
-        module, inner = inner, _inner(inner, whole=True)
+        module = inner
+        _, inner = _inner(module, whole=True)
     return module
 
 
@@ -67,9 +68,8 @@ def _walk(
     if module is None:
         return
     _refuse_shards(module, name)
-    inner = _inner(module, whole=whole)
+    key, inner = _inner(module, whole=whole)
     if inner is not None:
-        key = next(key for key, child in module.named_modules() if child is inner)
         yield from _walk(inner, f"{path}{key}.", name, owner, start, whole=whole)
         return
     if owner is None and is_pretrained(module):
@@ -88,35 +88,36 @@ def _persistent(module: Any) -> dict[str, Any]:
     return {key: value for key, value in module._buffers.items() if key not in passing}
 
 
-def _inner(module: Any, *, whole: bool) -> Any:
-    """The module that this one only wraps; None if it is none such.
+def _inner(module: Any, *, whole: bool) -> tuple[str, Any]:
+    """The path to the module that this one only wraps, and that module; None if it is no wrapper.
 
     Args:
         module: Perhaps a wrapper.
         whole: It is the whole model, or around it.
     """
-    parts = module._modules
+    parts = {key: part for key, part in module._modules.items() if part is not None}
+    adapts = _of_peft(module)
     for key in _WRAPPED:
-        if parts.get(key) is not None:
-            return parts[key]
+        if key in parts:
+            return key, parts[key]
     alone = len(parts) == 1 and not module._parameters and not module._buffers
     if alone and "module" in parts and (whole or _kinds(module) & _PARALLEL):
-        return parts["module"]
-    if "base_layer" in parts and (
-        _of_peft(module) or any(key.startswith("lora_") for key in parts)
-    ):
-        return parts["base_layer"]
-    if parts.keys() >= {"original_module", "modules_to_save"}:
-        return parts["original_module"]
-    if whole and not is_pretrained(module) and parts.get("base_model") is not None:
+        return "module", parts["module"]
+    if "base_layer" in parts and (adapts or any(key.startswith("lora_") for key in parts)):
+        return "base_layer", parts["base_layer"]
+    if "original_module" in parts and (adapts or "modules_to_save" in parts):
+        return "original_module", parts["original_module"]
+    if whole and not is_pretrained(module) and "base_model" in parts:
+        # A tuner holds the model that it adapts; a trained prompt stands before the model itself.
         base = parts["base_model"]
-        # Adapters are put in by a tuner that holds the model; a prompt is put before the model.
-        if not is_pretrained(base) and is_pretrained(base._modules.get("model")):
-            return base._modules["model"]
-        return base if _of_peft(module) else None
-    if whole and _of_peft(module) and parts.get("model") is not None:
-        return parts["model"]
-    return None
+        model = base._modules.get("model")
+        if model is not None and not is_pretrained(base) and (adapts or is_pretrained(model)):
+            return "base_model.model", model
+        if adapts:
+            return "base_model", base
+    if whole and adapts and "model" in parts:
+        return "model", parts["model"]
+    return "", None
 
 
 def is_pretrained(module: object) -> bool:
