@@ -152,7 +152,6 @@ def _named(
     rows: list[tuple[tuple[str, ...], Stored]] = []
     lost = []
     owners = list({id(item.owner): item.owner for item in tensors}.values())
-    several = sum(owner is not None for owner in owners) > 1
     for owner in owners:
         own = [item for item in tensors if item.owner is owner]
         if owner is None:
@@ -162,8 +161,7 @@ def _named(
         found = _layout(owner, start, own, called)
         lost += [f"{start}{name}" for name in found.lost]
         for name, stored in found.stored.items():
-            others = () if several else (name, _with_or_without(owner, name))
-            row = (f"{start}{name}", *others)
+            row = (f"{start}{name}", name, _with_or_without(owner, name))
             passing = name in (getattr(owner, "_keys_to_ignore_on_save", None) or ())
             if not passing or not called.keys().isdisjoint(row):
                 rows.append((row, stored))

@@ -443,29 +443,37 @@ def test_another_version_of_transformers(
     assert_same_bits(bits(model), before)
 
 
-@pytest.mark.parametrize("change", ["doubled", "half", "in place"])
+_CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "doubled": lambda value: value * 2,
+    "halved": lambda value: value / 2,
+    "in part twice": lambda value: torch.cat([value[:16], value[8:24], value[32:]]),
+}
+
+
+@pytest.mark.parametrize("change", [*_CHANGES, "in memory"])
 def test_a_conversion_that_is_more_than_an_order(
     store: deltastore.DeltaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """Weights that are computed from the checkpoint's are not a view of them."""
-    pair = Pair(store, tmp_path, "nomic bert")
-    split = transformers.core_model_loading.Concatenate
-    joined = split.convert
+    pair = Pair(store, tmp_path, "mixtral" if change == "in memory" else "nomic bert")
+    loading = transformers.core_model_loading
+    step = loading.Chunk if change == "in memory" else loading.Concatenate
+    right = step.convert
 
     def convert(self: Any, tensors: Any, *args: Any, **options: Any) -> Any:
-        made = joined(self, tensors, *args, **options)
-        ((name, value),) = made.items()
-        if change == "in place":
-            value[0] += 1
-        return {
-            name: {"doubled": value * 2, "half": torch.cat([value[:48]] * 2)}.get(change, value)
-        }
+        if change == "in memory":
+            ((value,),) = tensors.values()
+            value.add_(1)
+        made = right(self, tensors, *args, **options)
+        return {name: _CHANGES.get(change, lambda value: value)(v) for name, v in made.items()}
 
-    monkeypatch.setattr(split, "convert", convert)
+    monkeypatch.setattr(step, "convert", convert)
     model = pair.load()
     before = bits(model)
-    with pytest.raises(StructureMismatchError, match="Wqkv"):
+    error = IncompatibleError if change == "in memory" else StructureMismatchError
+    with pytest.raises(error) as caught:
         store.patch(model, pair.ref)
+    assert change == "in memory" or "Wqkv" in str(caught.value.facts["missing"])
     assert_same_bits(bits(model), before)
 
 
@@ -553,6 +561,34 @@ def of_net(store: deltastore.DeltaStore, tmp_path: Path) -> str:
     save(tmp_path / "base", base)
     save(tmp_path / "post", {name: value + 0.01 for name, value in base.items()})
     return store.extract(tmp_path / "base", tmp_path / "post", name="delta").ref
+
+
+@pytest.mark.parametrize("way", [way for way in WRAPPERS if way != "nested"])
+def test_any_module_in_wrappers(store: deltastore.DeltaStore, of_net: str, way: str) -> None:
+    net = Net()
+    before = bits(net)
+    net.body[0] = checkpoint_wrapper(net.body[0])
+    wrapped = WRAPPERS[way](net)
+    assert store.patch(wrapped, of_net).restored
+    store.unpatch(wrapped)
+    assert store.patch(net, of_net).restored
+    net.body[0] = net.body[0]._checkpoint_wrapped_module
+    store.unpatch(net)
+    assert_same_bits(bits(net), before)
+
+
+def test_a_part_that_is_called_as_wrappers_call_theirs(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(24, 24), Net("module"))
+    base = bits(net)
+    assert any(".module." in name for name in base)
+    save(tmp_path / "base", base)
+    save(tmp_path / "post", {name: value + 0.01 for name, value in base.items()})
+    ref = store.extract(tmp_path / "base", tmp_path / "post", name="delta").ref
+    assert store.patch(torch.nn.DataParallel(net), ref).restored
+    store.unpatch(net)
+    assert_same_bits(bits(net), base)
 
 
 def test_a_renaming(store: deltastore.DeltaStore, of_net: str) -> None:
