@@ -185,7 +185,7 @@ class _WayBack:
         for name, value in made.items():
             source = sources.get(_storage(value))
             if source is None:
-                copied.setdefault(origins[_storage(value)], {})[name] = value
+                copied.setdefault(origins.get(_storage(value), frozenset()), {})[name] = value
             elif value.dtype == self._tensors[source].dtype:
                 shape = tuple(value.shape)
                 view = self._view(source, shape, value.stride(), value.storage_offset())
