@@ -318,6 +318,7 @@ class DeltaStore:
         artifact: str | Artifact,
         scale: float = 1.0,
         *,
+        rename: Mapping[str, str] | None = None,
         partial: bool = False,
         force: bool = False,
         jobs: int | None = None,
@@ -326,10 +327,13 @@ class DeltaStore:
         """Add a delta to a loaded model's weights, in place, as ``apply`` would.
 
         Args:
-            model: Any ``torch.nn.Module``, on any device.
+            model: Any ``torch.nn.Module``, on any device; also compiled, in DDP or FSDP, or with an
+                adapter, which is left alone.
             artifact: A ref or an artifact.
             scale: What the delta is multiplied by.
-            partial: Leave weights that do not match as they are.
+            rename: What the model calls the delta's tensors: regular expressions, and what
+                replaces them wherever they are found in a name.
+            partial: Leave weights that do not match as they are; ``left_out`` lists them.
             force: Accept a model of another lineage.
             jobs: Threads; by default the processors this process may use.
             progress: Is told how far the work is.
@@ -339,23 +343,26 @@ class DeltaStore:
             the model.
 
         Raises:
+            UsageError: ``rename`` does not fit the delta's names.
             RefError: There is no such artifact.
             IncompatibleError: The delta does not belong to this model.
             IntegrityError: Stored bytes are damaged. Nothing was changed.
         """
         from deltastore.operations.patching import patch
+        from deltastore.operations.wrappers import unwrapped
 
         done = patch(
             self._store,
             model,
             _ref(artifact),
             scale=float(scale),
+            rename=rename,
             partial=partial,
             force=force,
             jobs=jobs,
             progress=progress,
         )
-        self._patches.setdefault(model, []).append(done)
+        self._patches.setdefault(unwrapped(model), []).append(done)
         return done
 
     def unpatch(
@@ -363,14 +370,17 @@ class DeltaStore:
     ) -> None:
         """Take the last delta out of a model again: every bit is what it was before ``patch``.
 
+        Wrappers may have been put around the model since, or taken away.
+
         Raises:
             UsageError: This store put no delta into the model, or the weights were changed since.
                 Nothing is changed.
             IntegrityError: The delta is no longer in the store, or damaged. Likewise.
         """
         from deltastore.operations.patching import unpatch
+        from deltastore.operations.wrappers import unwrapped
 
-        patches = self._patches.get(model)
+        patches = self._patches.get(unwrapped(model))
         if not patches:
             raise UsageError(
                 f"There is no delta of this store in this {type(model).__name__}.",

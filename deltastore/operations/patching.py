@@ -8,7 +8,7 @@ does not give back is kept beside the model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from deltastore.delta import Term, add
 from deltastore.errors import (
     IncompatibleError,
     RestoreOnlyError,
+    StructureMismatchError,
     UsageError,
 )
 from deltastore.manifest import TensorEntry
@@ -31,11 +32,11 @@ from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import read_sides
 from deltastore.operations.model_weights import ModelWeights
-from deltastore.operations.naming import Scales, checked_scales
+from deltastore.operations.naming import Renaming, Scales, checked_scales, suggested_map
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.recipes import Recipe, recipes
-from deltastore.operations.structure import Delta, check_structure
+from deltastore.operations.structure import Delta, Mismatch, Report, check_structure
 from deltastore.scratch import scratch
 from deltastore.store import Store
 
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     import torch
 
 Bytes = npt.NDArray[np.uint8]
+
+_STRUCTURAL = ("resized", "replaced", "added", "removed")
+
+_LOST = "transformers does not hold it as a checkpoint has it, and it cannot be followed there"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,7 @@ class Patch:
         bytes_kept: Memory that is kept for ``unpatch``.
         lineage: How near the model is to the delta's own base.
         restored: Every weight that the delta changes is post's now, by its digest.
+        left_out: Tensors of the model or the delta that were left as they are, with the reason.
     """
 
     ref: str
@@ -66,7 +72,9 @@ class Patch:
     bytes_kept: int
     lineage: Lineage
     restored: bool
+    left_out: list[dict[str, str]]
     _undo: dict[str, _Undo] = field(repr=False)
+    _names: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -90,6 +98,7 @@ def patch(
     ref: str,
     *,
     scale: float = 1.0,
+    rename: Mapping[str, str] | None = None,
     partial: bool = False,
     force: bool = False,
     jobs: int | None = None,
@@ -102,15 +111,19 @@ def patch(
 
     Args:
         store: Where the delta is.
-        model: Any module whose ``state_dict`` names its weights as the delta's checkpoint does.
+        model: Any module that names its weights as the delta's checkpoint does, but for wrappers
+            and for what transformers renames and fuses when it loads that.
         ref: The delta.
         scale: α.
+        rename: What the model calls the delta's tensors: regular expressions, and what replaces
+            them wherever they are found in a name.
         partial: Leave what does not match as it is.
         force: Go on where lineage speaks against it.
         jobs: Threads; one for each core if None.
         progress: Is told how far the work is.
 
     Raises:
+        UsageError: ``rename`` is no renaming of the delta's tensors.
         RefError: The ref means nothing.
         IncompatibleError: The delta and the model do not belong together, or the delta changes
             the model's structure.
@@ -124,13 +137,17 @@ def patch(
             raise RestoreOnlyError(
                 f"{artifact.ref} was stored for restoration only; a model in memory cannot show "
                 "that it is its base.",
-                hint="Restore the checkpoint with `deltastore apply`, and load the result.",
+                hint="Restore the checkpoint with `store.apply(...)`, and load the result.",
                 refs=[artifact.ref],
             )
         sides = read_sides(store.blobs, reader.manifest, reader.config)
         delta = Delta(artifact.ref, reader.config, source_config=sides.base_config)
-        weights = ModelWeights(model, reader.config.tensors)
-        report = check_structure(weights, [delta], partial=partial)
+        names = _names(rename or {}, reader.config.tensors, artifact.ref)
+        weights = ModelWeights(model, reader.config.tensors, names)
+        report = check_structure(weights, [delta], partial=True)
+        report.extra += [Mismatch(name, _LOST) for name in weights.lost]
+        if report.all and not (partial and any(report.places)):
+            raise _mismatch_error(model, weights, delta, report)
         made = recipes(weights, [delta], report, Scales([scale]), None)
         changed = _changed(made, artifact.ref, weights)
         figures = measure(
@@ -175,7 +192,9 @@ def patch(
         bytes_kept=sum(len(f) for undo in target.undo.values() for f in undo.frames.values()),
         lineage=figures,
         restored=whole and _is_post(target.undo),
+        left_out=[{"name": item.name, "problem": item.problem} for item in report.all],
         _undo=target.undo,
+        _names=names,
     )
 
 
@@ -199,7 +218,7 @@ def unpatch(
     progress = progress or Silent()
     with ArtifactReader(store.blobs, *store.load(patched.digest)) as reader:
         undo = patched._undo
-        weights = ModelWeights(model, [item.entry for item in undo.values()])
+        weights = ModelWeights(model, reader.config.tensors, patched._names)
         reader.check()
 
         def check(_number: int, name: str) -> None:
@@ -336,6 +355,51 @@ def _subtracted(
     return out
 
 
+def _names(rename: Mapping[str, str], entries: Sequence[TensorEntry], ref: str) -> dict[str, str]:
+    """What the model calls the delta's tensors."""
+    try:
+        return Renaming.of(rename.items()).names([[entry.name for entry in entries]])[0]
+    except UsageError as error:
+        raise UsageError(
+            f"`rename` does not fit {ref}: each key should be a regular expression that is found "
+            "in a name of its tensors, and keep names apart.",
+            hint=f"See their names in `store.show({ref!r}).tensors`.",
+        ) from error
+
+
+def _mismatch_error(
+    model: torch.nn.Module, weights: ModelWeights, delta: Delta, report: Report
+) -> StructureMismatchError:
+    places = [place for table in report.places for place in table.values()]
+    renaming = _renaming(model, weights, delta) if report.missing and report.extra else None
+    hint = "Load a model of the delta's own architecture"
+    if renaming is not None:
+        hint = f"The names differ by what they begin with: give `rename={renaming!r}`"
+    elif places and not any(place.entry.kind in _STRUCTURAL for place in places):
+        hint = "Give `partial=True` to patch what fits, and see `left_out` of the result"
+    return StructureMismatchError(
+        f"{weights.path} does not have the structure that {delta.ref} was extracted from: "
+        f"{report.summary}.",
+        hint=f"{hint}; or apply the delta to a checkpoint with `store.apply(...)`, and load the "
+        "result.",
+        missing=[(item.name, item.problem) for item in report.missing],
+        extra=[(item.name, item.problem) for item in report.extra],
+        mismatched=[(item.name, item.problem) for item in report.mismatched],
+    )
+
+
+def _renaming(model: torch.nn.Module, weights: ModelWeights, delta: Delta) -> dict[str, str] | None:
+    """A renaming under which the delta fits, if one beginning for another does it."""
+    entries = delta.config.tensors
+    text = suggested_map([entry.name for entry in entries], weights.tensors)
+    if text is None:
+        return None
+    old, _, new = text.rpartition("=")
+    renamed = ModelWeights(model, entries, _names({old: new}, entries, delta.ref))
+    fits = not check_structure(renamed, [delta], partial=True).all and not renamed.lost
+    return {old: new} if fits else None
+
+
 def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dict[str, Recipe]:
     """The recipes that change something, in place; tied weights once."""
     structural = [
@@ -351,7 +415,7 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
         raise IncompatibleError(
             f"{ref} adds, removes or resizes {len(structural) + len(gone)} tensors, of which the "
             f"first is {sorted([*structural, *gone])[0]}; a model in memory keeps its structure.",
-            hint="Apply it to a checkpoint with `deltastore apply`, and load the result.",
+            hint="Apply it to a checkpoint with `store.apply(...)`, and load the result.",
             tensors=sorted([*structural, *gone]),
         )
     found = {}
