@@ -32,10 +32,11 @@ from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import read_sides
 from deltastore.operations.model_weights import ModelWeights
-from deltastore.operations.naming import Renaming, Scales, checked_scales, suggested_map
+from deltastore.operations.naming import Renaming, Scales, checked_scales
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.recipes import Recipe, recipes
+from deltastore.operations.recognising import recognised
 from deltastore.operations.structure import Delta, Mismatch, Report, check_structure
 from deltastore.scratch import scratch
 from deltastore.store import Store
@@ -389,15 +390,14 @@ def _mismatch_error(
 
 
 def _renaming(model: torch.nn.Module, weights: ModelWeights, delta: Delta) -> dict[str, str] | None:
-    """A renaming under which the delta fits, if one beginning for another does it."""
+    """A renaming under which the delta fits, if one is recognised."""
     entries = delta.config.tensors
-    text = suggested_map([entry.name for entry in entries], weights.tensors)
-    if text is None:
+    rules = dict(recognised([entry.name for entry in entries], weights.tensors))
+    if not rules:
         return None
-    old, _, new = text.rpartition("=")
-    renamed = ModelWeights(model, entries, _names({old: new}, entries, delta.ref))
+    renamed = ModelWeights(model, entries, _names(rules, entries, delta.ref))
     fits = not check_structure(renamed, [delta], partial=True).all and not renamed.lost
-    return {old: new} if fits else None
+    return rules if fits else None
 
 
 def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dict[str, Recipe]:
