@@ -56,7 +56,13 @@ _BIAS_PAIRS = (
 )
 """Two names of one bias."""
 
-_WHOLE_NAMES = ("output.weight", "proj_out.weight", "decoder.weight", "head.decoder.weight")
+_WHOLE_NAMES = (
+    "output.weight",
+    "proj_out.weight",
+    "decoder.weight",
+    "head.weight",
+    "head.decoder.weight",
+)
 """Heads only by their whole name: attention has an ``output.weight`` too."""
 
 _WHOLE_BIASES = ("decoder.bias", "head.decoder.bias")

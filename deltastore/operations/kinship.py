@@ -12,7 +12,13 @@ from typing import Any
 from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.errors import IncompatibleError, LineageError, StructureMismatchError, shown
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.operations.embeddings import has_token_rows, is_embedding, is_head, may_tie
+from deltastore.operations.embeddings import (
+    has_token_rows,
+    is_embedding,
+    is_head,
+    may_tie,
+    stand_in,
+)
 from deltastore.operations.lineage import UNRELATED_BELOW
 from deltastore.operations.pair_lineage import PairLineage, measure_pair
 from deltastore.operations.pairing import Pair
@@ -120,8 +126,8 @@ def check_kinship(
             raise
         progress.warn(error.message)
     figures = measure_pair(base, post, pairs)
-    unrelated = figures.verdict == "unrelated"
-    if unrelated or (figures.change is not None and figures.change > LARGEST_CHANGE):
+    far = figures.change is not None and figures.change > LARGEST_CHANGE
+    if figures.verdict == "unrelated" or (far and figures.verdict != "unknown"):
         refusal = LineageError(
             f"{_label(post)} is unrelated to {_label(base)} by its weights: expected a cosine of "
             f"{UNRELATED_BELOW} or more in nearly every tensor and a relative change below "
@@ -229,7 +235,6 @@ def _check_structure(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) 
 def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Iterator[str]:
     """Base's tensors that a whole post-trained model would have."""
     moved = {pair.base_name for pair in pairs}
-    copies = _sides_of_kept(pairs)
     containers = _containers(base.tensors)
     same_class = _same_class(base, post)
     for pair in pairs:
@@ -238,8 +243,7 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
         name, info = pair.name, pair.base
         if _is_computed(name, info) or _is_of_several_tokens(name, base) or not info.elements:
             continue
-        embedding_gone = is_embedding(name) and (info.dtype, info.shape) not in copies
-        if _container(name) in containers or embedding_gone:
+        if _container(name) in containers or (is_embedding(name) and _is_gone(name, post)):
             yield name
         elif is_head(name):
             if same_class and not may_tie(post.config):
@@ -285,13 +289,12 @@ def _is_reshaped(pair: Pair) -> bool:
     return _container(pair.name) is not None
 
 
-def _sides_of_kept(pairs: Sequence[Pair]) -> set[tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of the embeddings and heads that post has, too."""
-    return {
-        (pair.base.dtype, pair.base.shape)
-        for pair in pairs
-        if pair.base is not None and pair.post is not None and has_token_rows(pair.name)
-    }
+def _is_gone(name: str, post: Checkpoint) -> bool:
+    """Whether post has no embeddings of that name, nor keeps them under another of a tied set."""
+    other = stand_in(name, post.tensors, ties=True)
+    if other is None:
+        return True
+    return is_head(other) and post.config is not None and not may_tie(post.config)
 
 
 def _container(name: str) -> str | None:
