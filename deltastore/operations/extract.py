@@ -18,6 +18,7 @@ from deltastore.operations.embeddings import may_tie
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.operations.ungathered import refuse_ungathered
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Published, Store
 
@@ -137,6 +138,7 @@ def extract(
 
     Raises:
         CheckpointError: One of the checkpoints cannot be read.
+        CheckpointCorruptError: Tensors of one are empty that have elements in the other.
         QuantisedCheckpointError: One of them is quantised, and ``restore_only`` is false.
         NoSpaceError: The artifact will not fit.
         StoreError: The store cannot be written.
@@ -159,6 +161,8 @@ def extract(
         if not restore_only:
             for checkpoint in (before, after):
                 _refuse_quantised(checkpoint)
+        refuse_ungathered(before, after.tensors.items())
+        refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))

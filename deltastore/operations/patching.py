@@ -174,7 +174,7 @@ def patch(
         tensors=len(changed),
         bytes_kept=sum(len(f) for undo in target.undo.values() for f in undo.frames.values()),
         lineage=figures,
-        restored=whole and _is_post(target.undo),
+        restored=whole and _is_post(weights, target.undo),
         _undo=target.undo,
     )
 
@@ -364,9 +364,12 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
     return found
 
 
-def _is_post(undo: Mapping[str, _Undo]) -> bool:
-    posts = ((item.entry.post, item.after) for item in undo.values())
-    return all(post is not None and post.blake3 == after for post, after in posts)
+def _is_post(weights: ModelWeights, undo: Mapping[str, _Undo]) -> bool:
+    posts = ((item.entry.post, weights.tensors[name].dtype, item) for name, item in undo.items())
+    return all(
+        post is not None and (post.dtype, post.blake3) == (dtype, item.after)
+        for post, dtype, item in posts
+    )
 
 
 __all__ = ["ModelWeights", "Patch", "delta_tensors", "patch", "unpatch"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from deltastore.checkpoint import TensorInfo
 from deltastore.operations.embeddings import head_of, may_tie
+from deltastore.operations.output.declared import leave_out_declarations
 from deltastore.operations.output.documents import brief, read_object, same, to_json
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
 from deltastore.operations.output.ledger import Ledger
@@ -105,6 +106,14 @@ def model_config(
     _follow_tied_embeddings(output, configs, base, recipes)
     _follow_vocabulary(output, recipes)
     _follow_dtype(output, recipes)
+    output = leave_out_declarations(
+        output,
+        configs.after or {},
+        {name: recipe.output for name, recipe in recipes.items()},
+        ledger,
+        name=NAME,
+        restoring=configs.restoring,
+    )
     followed = [name for name in output if not same(output[name], own.get(name))]
     followed += [name for name in own if name not in output]
     if not followed:
