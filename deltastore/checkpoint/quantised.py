@@ -201,8 +201,13 @@ def _by_scales(tensors: Mapping[str, Stored]) -> str | None:
         for other, beside in module.beside[:_MOST_BESIDE]:
             if _may_scale(other, beside, tensor):
                 return f"the tensor {other} fits {name}, which is {tensor.dtype}, as scales do"
-        if packed and name.endswith("weight") and _INDEX_WORDS.isdisjoint(_words(_last(path))):
-            return f"the tensor {name} is a weight in {tensor.dtype}"
+    most = sum(tensors[name].elements for name in narrow if tensors[name].dtype in _PACKED) * 2
+    if most > sum(tensor.elements for tensor in tensors.values()):
+        # Whatever turns them into numbers: packed weights are most of what there is.
+        weights = (n for n in narrow if _last(n) == "weight" and _is_large(tensors[n]))
+        for name in weights:
+            if _INDEX_WORDS.isdisjoint(_words(_last(_place(name)[0]))):
+                return f"the tensor {name} is a weight in {tensors[name].dtype}"
     return None
 
 

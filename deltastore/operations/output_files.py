@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint
+from deltastore.operations.embeddings import embedding_of
 from deltastore.operations.matching import Sides
 from deltastore.operations.output import card as cards
 from deltastore.operations.output import config, generation, licences, template, tokenizer
@@ -74,7 +75,11 @@ def compose(
     ledger = Ledger(origins=dict.fromkeys(files, "new base"))
     configs = config.Configs.read(source_base, post, restoring=restoring)
     fewer = config.has_fewer_rows(own.get(config.NAME, b""), recipes)
-    tokenizer.take_tokenizer(files, deltas, ledger, fewer_rows=fewer, restoring=restoring)
+    embedding = embedding_of(recipes)
+    rows = (recipes[embedding].output.shape or (0,))[0] if embedding is not None else 0
+    tokenizer.take_tokenizer(
+        files, deltas, ledger, fewer_rows=fewer, rows=rows, restoring=restoring
+    )
     for name, data in post.items():
         if name.endswith("processor_config.json") and name not in files:
             files[name] = data
