@@ -67,24 +67,26 @@ def with_post_tokens(
     return files
 
 
-def keep_listed(files: Files, own: Mapping[str, bytes]) -> bool:
-    """Put into ``tokenizer.json`` what other files of a tokenizer list beside it, with its ids.
+def keep_listed(files: Files, own: Mapping[str, bytes], *, rows: int) -> bool:
+    """Put into ``tokenizer.json`` what other files list beside it, if it would get other ids.
 
-    These would be others where the files come to list other tokens.
+    That is where the files come to list other tokens.
 
     Args:
         files: The output's files; changed in place.
         own: The tokenizer before anything was changed.
+        rows: How many rows the embeddings have; a token without one may get any id.
 
     Returns:
-        Whether there was any such token.
+        Whether there was such a token.
 
     Raises:
         TokenizerError: The tokenizer cannot be read.
     """
     listed = read_listed(own, where="the new base")
+    listed = {token: number for token, number in listed.items() if number < rows}
     document = read_object(files.get("tokenizer.json", b""))
-    if not listed or document is None:
+    if document is None or listed.items() <= read_listed(files, where="the output").items():
         return False
     document["added_tokens"] = _entries(document) + _listed_entries(own, listed)
     files["tokenizer.json"] = to_json(document)

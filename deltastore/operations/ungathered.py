@@ -12,7 +12,7 @@ from deltastore.manifest import TensorSide
 def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]]) -> None:
     """Refuse a checkpoint with tensors of size 0 that have elements elsewhere.
 
-    Tensors that are empty on both sides are as good as any, unless they are most of all.
+    Tensors that are empty on both sides are as good as any, unless most weights are.
 
     Args:
         checkpoint: What is looked at.
@@ -32,9 +32,9 @@ def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]
         if isinstance(side, TensorInfo | TensorSide) and side.elements
     }
     lacking = [name for name in empty if name in wanted]
-    if not lacking and len(empty) * 2 <= len(tensors):
+    names = lacking or _most_weights(checkpoint)
+    if not names:
         return
-    names = lacking or empty
     first = names[0]
     got = f"{tensors[first].dtype} {list(tensors[first].shape)}"
     expected = "elements"
@@ -49,3 +49,10 @@ def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]
         path=str(checkpoint.path),
         empty=names,
     )
+
+
+def _most_weights(checkpoint: Checkpoint) -> list[str]:
+    """The weights that are empty, if that is most of them."""
+    weights = [name for name in checkpoint.tensors if name.rpartition(".")[2] == "weight"]
+    empty = [name for name in weights if not checkpoint.tensors[name].elements]
+    return empty if len(empty) * 2 > len(weights) else []

@@ -78,15 +78,19 @@ def test_not_quantised(tmp_path: Path, tensors: dict[str, str]) -> None:
         {"compression_config": {"quant_method": "gptq"}},
     ],
 )
-def test_quantised_by_its_configuration(tmp_path: Path, config: Any) -> None:
-    found = reason(tmp_path, {"w": "BF16"}, config)
+def test_a_declaration_counts_where_a_tensor_agrees(tmp_path: Path, config: Any) -> None:
+    assert reason(tmp_path, {"w": "BF16"}, config) is None
+    assert reason(tmp_path, {"w.weight": "BF16", "w.mask": "U8", "w.ids": "I32"}, config) is None
+    found = reason(tmp_path, {"w.qweight": "I32"}, config)
     assert found is not None
     assert "config.json" in found
     assert "'gptq'" in found
+    assert "w.qweight" in found
 
 
 def test_a_configuration_of_another_shape(tmp_path: Path) -> None:
-    assert reason(tmp_path, {"w": "BF16"}, {"quantization_config": "int8"}) is not None
+    assert reason(tmp_path, {"w": "BF16"}, {"quantization_config": "int8"}) is None
+    assert reason(tmp_path, {"w.W_q": "U8"}, {"quantization_config": "int8"}) is not None
 
 
 def test_no_configuration(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltastore.checkpoint.quantised import (
-    DECLARATIONS,
     Stored,
     declarations,
     is_declaration,
@@ -20,7 +19,6 @@ Document = dict[str, Any]
 
 def leave_out_declarations(
     output: Document,
-    after: Document,
     tensors: Mapping[str, Stored],
     ledger: Ledger,
     *,
@@ -34,22 +32,14 @@ def leave_out_declarations(
 
     Args:
         output: The document.
-        after: Post's, whose declarations are no change that was left.
         tensors: The output's.
         ledger: Is told what is left out.
         name: The file's.
         restoring: The output is post, as far as is known.
     """
-    said = {
-        f"{key} ({method_of(value)})"
-        for side in (output, after)
-        for key, value in declarations(side)
-    }
+    said = {f"{key} ({method_of(value)})" for key, value in declarations(output)}
     if not said or (restoring and quantised_weights(tensors, output) is not None):
         return output
-    ledger.config_left[:] = [
-        row for row in ledger.config_left if row["field"].rpartition(".")[2] not in DECLARATIONS
-    ]
     ledger.warn(name, f"{', '.join(sorted(said))} is left out: the weights are not quantised")
     result = _without(output)
     assert isinstance(result, dict)

@@ -90,7 +90,7 @@ def take_tokenizer(
     beside = _beside(own, reader)
     _take_special_tokens(files, post, reader, ledger, beside)
     take_flags(files, source_base, post, reader, ledger)
-    if beside and tokenizer_of(files) != own and keep_listed(files, own):
+    if beside and tokenizer_of(files) != own and keep_listed(files, own, rows=rows):
         ledger.origins["tokenizer.json"] = "both"
     _tell_left(files, source_base, post, ledger)
 
