@@ -55,7 +55,7 @@ _NAMES = {
 
 _SCALE_WORDS = _listed(
     "scale scales scaling descale qscale wscale wscales absmax amax scb sf zero zeros zp qzero "
-    "codebook codebooks centroids tables lut lut3 lookup"
+    "codebook codebooks centroids tables lut lut2 lut3 lut4 lookup"
 )
 """One of these is in the name of what turns packed numbers into weights."""
 
@@ -194,7 +194,7 @@ def _by_scales(tensors: Mapping[str, Stored]) -> str | None:
         if key and not is_buffer and _is_large(tensor):
             scales = scales + module.scales.get((), [])[:_MOST_BESIDE]
         for other, scale in scales:
-            if (packed or scale.dtype not in _FP8) and scale.elements <= tensor.elements:
+            if packed or (scale.dtype not in _FP8 and scale.elements <= tensor.elements):
                 return f"the tensor {other} scales {name}, which is {tensor.dtype}"
         if is_buffer or not _is_large(tensor):
             continue

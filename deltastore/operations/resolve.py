@@ -132,7 +132,10 @@ def _judge(
     if by_token and tokens.problem is not None:
         reasons.append(f"vocabulary: {tokens.problem}")
     if config.restore_only and not (lineage.same or _is_known(store, checkpoint, config, lineage)):
-        reasons.append("it restores its own pair only")
+        unknown = ", and samples do not say whether this is its base"
+        reasons.append(
+            f"it restores its own pair only{unknown if lineage.verdict == 'unknown' else ''}"
+        )
     elif quantised is not None and not config.restore_only:
         reasons.append(f"the base is quantised: {quantised}")
     if lineage.verdict == "unrelated":

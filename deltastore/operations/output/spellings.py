@@ -166,7 +166,11 @@ def _in_old_fields(rope: Document, own: Document) -> Document | None:
         value = further.pop(field, None)
         if value is not None:
             output[next((name for name in names if name in own), field)] = value
-    if further != {"rope_type": "default"}:
+    scaling = own.get(_SCALING)
+    scaled = _one_rope(scaling, {}) if isinstance(scaling, dict) else {}
+    if scaled and same(_comparable(scaled, own), _comparable(further, own)):
+        output[_SCALING] = scaling
+    elif further != {"rope_type": "default"}:
         output[_SCALING] = further
     elif _SCALING in own:
         output[_SCALING] = None
@@ -201,14 +205,15 @@ def _spell_window(output: Document, own: Document) -> None:
 
 def _spell_derived(output: Document, own: Document) -> None:
     """What follows from other fields, written down where ``own`` does so and nowhere else."""
+    pattern = "sliding_window_pattern"
     for name, derive in _DERIVED.items():
-        value = derive(output)
-        if value is None:
-            continue
-        if own.get(name) is not None and output.get(name) is None:
+        value, written = derive(output), own.get(name) is not None
+        if written and output.get(name) is None and value is not None:
             output[name] = value
-        elif own.get(name) is None and name in output and same(output[name], value):
+        elif not written and name in output and same(output[name], derive(own)):
             del output[name]
+        if name == "layer_types" and written and pattern not in own and output.get(name) == value:
+            output.pop(pattern, None)
 
 
 def _head_dim(document: Mapping[str, Any]) -> int | None:
