@@ -161,7 +161,7 @@ def extract(
         if not restore_only:
             for checkpoint in (before, after):
                 _refuse_quantised(checkpoint)
-        refuse_ungathered(before, after.tensors.items())
+        refuse_ungathered(before, after.tensors.items(), may_grow=True)
         refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}

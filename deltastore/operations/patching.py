@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.checkpoint import OutputTensor, ShardPlan
+from deltastore.checkpoint.quantised import quantised_weights
 from deltastore.codecs.values import decode_patch, encode_patch
 from deltastore.delta import Term, add
 from deltastore.errors import (
     IncompatibleError,
+    QuantisedCheckpointError,
     RestoreOnlyError,
     UsageError,
 )
@@ -114,6 +116,7 @@ def patch(
         RefError: The ref means nothing.
         IncompatibleError: The delta and the model do not belong together, or the delta changes
             the model's structure.
+        QuantisedCheckpointError: The model's weights are quantised.
         IntegrityError: A blob is missing or damaged.
     """
     progress = progress or Silent()
@@ -130,6 +133,7 @@ def patch(
         sides = read_sides(store.blobs, reader.manifest, reader.config)
         delta = Delta(artifact.ref, reader.config, source_config=sides.base_config)
         weights = ModelWeights(model, reader.config.tensors)
+        _refuse_quantised(weights)
         report = check_structure(weights, [delta], partial=partial)
         made = recipes(weights, [delta], report, Scales([scale]), None)
         changed = _changed(made, artifact.ref, weights)
@@ -334,6 +338,15 @@ def _subtracted(
     reader.delta(undo.entry, task.start, bits)
     add(raw, dtype, [Term(bits, -scale)], dtype, out)
     return out
+
+
+def _refuse_quantised(weights: ModelWeights) -> None:
+    reason = quantised_weights(weights.tensors, {})
+    if reason is not None:
+        raise QuantisedCheckpointError(
+            f"{weights.path} is quantised ({reason}); a delta is added to floating point.",
+            hint="Load the model without quantisation, patch it, and quantise it then.",
+        )
 
 
 def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dict[str, Recipe]:

@@ -9,7 +9,9 @@ from deltastore.errors import CheckpointCorruptError
 from deltastore.manifest import TensorSide
 
 
-def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]]) -> None:
+def refuse_ungathered(
+    checkpoint: Checkpoint, other: Iterable[tuple[str, object]], *, may_grow: bool = False
+) -> None:
     """Refuse a checkpoint with tensors of size 0 that have elements elsewhere.
 
     Tensors that are empty on both sides are as good as any, unless most weights are.
@@ -18,6 +20,7 @@ def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]
         checkpoint: What is looked at.
         other: The tensors of the other side of a pair, by the checkpoint's names: ``TensorInfo``
             or ``TensorSide``; what is neither is not compared.
+        may_grow: A matrix without rows may have rows there, of the same width.
 
     Raises:
         CheckpointCorruptError: There are such tensors.
@@ -31,7 +34,11 @@ def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]
         for name, side in other
         if isinstance(side, TensorInfo | TensorSide) and side.elements
     }
-    lacking = [name for name in empty if name in wanted]
+    lacking = [
+        name
+        for name in empty
+        if name in wanted and not (may_grow and _grows(tensors[name].shape, wanted[name].shape))
+    ]
     names = lacking or _most_weights(checkpoint)
     if not names:
         return
@@ -49,6 +56,10 @@ def refuse_ungathered(checkpoint: Checkpoint, other: Iterable[tuple[str, object]
         path=str(checkpoint.path),
         empty=names,
     )
+
+
+def _grows(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    return len(before) > 1 and before[1:] == after[1:]
 
 
 def _most_weights(checkpoint: Checkpoint) -> list[str]:

@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from deltastore.errors import QuantisedCheckpointError  # noqa: E402
+
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -77,3 +79,21 @@ def test_an_output_of_another_dtype(tmp_path: Path, post_dtype: str, dtype: str)
         added = added.float().double()
     got = load_file(tmp_path / "out/model.safetensors")["weight"]
     assert torch.equal(got, (base.double() + added).to(getattr(torch, dtype)))
+
+
+def test_a_quantised_model(tmp_path: Path) -> None:
+    """As transformers holds it: fp8 weights with scales for their blocks."""
+    fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    model = fp8.FP8Linear(256, 256, block_size=(128, 128))
+    base = torch.randn(256, 256, dtype=torch.bfloat16)
+    sides = save(tmp_path / "base", base), save(tmp_path / "post", base + 0.5)
+    with deltastore.open(tmp_path / "store") as store:
+        ref = store.extract(*sides)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for options in ({}, {"partial": True}, {"force": True}):
+            with pytest.raises(QuantisedCheckpointError, match="weight_scale_inv") as caught:
+                store.patch(model, ref, **options)
+            assert caught.value.exit_code == 66
+            assert "--" not in caught.value.hint
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.view(torch.uint8), before[name].view(torch.uint8))

@@ -60,6 +60,23 @@ def test_a_pair(tmp_path: Path, model: Any, side: str, empty: str) -> None:
             assert "zero_to_fp32.py" in error.hint
 
 
+@pytest.mark.parametrize("shapes", [((0, 8), (4, 8)), ((4, 8), (0, 8)), ((0,), (4, 8))])
+def test_a_matrix_without_rows(tmp_path: Path, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """It may grow; one that shrinks to nothing was not saved."""
+    from safetensors.torch import save_file
+
+    sides = [tmp_path / "base", tmp_path / "post"]
+    for side, shape in zip(sides, shapes, strict=True):
+        side.mkdir()
+        save_file({"w": torch.ones(shape), "v": torch.ones(3)}, side / "model.safetensors")
+    with deltastore.open(tmp_path / "store") as store:
+        if shapes[0] == (0, 8):
+            assert store.apply(store.extract(*sides), base=sides[0], out=tmp_path / "out").restored
+            return
+        with pytest.raises(CheckpointCorruptError, match=r"expected F32 \[4, 8\], got F32 \[0"):
+            store.extract(*sides)
+
+
 @pytest.mark.parametrize("empty", ["weight", "up_proj"])
 @pytest.mark.parametrize("options", [{}, {"partial": True}, {"force": True}, {"dry_run": True}])
 def test_a_new_base(tmp_path: Path, model: Any, empty: str, options: Mapping[str, Any]) -> None:

@@ -105,11 +105,16 @@ def _without_rope(document: Document) -> Document:
 
 
 def _rope(document: Document) -> Document | None:
-    """What a configuration says of rope, as transformers 5 writes it; None if it says nothing."""
+    """What a configuration says of rope, as transformers 5 writes it.
+
+    None if it says nothing, or two things, of which each version would read another.
+    """
     scaling, new = document.get(_SCALING), document.get(_NEW_ROPE)
     theta, local, part = (_first(document, names) for names in (_THETAS, _LOCAL_THETAS, _PARTS))
     more = {"rope_theta": theta, "partial_rotary_factor": part}
     if isinstance(new, dict) and not scaling:
+        if theta is not None and new.get("rope_theta", theta) != theta:
+            return None
         if _is_nested(new):
             kinds = {kind: value for kind, value in new.items() if isinstance(value, dict)}
             return {kind: _one_rope(value, more) for kind, value in kinds.items()}
