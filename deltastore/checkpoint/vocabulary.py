@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from deltastore.checkpoint.listed_tokens import listed_tokens
 from deltastore.checkpoint.small_files import is_tokenizer_file
 from deltastore.errors import MissingExtraError, TokenizerError
 
@@ -30,17 +31,18 @@ _IN_OTHER_FORMS = frozenset({"bpe.codes"})
 _HINT = "Repair or replace the file, or leave embeddings and head as they are: `--skip-embeddings`."
 
 
-def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int] | None:
+def read_vocabulary(
+    files: Mapping[str, bytes], *, where: str, rows: int | None = None
+) -> dict[str, int] | None:
     """Ids by token string, added tokens included, as transformers would number them.
 
-    Where there is a ``tokenizer.json`` it alone counts: tokens that only another file lists, and
-    which transformers adds as it loads, are not known here.
-
     Args:
-        files: The tokenizer's files by name: ``tokenizer.json``, or else ``vocab.json``,
-            ``vocab.txt`` or a SentencePiece model, with ``added_tokens.json`` and the
-            ``added_tokens_decoder`` of ``tokenizer_config.json``.
+        files: The tokenizer's files by name: ``tokenizer.json``, with what other files list
+            beside it; or else ``vocab.json``, ``vocab.txt`` or a SentencePiece model, with
+            ``added_tokens.json`` and the ``added_tokens_decoder`` of ``tokenizer_config.json``.
         where: What to call the checkpoint in an error.
+        rows: How many rows the embeddings have; tokens that are only listed, and for which there
+            is no row, are left out.
 
     Returns:
         None if there is no tokenizer among the files.
@@ -50,7 +52,9 @@ def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int]
         MissingExtraError: There is only a SentencePiece model, and its library is not installed.
     """
     if "tokenizer.json" in files:
-        return _checked(_fast(files["tokenizer.json"], where), "tokenizer.json", where)
+        own, listed = _fast(files, where)
+        counted = {token: n for token, n in listed.items() if rows is None or n < rows}
+        return _checked(own | counted, "tokenizer.json", where)
     for name, read in _SLOW.items():
         if name in files and not _IN_OTHER_FORMS & files.keys():
             found = _checked(read(files[name], f"{name} of {where}"), name, where)
@@ -66,11 +70,28 @@ def read_vocabulary(files: Mapping[str, bytes], *, where: str) -> dict[str, int]
     return None
 
 
-def _fast(data: bytes, where: str) -> dict[str, Any]:
+def read_listed(files: Mapping[str, bytes], *, where: str) -> dict[str, int]:
+    """Of the ids those of tokens that ``tokenizer.json`` lacks and other files list beside it.
+
+    Raises:
+        TokenizerError: The file cannot be read.
+    """
+    return _fast(files, where)[1] if "tokenizer.json" in files else {}
+
+
+def _fast(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The ids of ``tokenizer.json``, and those of tokens that are added to it at loading."""
     from tokenizers import Tokenizer
 
     try:
-        return dict(Tokenizer.from_str(data.decode()).get_vocab(with_added_tokens=True))
+        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        found = dict(tokenizer.get_vocab(with_added_tokens=True))
+        listed = listed_tokens(files, taken=tokenizer.get_added_tokens_decoder().keys())
+        beside = [token for token in listed if token not in found]
+        # The library numbers them as it does for transformers.
+        tokenizer.add_tokens(beside)
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        return found, {token: ids[token] for token in beside if token in ids}
     except BaseException as error:
         # What the library does not foresee is a PanicException, which is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -172,4 +193,4 @@ def _unreadable(what: str, error: BaseException) -> TokenizerError:
     return TokenizerError(f"{what} cannot be read as a tokenizer: {error!s:.200}.", hint=_HINT)
 
 
-__all__ = ["MAX_TOKENS", "read_vocabulary"]
+__all__ = ["MAX_TOKENS", "read_listed", "read_vocabulary"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from deltastore.checkpoint import read_vocabulary
+from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_listed
 from deltastore.errors import TokenizerError
 from deltastore.operations.output.documents import read_object, to_json
 from deltastore.operations.vocabulary import Vocabulary
@@ -33,10 +34,14 @@ def with_post_tokens(
         return files
     new_ids = {token.content: token.id for token in words.added}
     flags = _flags(post)
+    # Listed tokens that have a row keep their id; those without one come after the added ones.
+    listed = read_listed(own, where="the new base")
+    first = min(new_ids.values(), default=MAX_TOKENS)
+    moved = {token for token, number in listed.items() if number >= first}
     if "tokenizer.json" in files:
         document = read_object(files["tokenizer.json"]) or {}
-        listed = document.get("added_tokens")
-        entries: list[Any] = list(listed) if isinstance(listed, list) else []
+        entries = _entries(document)
+        entries += _listed_entries(own, listed, leave=moved)
         _rename(document, entries, dict(words.renamed), flags)
         for token, number in new_ids.items():
             entries.append({"id": number, "content": token} | flags.get(token, _DEFAULT))
@@ -51,7 +56,8 @@ def with_post_tokens(
         files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
     if "special_tokens_map.json" in files:
         files["special_tokens_map.json"] = _map(files["special_tokens_map.json"], words)
-    wanted = (read_vocabulary(own, where="the new base") or {}) | new_ids
+    before = read_vocabulary(own, where="the new base") or {}
+    wanted = {token: n for token, n in before.items() if token not in moved} | new_ids
     for old, new in words.renamed:
         wanted[new] = wanted.pop(old)
     found = read_vocabulary(files, where="the output") or {}
@@ -59,6 +65,50 @@ def with_post_tokens(
     if wrong:
         raise _cannot(f"{wrong[0]!r:.80} would get another id than its row")
     return files
+
+
+def keep_listed(files: Files, own: Mapping[str, bytes], *, rows: int) -> bool:
+    """Put into ``tokenizer.json`` what other files list beside it, if it would get other ids.
+
+    That is where the files come to list other tokens.
+
+    Args:
+        files: The output's files; changed in place.
+        own: The tokenizer before anything was changed.
+        rows: How many rows the embeddings have; a token without one may get any id.
+
+    Returns:
+        Whether there was such a token.
+
+    Raises:
+        TokenizerError: The tokenizer cannot be read.
+    """
+    listed = read_listed(own, where="the new base")
+    listed = {token: number for token, number in listed.items() if number < rows}
+    document = read_object(files.get("tokenizer.json", b""))
+    if document is None or listed.items() <= read_listed(files, where="the output").items():
+        return False
+    document["added_tokens"] = _entries(document) + _listed_entries(own, listed)
+    files["tokenizer.json"] = to_json(document)
+    return True
+
+
+def _entries(document: Mapping[str, Any]) -> list[Any]:
+    """The added tokens of a ``tokenizer.json``."""
+    entries = document.get("added_tokens")
+    return list(entries) if isinstance(entries, list) else []
+
+
+def _listed_entries(
+    own: Mapping[str, bytes], listed: Mapping[str, int], leave: Container[str] = ()
+) -> list[dict[str, Any]]:
+    """Entries for tokens that are only listed beside a ``tokenizer.json``, in order."""
+    flags = _flags(own)
+    return [
+        {"id": number, "content": token} | flags.get(token, _DEFAULT)
+        for token, number in sorted(listed.items(), key=lambda item: item[1])
+        if token not in leave
+    ]
 
 
 _DEFAULT: dict[str, Any] = _FLAGS | {"special": True}
@@ -124,8 +174,12 @@ def _decoder(data: bytes, words: Vocabulary, flags: Mapping[str, dict[str, Any]]
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         _rename_entries(decoder.values(), dict(words.renamed), flags)
+        displaced = [decoder.pop(str(token.id), None) for token in words.added]
         for token in words.added:
             decoder[str(token.id)] = {"content": token.content} | flags.get(token.content, _DEFAULT)
+        free = max((int(n) for n in decoder if n.isascii() and n.isdigit()), default=-1) + 1
+        for number, entry in enumerate((entry for entry in displaced if entry is not None), free):
+            decoder[str(number)] = entry
         changed = True
     return to_json(config) if changed else data
 

@@ -83,7 +83,8 @@ class Applier:
     Args:
         base: The new base.
         readers: One for each delta, in order.
-        patches: Names of the tensors whose restore patch is to be used.
+        patches: Names of the tensors whose restore patch is to be used, where the output is of
+            post's dtype.
         hashed: Whether to take the digest of every output tensor.
     """
 
@@ -208,7 +209,7 @@ class Applier:
         out = scratch("out", task.count * DTYPE_BYTES[recipe.output.dtype], np.uint8)
         overflowed = self._add(task, raw, out)
         patched = 0
-        if recipe.output.name in self._patches:
+        if recipe.output.name in self._patches and _is_of_dtype(recipe):
             patched = self._readers[0].patch(recipe.addends[0].entry, task.start, out)
         if overflowed or patched:
             with self._lock:
@@ -299,6 +300,12 @@ def _spots(task: _Chunk) -> Iterable[tuple[int, int, int]]:
     if order is None:
         return [(0, task.start, task.count)]
     return runs(order, _row_elements(task.recipe), task.start, task.count)
+
+
+def _is_of_dtype(recipe: Recipe) -> bool:
+    """Whether a restore patch, which is of post's bits, fits the output: a sum in post's dtype."""
+    post = recipe.addends[0].entry.post
+    return post is not None and post.dtype == recipe.output.dtype
 
 
 def _row_elements(recipe: Recipe) -> int:

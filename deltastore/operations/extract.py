@@ -26,6 +26,7 @@ from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.operations.ungathered import refuse_ungathered
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Published, Store
 
@@ -164,6 +165,7 @@ def extract(
         CheckpointError: One of the checkpoints cannot be read.
         IncompatibleError: They are not one model before and after post-training.
         UsageError: The renaming fits no tensor.
+        CheckpointCorruptError: Tensors of one are empty that have elements in the other.
         QuantisedCheckpointError: One of them is quantised, and ``restore_only`` is false.
         NoSpaceError: The artifact will not fit.
         StoreError: The store cannot be written.
@@ -188,6 +190,8 @@ def extract(
             if not restore_only:
                 _refuse_quantised(checkpoint)
         before, after = called_alike(opened_base, opened_post, renaming, progress)
+        refuse_ungathered(before, after.tensors.items(), may_grow=True)
+        refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
         files = (hashing.identities(before), hashing.identities(after))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, Left, read_vocabulary
+from deltastore.checkpoint.listed_tokens import listed_tokens
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.operations.embeddings import has_token_rows, stored_embedding_of
@@ -92,17 +93,20 @@ def compare_tokens(
     if not own or not source or not comparable_tokens(own, source):
         return Vocabulary("not compared")
     if embedding is None or ours is None:
-        return Vocabulary("not compared", unlike=_defining(own) != _defining(source))
+        return Vocabulary("not compared", unlike=_unlike(own, source))
     entry = table[embedding]
-    if entry.base is None or entry.post is None or not (entry.base.shape and entry.post.shape):
+    if entry.base is None or entry.post is None:
+        return Vocabulary("not compared")
+    if not all(side.shape for side in (entry.base, entry.post, base.tensors[ours])):
         return Vocabulary("not compared")
     alike = _same_rows(base, table)
     if alike and _defining(own) == _defining(source):
         return Vocabulary("same")
     where = base.repo or str(base.path)
-    new = read_vocabulary(own, where=where)
-    before = read_vocabulary(source, where=f"the base of {ref}")
-    after = read_vocabulary(post, where=f"the post of {ref}")
+    new_rows, post_rows = base.tensors[ours].shape[0], entry.post.shape[0]
+    new = read_vocabulary(own, where=where, rows=new_rows)
+    before = read_vocabulary(source, where=f"the base of {ref}", rows=entry.base.shape[0])
+    after = read_vocabulary(post, where=f"the post of {ref}", rows=post_rows)
     if new is None or before is None or after is None:
         return Vocabulary("not compared")
     if alike and new == before:
@@ -112,8 +116,8 @@ def compare_tokens(
         after,
         new,
         common=min(entry.base.shape[0], entry.post.shape[0]),
-        post_rows=entry.post.shape[0],
-        new_rows=base.tensors[ours].shape[0],
+        post_rows=post_rows,
+        new_rows=new_rows,
     )
 
 
@@ -147,11 +151,24 @@ def _same_rows(base: Checkpoint, table: Mapping[str, TensorEntry]) -> bool:
     return True
 
 
+def _unlike(first: Mapping[str, bytes], second: Mapping[str, bytes]) -> bool:
+    """Whether two tokenizers number tokens otherwise, as far as can be read."""
+    if defining(first) != defining(second):
+        return True
+    if _defining(first) == _defining(second):
+        return False
+    try:
+        return read_vocabulary(first, where="") != read_vocabulary(second, where="")
+    except (TokenizerError, MissingExtraError):
+        return True
+
+
 def _defining(tokenizer: Mapping[str, bytes]) -> list[object]:
     """What gives tokens their ids, to be compared."""
+    if "tokenizer.json" in tokenizer:
+        return [defining(tokenizer), listed_tokens(tokenizer)]
     config = read_object(tokenizer.get("tokenizer_config.json", b"")) or {}
-    added = None if "tokenizer.json" in tokenizer else config.get("added_tokens_decoder")
-    return [defining(tokenizer), added]
+    return [defining(tokenizer), config.get("added_tokens_decoder")]
 
 
 def comparable_tokens(first: Mapping[str, T], second: Mapping[str, T]) -> bool:
@@ -163,7 +180,10 @@ def comparable_tokens(first: Mapping[str, T], second: Mapping[str, T]) -> bool:
 
 
 def defining(tokenizer: Mapping[str, T]) -> dict[str, T]:
-    """The files of a tokenizer, or their digests, that give tokens their ids."""
+    """The files of a tokenizer, or their digests, that give tokens their ids.
+
+    But for what other files list beside a ``tokenizer.json``.
+    """
     if "tokenizer.json" in tokenizer:
         return {"tokenizer.json": tokenizer["tokenizer.json"]}
     return {name: file for name, file in tokenizer.items() if name not in _NO_TOKENS}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint, is_model_file
+from deltastore.operations.embeddings import stored_embedding_of
 from deltastore.operations.matching import Sides
 from deltastore.operations.output import card as cards
 from deltastore.operations.output import config, generation, licences, template, tokenizer
@@ -83,7 +84,11 @@ def compose(
     ledger = Ledger(origins=dict.fromkeys(files, "new base"))
     configs = config.Configs.read(source_base, post, restoring=restoring)
     fewer = config.has_fewer_rows(own.get(config.NAME, b""), recipes)
-    tokenizer.take_tokenizer(files, deltas, ledger, fewer_rows=fewer, restoring=restoring)
+    embedding = stored_embedding_of(recipes)
+    rows = (recipes[embedding].output.shape or (0,))[0] if embedding is not None else 0
+    tokenizer.take_tokenizer(
+        files, deltas, ledger, fewer_rows=fewer, rows=rows, restoring=restoring
+    )
     take_processors(files, post, ledger, restoring=restoring)
     take_model_files(files, source_base, post, ledger, restoring=restoring)
     template.take_chat_template(files, post, ledger)

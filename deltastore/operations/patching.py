@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.checkpoint import OutputTensor, ShardPlan
+from deltastore.checkpoint.quantised import quantised_weights
 from deltastore.codecs.values import decode_patch, encode_patch
 from deltastore.delta import Term, add
 from deltastore.errors import (
     IncompatibleError,
+    QuantisedCheckpointError,
     RestoreOnlyError,
     StructureMismatchError,
     UsageError,
@@ -128,6 +130,7 @@ def patch(
         RefError: The ref means nothing.
         IncompatibleError: The delta and the model do not belong together, or the delta changes
             the model's structure.
+        QuantisedCheckpointError: The model's weights are quantised.
         IntegrityError: A blob is missing or damaged.
     """
     progress = progress or Silent()
@@ -145,6 +148,7 @@ def patch(
         delta = Delta(artifact.ref, reader.config, source_config=sides.base_config)
         names = _names(rename or {}, reader.config.tensors, artifact.ref)
         weights = ModelWeights(model, reader.config.tensors, names)
+        _refuse_quantised(weights)
         report = check_structure(weights, [delta], partial=True)
         report.extra += [Mismatch(name, _LOST) for name in weights.lost]
         if report.all and not (partial and any(report.places)):
@@ -192,7 +196,7 @@ def patch(
         tensors=len(changed),
         bytes_kept=sum(len(f) for undo in target.undo.values() for f in undo.frames.values()),
         lineage=figures,
-        restored=whole and _is_post(target.undo),
+        restored=whole and _is_post(weights, target.undo),
         left_out=[{"name": item.name, "problem": item.problem} for item in report.all],
         _undo=target.undo,
         _names=names,
@@ -400,6 +404,15 @@ def _renaming(model: torch.nn.Module, weights: ModelWeights, delta: Delta) -> di
     return rules if fits else None
 
 
+def _refuse_quantised(weights: ModelWeights) -> None:
+    reason = quantised_weights(weights.tensors, {})
+    if reason is not None:
+        raise QuantisedCheckpointError(
+            f"{weights.path} is quantised ({reason}); a delta is added to floating point.",
+            hint="Load the model without quantisation, patch it, and quantise it then.",
+        )
+
+
 def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dict[str, Recipe]:
     """The recipes that change something, in place; tied weights once."""
     structural = [
@@ -428,9 +441,12 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
     return found
 
 
-def _is_post(undo: Mapping[str, _Undo]) -> bool:
-    posts = ((item.entry.post, item.after) for item in undo.values())
-    return all(post is not None and post.blake3 == after for post, after in posts)
+def _is_post(weights: ModelWeights, undo: Mapping[str, _Undo]) -> bool:
+    posts = ((item.entry.post, weights.tensors[name].dtype, item) for name, item in undo.items())
+    return all(
+        post is not None and (post.dtype, post.blake3) == (dtype, item.after)
+        for post, dtype, item in posts
+    )
 
 
 __all__ = ["ModelWeights", "Patch", "delta_tensors", "patch", "unpatch"]

@@ -10,6 +10,7 @@ from deltastore.checkpoint import Checkpoint, quantisation, read_vocabulary
 from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest
+from deltastore.operations import hashing
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import comparable_tokens, defining
@@ -142,8 +143,11 @@ def _judge(
         reasons.append(f"structure: {report.summary}")
     if by_token and tokens.problem is not None:
         reasons.append(f"vocabulary: {tokens.problem}")
-    if config.restore_only and not lineage.same:
-        reasons.append("it restores its own pair only")
+    if config.restore_only and not (lineage.same or _is_known(store, checkpoint, config, lineage)):
+        unknown = ", and samples do not say whether this is its base"
+        reasons.append(
+            f"it restores its own pair only{unknown if lineage.verdict == 'unknown' else ''}"
+        )
     elif quantised is not None and not config.restore_only:
         reasons.append(f"the base is quantised: {quantised}")
     if lineage.verdict == "unrelated":
@@ -153,6 +157,14 @@ def _judge(
         reasons.append("vocabulary: another tokenizer; apply matches rows by token")
     if lineage.verdict == "distant":
         reasons.append("lineage: the base is far from the delta's own; test the result")
-    elif lineage.verdict == "unknown":
+    elif lineage.verdict == "unknown" and not config.restore_only:
         reasons.append("lineage: too little can be compared; test the result")
     return reasons, compatible, lineage
+
+
+def _is_known(store: Store, checkpoint: Checkpoint, config: Config, lineage: Lineage) -> bool:
+    """Whether a base of which samples tell nothing is remembered to be the delta's own."""
+    if lineage.verdict != "unknown":
+        return False
+    known = hashing.remembered(store, checkpoint, trust_cache=True)
+    return known is not None and hashing.content_of(checkpoint, known) == config.base.content

@@ -264,9 +264,10 @@ def test_no_tokenizer() -> None:
 
 
 def test_the_order_of_files() -> None:
-    """tokenizer.json alone counts where there is one."""
+    """tokenizer.json is the vocabulary where there is one; what is only listed is added to it."""
     slow = {"vocab.json": b'{"b": 0}', "vocab.txt": b"c", "added_tokens.json": b'{"d": 9}'}
-    assert read_vocabulary(slow | {"tokenizer.json": fast({"a": 3})}, where="M") == {"a": 3}
+    found = read_vocabulary(slow | {"tokenizer.json": fast({"a": 3})}, where="M")
+    assert found == {"a": 3, "d": 1}
     assert read_vocabulary(slow, where="M") == {"b": 0, "d": 9}
 
 

@@ -254,7 +254,10 @@ def tokens(data: bytes) -> None:
         return
     if len(rows) != 3:
         return
-    source, post, new = (read_vocabulary(files, where="V") or {} for files in sides)
+    source, post, new = (
+        read_vocabulary(files, where="V", rows=count) or {}
+        for files, count in zip(sides, rows, strict=True)
+    )
     words = match_tokens(
         source, post, new, common=min(rows[:2]), post_rows=rows[1], new_rows=rows[2]
     )

@@ -340,7 +340,7 @@ def test_values_follow_the_delta_unless_the_scale_is_zero(
     assert_same_bits(load(tmp_path / "zero"), new)
 
 
-@pytest.mark.parametrize("rows", [(5, 9), (9, 5), (0, 4), (4, 0)])
+@pytest.mark.parametrize("rows", [(5, 9), (9, 5), (0, 4), (4, 1)])
 @pytest.mark.parametrize("dtypes", [("BF16", "BF16"), ("F32", "F16"), ("F16", "F64")])
 def test_resized_tensors_of_many_chunks(
     store: deltastore.DeltaStore,

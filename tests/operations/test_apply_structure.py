@@ -286,9 +286,9 @@ def test_quantised_sources_are_refused(
 
 
 def test_a_quantised_new_base_is_refused(
-    store: deltastore.DeltaStore, delta: str, base: Tensors, tmp_path: Path
+    store: deltastore.DeltaStore, delta: str, packed: Tensors, tmp_path: Path
 ) -> None:
-    small = save(tmp_path / "small", base, config=QUANTISED)
+    small = save(tmp_path / "small", packed, config=QUANTISED)
     with pytest.raises(QuantisedCheckpointError) as caught:
         store.apply(delta, base=small, out=tmp_path / "out")
     assert str(small) in caught.value.message

@@ -190,7 +190,6 @@ BITSANDBYTES = {"quant_method": "bitsandbytes", "load_in_4bit": True}
             "its config.json has a quantization_config (quant_method 'bitsandbytes')",
         ),
         (bitsandbytes, None, "is one of bitsandbytes"),
-        (dict, BITSANDBYTES, "quant_method 'bitsandbytes'"),
     ],
 )
 def test_a_quantised_base(

@@ -183,7 +183,7 @@ def test_every_value_there_and_further(
 
 def structures() -> dict[str, Tensors]:
     """Three models whose tensors come, go, grow, shrink and change their dtype in every order."""
-    rows = {n: random_bits("rows", "BF16", n, 30) for n in (0, 40, 50, 60, 70)}
+    rows = {n: random_bits("rows", "BF16", n, 30) for n in (0, 1, 40, 50, 60, 70)}
     more = {n: random_bits("more", "F16", n, 30) for n in (40, 50, 60, 70)}
     floats = torch.arange(3000).float() / 7
     shapes: dict[str, tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]] = {
@@ -191,7 +191,7 @@ def structures() -> dict[str, Tensors]:
         "grows.shrinks": (rows[50], more[70].bfloat16(), rows[60]),
         "shrinks.grows": (rows[60], rows[40], rows[70]),
         "shrinks.back": (rows[60], rows[40], rows[60]),
-        "shrinks.away": (rows[60], rows[40], rows[0]),
+        "shrinks.away": (rows[60], rows[40], rows[1]),
         "grows.from.nothing": (rows[0], rows[40], rows[70]),
         "grows.as.another": (more[40], more[50].float(), more[70].float()),
         "added.then.moved": (None, rows[40], more[40].bfloat16()),

@@ -16,11 +16,13 @@ from typing import Any
 from deltastore.checkpoint import TensorInfo
 from deltastore.manifest import TensorEntry
 from deltastore.operations.model_files import CODE_KEYS
+from deltastore.operations.output.declared import leave_out_declarations
 from deltastore.operations.output.documents import brief, read_object, same, to_json
 from deltastore.operations.output.fit import Pair, fitted
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
 from deltastore.operations.output.ledger import Ledger
 from deltastore.operations.output.sizes import fields, kind_of_field
+from deltastore.operations.output.spellings import spelled_alike
 from deltastore.operations.output.tying import follow_tied_embeddings
 from deltastore.operations.recipes import Recipe
 
@@ -70,6 +72,10 @@ class Configs:
     ) -> Configs:
         """From the small files of source base and post."""
         return Configs(read_object(source.get(NAME)), read_object(post.get(NAME)), restoring)
+
+    def spelled_like(self, own: Document) -> Configs:
+        """The same in the spelling of a level of the new base's."""
+        return Configs(*spelled_alike(own, self.before, self.after), self.restoring)
 
     def ids_of_post(self) -> Document:
         """Fields with token ids that follow post: those that it changed.
@@ -122,6 +128,7 @@ def model_config(
     if own is None:
         ledger.warn(NAME, "the new base's is not understood and stays as it is")
         return data
+    configs = configs.spelled_like(own)
     output = _level(own, configs, "", ledger, translate)
     posts = {name for name in output if not same(output[name], own.get(name))} - {"use_cache"}
     _follow_head(output, own, configs, base, recipes, ledger)
@@ -129,6 +136,13 @@ def model_config(
     _follow_dtype(output, recipes)
     output = fitted(own, output, base, recipes, pairs, ruled=_RULED, restoring=configs.restoring)
     _keep_what_is_left(output, ledger)
+    output = leave_out_declarations(
+        output,
+        {name: recipe.output for name, recipe in recipes.items()},
+        ledger,
+        name=NAME,
+        restoring=configs.restoring,
+    )
     followed = [name for name in output if not same(output[name], own.get(name))]
     followed += [name for name in own if name not in output]
     if not followed:
@@ -158,7 +172,7 @@ def _level(
             _is_nested(name, [own.get(name), before.get(name), value])
             and path.count(".") < _MAX_LEVELS
         ):
-            deeper = Configs(before.get(name), value, configs.restoring)
+            deeper = Configs(before.get(name), value, configs.restoring).spelled_like(own[name])
             output[name] = _level(own[name], deeper, f"{path}{name}.", ledger, translate)
         elif configs.before is not None and not same(value, before.get(name)):
             _left(output, name, value, path, ledger)

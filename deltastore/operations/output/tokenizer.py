@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from deltastore.checkpoint import read_vocabulary
+from deltastore.checkpoint.listed_tokens import listed_tokens
+from deltastore.checkpoint.vocabulary import read_listed
 from deltastore.errors import DeltaConflictError, MissingExtraError, TokenizerError
-from deltastore.operations.added_tokens import with_post_tokens
+from deltastore.operations.added_tokens import keep_listed, with_post_tokens
 from deltastore.operations.matching import Sides
 from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
@@ -39,6 +41,7 @@ def take_tokenizer(
     ledger: Ledger,
     *,
     fewer_rows: bool,
+    rows: int = 0,
     restoring: bool = False,
 ) -> None:
     """Put the output's tokenizer into ``files``, which has the new base's.
@@ -52,6 +55,7 @@ def take_tokenizer(
         deltas: Small files and tokens of all deltas; the last one's special tokens count.
         ledger: Is told whose the files are.
         fewer_rows: The output has fewer rows for tokens than the new base.
+        rows: Rows of the output's embeddings; 0 if it is not known which these are.
         restoring: The new base is the source base, as far as is known, and the output post.
 
     Raises:
@@ -59,7 +63,7 @@ def take_tokenizer(
         TokenizerError: The new base's tokenizer cannot take tokens that post added.
     """
     reader = Reader()
-    _refuse_conflict(deltas, reader)
+    _refuse_conflict(deltas, reader, rows)
     source_base, post = deltas[-1].base, deltas[-1].post
     own = tokenizer_of(files)
     for delta in deltas:
@@ -70,7 +74,7 @@ def take_tokenizer(
                     ledger.origins[name] = "both"
     # Rows are post's by index only where none went by token, and the embeddings are not left out.
     by_index = all(delta.words.verdict not in ("matched", "skipped") for delta in deltas)
-    added = [d for d in deltas if by_index and post_added_tokens(d.base, d.post, reader)]
+    added = [d for d in deltas if by_index and post_added_tokens(d.base, d.post, reader, rows)]
     if added and deltas[-1] not in added:
         source_base, post = added[-1].base, added[-1].post
     fewer = by_index and fewer_rows and bool(tokenizer_of(post))
@@ -83,17 +87,20 @@ def take_tokenizer(
             files[name] = data
             ledger.origins[name] = "post"
         return
-    _take_special_tokens(files, post, reader, ledger)
+    beside = _beside(own, reader)
+    _take_special_tokens(files, post, reader, ledger, beside)
     take_flags(files, source_base, post, reader, ledger)
+    if beside and tokenizer_of(files) != own and keep_listed(files, own, rows=rows):
+        ledger.origins["tokenizer.json"] = "both"
     _tell_left(files, source_base, post, ledger)
 
 
-def _refuse_conflict(deltas: Sequence[Sides], reader: Reader) -> None:
+def _refuse_conflict(deltas: Sequence[Sides], reader: Reader, rows: int) -> None:
     """Two deltas that add tokens would do so in one row, and one tokenizer would be dropped."""
     if len(deltas) < 2:
         return
     by_token = any(delta.words.verdict == "matched" for delta in deltas)
-    adding = [i for i, delta in enumerate(deltas) if _adds(delta, reader)]
+    adding = [i for i, delta in enumerate(deltas) if _adds(delta, reader, rows)]
     alone = len(adding) == 1 and deltas[adding[0]].words.verdict == "matched"
     if not adding or alone:
         return
@@ -111,11 +118,11 @@ def _refuse_conflict(deltas: Sequence[Sides], reader: Reader) -> None:
     )
 
 
-def _adds(delta: Sides, reader: Reader) -> bool:
+def _adds(delta: Sides, reader: Reader, rows: int) -> bool:
     """Whether post has tokens that its base has not, and the output is to have them."""
     if delta.words.verdict == "matched":
         return bool(delta.words.added or delta.words.renamed)
-    return delta.words.verdict == "same" and post_added_tokens(delta.base, delta.post, reader)
+    return delta.words.verdict == "same" and post_added_tokens(delta.base, delta.post, reader, rows)
 
 
 def _vocabulary(files: Mapping[str, bytes]) -> dict[str, int] | None:
@@ -126,16 +133,18 @@ def _vocabulary(files: Mapping[str, bytes]) -> dict[str, int] | None:
 
 
 def post_added_tokens(
-    source_base: Mapping[str, bytes], post: Mapping[str, bytes], reader: Reader
+    source_base: Mapping[str, bytes], post: Mapping[str, bytes], reader: Reader, rows: int = 0
 ) -> bool:
     """Whether post's vocabulary holds tokens that its base's did not.
 
-    Files that cannot be compared token by token count as extended if they differ at all.
+    Files that cannot be compared token by token count as extended if they differ at all. Tokens
+    that are only listed beside a ``tokenizer.json`` count if the ``rows`` have one for them.
     """
     if not tokenizer_of(source_base):
         return False  # the same as post's, or there is none to compare with
-    known: set[str] = set()
-    wanted: set[str] = set()
+    known, wanted = set(_beside(source_base, reader)), set()
+    if not known.issuperset(_beside(post, reader)):
+        wanted = {token for token, number in _listed(post).items() if number < rows}
     common = []
     for name in tokenizer_of(post):
         before, after = source_base.get(name), post[name]
@@ -157,6 +166,21 @@ def post_added_tokens(
     return not wanted <= known
 
 
+def _listed(files: Mapping[str, bytes]) -> dict[str, int]:
+    try:
+        return read_listed(files, where="post")
+    except TokenizerError:
+        return {}
+
+
+def _beside(files: Mapping[str, bytes], reader: Reader) -> list[str]:
+    """The tokens that other files list beside a ``tokenizer.json``, which lacks them."""
+    tokenizer = files.get("tokenizer.json")
+    if tokenizer is None:
+        return []
+    return [t for t in listed_tokens(files) if not holds_token(tokenizer, t, reader)]
+
+
 def special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     """The special tokens that a document names: by role, and those without one."""
     return {
@@ -168,7 +192,11 @@ def special_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_special_tokens(
-    files: Files, post: Mapping[str, bytes], reader: Reader, ledger: Ledger
+    files: Files,
+    post: Mapping[str, bytes],
+    reader: Reader,
+    ledger: Ledger,
+    beside: Container[str],
 ) -> None:
     """Post's special tokens in the new base's documents, as far as it has these tokens.
 
@@ -180,9 +208,13 @@ def _take_special_tokens(
     for document in documents.values():
         wanted |= special_tokens(document or {})
     tokenizer = files.get("tokenizer.json")
+
+    def has(token: str) -> bool:
+        return tokenizer is None or token in beside or holds_token(tokenizer, token, reader)
+
     lost: list[str] = []
     for name, value in list(wanted.items()):
-        kept = _known(value, tokenizer, reader, lost)
+        kept = _known(value, has, lost)
         if kept is None and value is not None:
             del wanted[name]
         else:
@@ -227,19 +259,19 @@ def _merge(
         ledger.note(name, f"special tokens of post: {', '.join(changed)}")
 
 
-def _known(value: Any, tokenizer: bytes | None, reader: Reader, lost: list[str]) -> Any:
+def _known(value: Any, has: Callable[[str], bool], lost: list[str]) -> Any:
     """A special token, or several, without those that the new base's tokenizer lacks."""
     contents = _contents(value)
     if contents is not None:
-        if tokenizer is None or holds_token(tokenizer, contents, reader):
+        if has(contents):
             return value
         lost.append(contents)
         return None
     if isinstance(value, list):
-        found = [_known(item, tokenizer, reader, lost) for item in value]
+        found = [_known(item, has, lost) for item in value]
         return [item for item in found if item is not None]
     if isinstance(value, dict):
-        kept = {name: _known(item, tokenizer, reader, lost) for name, item in value.items()}
+        kept = {name: _known(item, has, lost) for name, item in value.items()}
         return {name: item for name, item in kept.items() if item is not None}
     return value
 
