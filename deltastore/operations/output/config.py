@@ -134,8 +134,9 @@ def model_config(
     _follow_head(output, own, configs, base, recipes, ledger)
     follow_tied_embeddings(output, configs.before, configs.after, base, recipes, one=one)
     _follow_dtype(output, recipes)
+    noted = output
     output = fitted(own, output, base, recipes, pairs, ruled=_RULED, restoring=configs.restoring)
-    _keep_what_is_left(output, ledger)
+    _keep_what_is_left(output, noted, ledger)
     output = leave_out_declarations(
         output,
         {name: recipe.output for name, recipe in recipes.items()},
@@ -192,17 +193,29 @@ def _left(output: Document, name: str, value: Any, path: str, ledger: Ledger) ->
         )
 
 
-def _keep_what_is_left(output: Document, ledger: Ledger) -> None:
-    """Of the fields that did not follow post, those that differ from it after all."""
+def _keep_what_is_left(output: Document, before: Document, ledger: Ledger) -> None:
+    """Of the fields that did not follow post, those that differ from it after all.
+
+    Args:
+        output: The document as it is now.
+        before: The same as it was when the fields were noted.
+        ledger: Has them.
+    """
     rows = []
     for row in ledger.config_left:
-        value: Any = output
-        for name in row["field"].split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        now = row["output"] if value is None else brief(value)
-        if now != row["post"]:
-            rows.append(row | {"output": now})
+        now, then = (_at(document, row["field"]) for document in (output, before))
+        if same(now, then):
+            rows.append(row)
+        elif brief(now) != row["post"]:
+            rows.append(row | {"output": brief(now)})
     ledger.config_left[:] = rows
+
+
+def _at(document: Document, path: str) -> Any:
+    value: Any = document
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _restore(output: Document, before: Document, after: Document) -> None:
