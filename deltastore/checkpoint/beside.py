@@ -27,6 +27,9 @@ from deltastore.checkpoint.small_files import (
 Left = dict[str, str]
 """Names of what does not travel, and why not."""
 
+ANOTHER_FORM = "the model in another form"
+"""Why what holds the same weights once more is left: it is in the JSON, and nobody misses it."""
+
 MAX_MODEL_FILES = 64
 MAX_MODEL_FILES_BYTES = 16 << 20
 """All files of a checkpoint together that have no rule of their own."""
@@ -51,6 +54,14 @@ _NOISE = re.compile(
     r"|.*\.index\.json|.*\.(png|jpe?g|gif|svg|webp|ico|mp4|webm|md|rst|pdf|html?|log|lock)",
     re.ASCII | re.IGNORECASE,
 )
+_FORM = re.compile(
+    r"(pytorch_|tf_|flax_|rust_|openvino_)?model(\.[\w-]+)*(-\d+-of-\d+)?\.\w+|consolidated.*"
+    r"|.*\.(onnx|gguf|h5|msgpack|ot|mlmodel|tflite|pdparams)",
+    re.ASCII | re.IGNORECASE,
+)
+_FORM_FOLDERS = frozenset({"", "original", "onnx", "openvino", "coreml", "gguf", "flax", "tf"})
+"""Where such files are the model's; elsewhere a ``model.safetensors`` is a part of it."""
+
 _NOISY_FOLDER = re.compile(
     r"\..*|__pycache__|checkpoint-\d+|global_step\d+|runs|wandb|mlruns|logs", re.ASCII
 )
@@ -121,8 +132,10 @@ def left_behind(
         if len(rows) <= _SHOWN_OF_A_FOLDER:
             found |= rows
         else:
-            weighty = "with weights" if "weights" in rows.values() else "of other files"
-            found[_plain(folder) + "/"] = f"a folder {weighty}"
+            reasons = set(rows.values())
+            weighty = "with weights" if "weights" in reasons else "of other files"
+            one = ANOTHER_FORM if ANOTHER_FORM in reasons and "weights" not in reasons else None
+            found[_plain(folder) + "/"] = one or f"a folder {weighty}"
     return dict(sorted(found.items()))
 
 
@@ -164,7 +177,9 @@ def _plain(name: str) -> str:
 
 def _reason(name: str) -> str:
     if name.lower().endswith(_WEIGHTS):
-        return "weights"
+        folder, _, own = name.rpartition("/")
+        again = folder in _FORM_FOLDERS and _FORM.fullmatch(own)
+        return ANOTHER_FORM if again else "weights"
     if is_code(name):
         return "code"
     if is_model_file(name) and "/" not in name:

@@ -190,6 +190,8 @@ def extract(
             if not restore_only:
                 _refuse_quantised(checkpoint)
         before, after = called_alike(opened_base, opened_post, renaming, progress)
+        if [shard.path for shard in before.shards] == [shard.path for shard in after.shards]:
+            refuse_same(before, after, force=force)  # at once; what was copied shows at the end
         refuse_ungathered(before, after.tensors.items(), may_grow=True)
         refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)

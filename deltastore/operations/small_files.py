@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, Left, is_model_file, is_tokenizer_file
-from deltastore.checkpoint.beside import bounded
+from deltastore.checkpoint.beside import ANOTHER_FORM, bounded
 from deltastore.digest import sha256_digest
 from deltastore.errors import CheckpointError
 from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
@@ -54,7 +54,9 @@ class Collected:
     def not_stored(self) -> tuple[str, ...] | None:
         """The names that the artifact tells of; None where they are not known."""
         left = self.left["post"]
-        return None if left is None else tuple(sorted(left))
+        if left is None:
+            return None
+        return tuple(sorted(name for name, why in left.items() if why != ANOTHER_FORM))
 
     def rows(self) -> list[dict[str, str]]:
         """What is not stored: ``side``, ``name``, ``why``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from deltastore.catalog import Artifact
 from deltastore.checkpoint import Checkpoint, Left
-from deltastore.checkpoint.beside import bounded
+from deltastore.checkpoint.beside import ANOTHER_FORM, bounded
 from deltastore.manifest import Config, Descriptor
 from deltastore.operations.decoding import ArtifactReader
 from deltastore.operations.lineage import Lineage
@@ -95,7 +95,11 @@ class Summary:
 
     def left_by_model(self) -> dict[str, list[str]]:
         """The names of that, by model, as far as there are any."""
-        return {whose: list(left) for whose, left in self._left().items() if left}
+        named = {
+            whose: [name for name, why in left.items() if why != ANOTHER_FORM]
+            for whose, left in self._left().items()
+        }
+        return {whose: names for whose, names in named.items() if names}
 
     def _left(self) -> dict[str, Left]:
         sides = {"new base": bounded(self.checkpoint.left or {})}

@@ -13,6 +13,7 @@ import pytest
 
 from deltastore.checkpoint import is_model_file, is_small_file, is_tokenizer_file, open_checkpoint
 from deltastore.checkpoint.beside import (
+    ANOTHER_FORM,
     MAX_LEFT,
     MAX_MODEL_FILES,
     MAX_MODEL_FILES_BYTES,
@@ -186,15 +187,22 @@ def test_what_is_left_is_named_and_what_is_nobodys_is_not() -> None:
     names = {
         "value_head.safetensors": "weights",
         "mm_projector.bin": "weights",
-        "consolidated-*-of-00002.safetensors": "weights",
+        "adapter_model.safetensors": "weights",
+        "2_Dense/model.safetensors": "weights",
+        "consolidated-*-of-00002.safetensors": ANOTHER_FORM,
+        "pytorch_model.bin": ANOTHER_FORM,
+        "model.fp16.safetensors": ANOTHER_FORM,
+        "model-*-of-00003.safetensors": ANOTHER_FORM,
+        "llama-q4.gguf": ANOTHER_FORM,
         "modeling_x.py": "code",
         "recipe.yaml": "of no kind that is carried",
-        "onnx/model.onnx": "weights",
-        "original/": "a folder with weights",
+        "onnx/model.onnx": ANOTHER_FORM,
+        "original/": ANOTHER_FORM,
         "data/": "a folder of other files",
     }
     files = [name for name in names if "*" not in name and not name.endswith("/")]
     files += [f"consolidated-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    files += [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     files += [f"original/consolidated.0{i}.pth" for i in range(4)]
     files += [f"data/{i}.csv" for i in range(4)]
     noise = [

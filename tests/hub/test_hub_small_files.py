@@ -30,7 +30,7 @@ FETCHED = ["1_Pooling/config.json", "modules.json", "normalizer.json"]
 LEFT = {
     "3_Other/config.json": "of no kind that is carried",
     "modeling_x.py": "code",
-    "original/consolidated.00.pth": "weights",
+    "original/consolidated.00.pth": "the model in another form",
     "value_head.safetensors": "weights",
 }
 

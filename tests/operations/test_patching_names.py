@@ -432,11 +432,11 @@ def test_another_version_of_transformers(
     pair = Pair(store, tmp_path, "mixtral")
     model = pair.load()
     answer = pair.answer
-    monkeypatch.delattr(transformers.conversion_mapping, "get_model_conversion_mapping")
+    monkeypatch.delattr("transformers.conversion_mapping.get_model_conversion_mapping")
     assert store.patch(model, pair.ref).restored
     assert torch.equal(computed(model), answer)
     store.unpatch(model)
-    monkeypatch.delattr(transformers.core_model_loading, "revert_weight_conversion")
+    monkeypatch.delattr("transformers.core_model_loading.revert_weight_conversion")
     before = bits(model)
     with pytest.raises(IncompatibleError, match="does not say under which names"):
         store.patch(model, pair.ref)
