@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -432,11 +433,15 @@ def test_another_version_of_transformers(
     pair = Pair(store, tmp_path, "mixtral")
     model = pair.load()
     answer = pair.answer
-    monkeypatch.delattr("transformers.conversion_mapping.get_model_conversion_mapping")
+    mapping, loading = (
+        importlib.import_module(f"transformers.{name}")
+        for name in ("conversion_mapping", "core_model_loading")
+    )
+    monkeypatch.delattr(mapping, "get_model_conversion_mapping")
     assert store.patch(model, pair.ref).restored
     assert torch.equal(computed(model), answer)
     store.unpatch(model)
-    monkeypatch.delattr("transformers.core_model_loading.revert_weight_conversion")
+    monkeypatch.delattr(loading, "revert_weight_conversion")
     before = bits(model)
     with pytest.raises(IncompatibleError, match="does not say under which names"):
         store.patch(model, pair.ref)
