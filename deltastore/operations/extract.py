@@ -306,8 +306,9 @@ def _already_there(
 
 def _relative_change(config: Config) -> float | None:
     """|post - base| / |base|, over the tensors that have a delta."""
-    moved = math.fsum(entry.l2**2 for entry in config.tensors)
-    source = math.fsum(entry.base_l2**2 for entry in config.tensors)
+    changed = [entry for entry in config.tensors if entry.delta is not None]
+    moved = math.fsum(entry.l2**2 for entry in changed)
+    source = math.fsum(entry.base_l2**2 for entry in changed)
     return math.sqrt(moved / source) if source else None
 
 
