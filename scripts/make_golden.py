@@ -299,6 +299,28 @@ def untied_head_grown() -> Case:
     )
 
 
+def tied_set() -> Case:
+    """A tied set of which post stores two names and base a third, and files without a rule.
+
+    What is no small file is named in the config.
+    """
+    random = np.random.default_rng(8)
+    embeddings = bfloat16(random.normal(0, 0.02, (60, 8)))
+    moved = Tensor("BF16", bfloat16(from_bfloat16(embeddings) + random.normal(0, 2e-4, (60, 8))))
+    norm = Tensor("F32", np.ones(8, np.float32).view(np.uint32))
+    files = {"config.json": '{"vocab_size": 60}', "normalizer.json": '{"colour": "color"}'}
+    return Case(
+        {"model.shared.weight": Tensor("BF16", embeddings), "model.norm.weight": norm},
+        {
+            "lm_head.weight": moved,
+            "model.encoder.embed_tokens.weight": moved,
+            "model.norm.weight": norm,
+        },
+        base_files=files,
+        post_files={**files, "normalizer.json": "{}", "value_head.safetensors": "not read"},
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "forms": forms,
     "patches": patches,
@@ -307,6 +329,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "restore-only": restore_only,
     "untied-head": untied_head,
     "untied-head-grown": untied_head_grown,
+    "tied-set": tied_set,
 }
 
 
@@ -391,6 +414,7 @@ def make(name: str, directory: Path) -> None:
                 directory / "post",
                 name="golden",
                 restore_only=case.restore_only,
+                force=True,  # numbers drawn at random are no model before and after training
             )
             manifest, config = store._store.load(result.digest)
             np.savez_compressed(

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from deltastore.operations.embeddings import stand_in
 from deltastore.operations.naming import Renaming
 
 Rule = tuple[str, str]
@@ -156,7 +157,9 @@ def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
                 if len(others) == 1:
                     other = next(iter(others))
                     old, new = name.removesuffix(ending), other.removesuffix(ending)
-                    if _digits(old) == _digits(new):
+                    # Two names of a tied set are two names of one tensor, and both are right.
+                    tied = stand_in(name, [other], ties=True) == other
+                    if _digits(old) == _digits(new) and not tied:
                         found[old, new] += 1
                 break
     rules = []

@@ -36,6 +36,7 @@ CASES = (
     "structure",
     "untied-head",
     "untied-head-grown",
+    "tied-set",
 )
 TORCH = {
     "BF16": torch.bfloat16,

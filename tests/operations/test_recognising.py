@@ -64,6 +64,9 @@ def test_recognised(names: list[str], known: list[str]) -> None:
         # A layer is never taken for another one.
         ([n.replace("layers.2", "layers.3") for n in LLAMA], LLAMA),
         ([f"wrong.{i}" for i in range(9)], LLAMA),
+        # Two names of a tied set.
+        (["lm_head.weight", "a.norm.weight"], ["a.embed_tokens.weight", "a.norm.weight"]),
+        (["a.encoder.embed_tokens.weight", "lm_head.weight"], ["a.shared.weight"]),
         # The two would become one.
         (["module.a.weight", "a.weight"], ["a.weight"]),
     ],

@@ -228,6 +228,8 @@ def test_every_weight_as_loaded(world: Any, before: str, after: str) -> None:
         store.extract(base.path, post.path, name=name)
         own = store.apply(name, base=base.path, out=root / f"{name}-own")
         assert own.restored
+        if not kind.model.startswith("Llava"):  # whose names in memory become those on the disk
+            assert Saved(root / f"{name}-own", post.weights).stored == post.stored
         got = _load(kind, root / f"{name}-own")
         assert not [n for n, want in post.weights.items() if not _same(got[n], want)]
         for way in WAYS:
