@@ -229,15 +229,22 @@ class _Matching:
         None where the new base has no tensor of its own there: one that is a copy of what is kept
         goes, as post's did.
         """
-        if entry.kind != "removed" or name not in self._base.tensors:
+        other = self._kept_as(name, entry)
+        if other is None or not self._base.tensors.keys() >= {name, other}:
+            return None
+        known = _may_be_one(name, other)
+        copy = self._copies.find(name, [other], may_be_plain=known)
+        return None if copy else self._table[other]
+
+    def _kept_as(self, name: str, entry: TensorEntry) -> str | None:
+        """Under which other name post stores a tensor that only base stored under this one."""
+        if entry.kind != "removed":
             return None
         for other, kept in self._table.items():
-            if kept.post is None or kept.base is None or other not in self._base.tensors:
-                continue
-            moved = kept.base_name == entry.name
-            if moved or (kept.base == entry.base and self._are_one(name, other)):
-                known = _may_be_one(name, other)
-                return None if self._copies.find(name, [other], may_be_plain=known) else kept
+            if kept.post is not None and kept.base is not None:
+                moved = kept.base_name == entry.name
+                if moved or (kept.base == entry.base and self._are_one(name, other)):
+                    return other
         return None
 
     def _are_one(self, name: str, other: str) -> bool:
@@ -271,10 +278,12 @@ class _Matching:
         based = {n: entry for n, entry in self._table.items() if entry.own_base is not None}
         other = stand_in(name, based, ties=may_tie(self._delta.source_config))
         if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
-            return self._table[other]
+            entry = self._table[other]
+            kept = self._kept_as(other, entry)
+            return entry if kept is None else self._table[kept]
         other = self._copies.find(name, self._places)
-        entry = self._places[other].entry if other is not None else None
-        return entry if entry is not None and entry.base is not None else None
+        found = self._places[other].entry if other is not None else None
+        return found if found is not None and found.base is not None else None
 
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report

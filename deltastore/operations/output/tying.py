@@ -7,7 +7,13 @@ from typing import Any
 
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.operations.copies import Copies
-from deltastore.operations.embeddings import embedding_of, head_of, may_tie, tie_levels
+from deltastore.operations.embeddings import (
+    embedding_of,
+    head_of,
+    is_embedding,
+    may_tie,
+    tie_levels,
+)
 from deltastore.operations.recipes import Recipe
 
 Document = dict[str, Any]
@@ -20,7 +26,7 @@ scaled: it is the new base's, whatever the tensors are."""
 
 
 def head_is_embeddings(base: Weights, recipes: Mapping[str, Recipe]) -> bool:
-    """Whether the output stores its head, and this is its embeddings a second time.
+    """Whether the output stores its head, and this is its embeddings: once more, or for both.
 
     Args:
         base: The new base; two short reads at most where it stores both.
@@ -28,7 +34,7 @@ def head_is_embeddings(base: Weights, recipes: Mapping[str, Recipe]) -> bool:
     """
     head, embedding = head_of(recipes), embedding_of(recipes)
     if head is None or embedding is None:
-        return False
+        return head is not None and not any(map(is_embedding, recipes))
     one, other = recipes[head], recipes[embedding]
     if one.base is None or other.base is None or one.output.shape != other.output.shape:
         return False
