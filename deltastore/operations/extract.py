@@ -242,7 +242,7 @@ def extract(
             if found is not None:
                 manifest, config = found
             if config.base.content == config.post.content:
-                refuse_same(before, after, force=force)
+                refuse_same(before, after, force=force, progress=progress)
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
     tell_not_stored(config.not_stored, progress)
     return ExtractResult.of(

@@ -148,19 +148,38 @@ def check_kinship(
     return figures
 
 
-def refuse_same(base: Checkpoint, post: Checkpoint, *, force: bool) -> None:
-    """Say that all weights are equal.
+def refuse_same(
+    base: Checkpoint, post: Checkpoint, *, force: bool, progress: Progress | None = None
+) -> None:
+    """Say that all weights are equal: base was given twice, or copied, if the files are the same.
+
+    What was saved anew, in other files, may be meant: it is told.
+
+    Args:
+        base: The model before.
+        post: The model after.
+        force: Take it.
+        progress: Is told of equal weights in other files.
 
     Raises:
-        IncompatibleError: ``force`` is false.
+        IncompatibleError: The files are the same, and ``force`` is false.
     """
-    if not force:
-        raise IncompatibleError(
-            f"{_label(post)} has the very weights of {_label(base)}: expected a post-trained "
-            "model, got every tensor equal.",
-            hint="Give the model after post-training as `--post`; or store that nothing changed "
-            "with `--force`.",
-        )
+    files = [[(shard.filename, shard.tensors) for shard in side.shards] for side in (base, post)]
+    if force:
+        return
+    if files[0] != files[1]:
+        if progress is not None:
+            progress.warn(
+                f"{_label(post)} has the very weights of {_label(base)}, in other files: the delta "
+                "changes nothing."
+            )
+        return
+    raise IncompatibleError(
+        f"{_label(post)} has the very weights of {_label(base)}: expected a post-trained "
+        "model, got every tensor equal.",
+        hint="Give the model after post-training as `--post`; or store that nothing changed "
+        "with `--force`.",
+    )
 
 
 def _check_configs(base: Checkpoint, post: Checkpoint) -> None:

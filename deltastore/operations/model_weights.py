@@ -62,7 +62,9 @@ class ModelWeights:
         self.tied: dict[str, str] = {}
         found, self.lost = _named(model, self.path, _calls(known, names or {}))
         memory: dict[Any, str] = {}
-        for name in sorted(found, key=lambda name: (name not in known, name)):
+        # Of a tied set, what post stores counts, and then what only its base stored.
+        removed = {name for name, entry in known.items() if entry.kind == "removed"}
+        for name in sorted(found, key=lambda name: (name not in known, name in removed, name)):
             stored = found[name]
             info = _info(name, stored)
             first = memory.setdefault(stored.place, name) if info.elements else name
@@ -70,7 +72,7 @@ class ModelWeights:
             self._values[name] = stored
             if first == name:
                 continue
-            if name in known and first in known:
+            if name in known and first in known and name not in removed:
                 _refuse_different(known[first], known[name])
                 self.tied[name] = first
             else:

@@ -103,6 +103,15 @@ def test_the_same_weights(store: deltastore.DeltaStore, pair: tuple[Path, Path])
         store.extract(pair[0], pair[0], name="y")
 
 
+def test_the_same_weights_saved_anew(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In shards of another size: it may be meant."""
+    LLAMA.load(pair[0]).save_pretrained(tmp_path / "again", max_shard_size="12KB")
+    assert main(["extract", "--base", str(pair[0]), "--post", str(tmp_path / "again")]) == 0
+    assert "in other files: the delta changes nothing" in capsys.readouterr().err
+
+
 def test_another_seed(
     store: deltastore.DeltaStore, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:

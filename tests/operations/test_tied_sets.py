@@ -252,6 +252,23 @@ def test_every_weight_as_loaded(world: Any, before: str, after: str) -> None:
             assert config.get("tie_word_embeddings", True) is tied or not tied, way
 
 
+@pytest.mark.parametrize("after", ["save_pretrained", "save_model", "torch.save", "other member"])
+@pytest.mark.parametrize("before", ["save_pretrained", "save_model", "torch.save", "other member"])
+def test_every_weight_in_memory(world: Any, before: str, after: str) -> None:
+    """Where the members of a tied set are one memory, whichever of them was stored."""
+    kind, saved, root = world
+    base, post = saved["base", before], saved["post", after]
+    model = getattr(transformers, kind.model).from_pretrained(base.path, dtype=torch.bfloat16)
+    with deltastore.open(root / "memory") as store:
+        patch = store.patch(model, store.extract(base.path, post.path, name="x", rehash=True))
+        assert patch.left_out == []
+        got = model.state_dict()
+        assert not [name for name, want in post.weights.items() if not _same(got[name], want)]
+        store.unpatch(model)
+        got = model.state_dict()
+        assert not [name for name, want in base.weights.items() if not _same(got[name], want)]
+
+
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(bits(one), bits(other))
 
