@@ -10,6 +10,7 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.errors import StructureMismatchError, UsageError
 from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.computed import is_computed, may_be_left_out
 from deltastore.operations.copies import Copies
 from deltastore.operations.embeddings import (
     embedding_of,
@@ -189,6 +190,8 @@ class _Matching:
             if name in self._table:
                 continue
             shared = self._shared(name)
+            if shared is None and is_computed(name):
+                continue  # the new base's own
             if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
@@ -288,6 +291,8 @@ class _Matching:
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report
         if entry.base is None:
+            if info is not None and is_computed(name):
+                return  # post's library saved what the new base's did: it stays its own
             if info is not None:
                 problem = f"{ref} adds it, and the new base has it already"
                 report.mismatched.append(Mismatch(name, problem))
@@ -298,7 +303,8 @@ class _Matching:
         if info is None:
             # What post-training removed, such as a buffer that newer libraries no longer save, or
             # a head that post ties to its embeddings, is not there afterwards either way.
-            if entry.kind != "removed":
+            dispensable = entry.kind == "unchanged" and may_be_left_out(name)
+            if entry.kind != "removed" and not dispensable:
                 report.missing.append(Mismatch(name, f"{ref} has it as {wanted}"))
             return
         floating = info.dtype in DELTA_DTYPES

@@ -41,7 +41,7 @@ def swapped(tensors: Tensors) -> Tensors:
 
 def two_beginnings(tensors: Tensors) -> Tensors:
     renamed = {name.replace("model.", "model.text.", 1): t for name, t in tensors.items()}
-    return {name.replace("lm_head", "heads.text"): t for name, t in renamed.items()}
+    return {name.replace("lm_head", "heads.lm_head"): t for name, t in renamed.items()}
 
 
 def fewer_rows(tensors: Tensors) -> Tensors:
@@ -68,7 +68,7 @@ def renamed_and_narrower(tensors: Tensors) -> Tensors:
     ("change", "option"),
     [
         (prefixed, "--map"),
-        (one_renamed, "--map"),
+        (one_renamed, "--partial"),
         (two_beginnings, "--map"),
         (one_without_a_layer, None),
         (swapped, None),
