@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from deltastore.checkpoint import Checkpoint
-from deltastore.operations.lineage import compared
+from deltastore.errors import UsageError
+from deltastore.operations.embeddings import has_token_rows
+from deltastore.operations.lineage import Verdict, compared
 from deltastore.operations.naming import Renaming
 from deltastore.operations.pair_lineage import sampled_runs
 from deltastore.operations.pairing import pair_of
 from deltastore.operations.progress import Progress
-from deltastore.operations.recognising import as_options, recognised, renamed, without_wrappers
+from deltastore.operations.recognising import (
+    Rule,
+    as_options,
+    recognised,
+    renamed,
+    without_wrappers,
+)
 
 
 def called_alike(
@@ -37,26 +45,56 @@ def called_alike(
         unwrapped(post, base.tensors, progress),
     )
     rules = recognised(post.tensors, base.tensors)
-    if rules:
+    if rules := _without_strangers(base, post, rules):
         names = renamed(post.tensors, rules)
         called = post.renamed(names)
-        moved = [name for old, name in names.items() if name != old and name in base.tensors]
-        if _are_the_same(base, called, moved):
+        if _are_the_same(base, called, _moved(base, names)):
             _tell(post, names, progress, f", as `{as_options(rules)}` says")
             post = called
     return base, post
 
 
+def _without_strangers(base: Checkpoint, post: Checkpoint, rules: Sequence[Rule]) -> list[Rule]:
+    """The rules, but for those that take what only ends alike for one tensor.
+
+    A model's pooler and the transform before another's head are both called ``….dense.weight``.
+    """
+    kept: list[Rule] = []
+    before: set[str] = set()
+    for rule in rules:
+        try:
+            names = renamed(post.tensors, [*kept, rule])
+        except UsageError:  # without one that was left out
+            continue
+        moved = set(_moved(base, names))
+        if _verdict(base, post.renamed(names), sorted(moved - before)) != "unrelated":
+            kept.append(rule)
+            before = moved
+    return kept
+
+
+def _moved(base: Checkpoint, names: Mapping[str, str]) -> list[str]:
+    """Base's names of the tensors that have them only by a guess."""
+    return [name for old, name in names.items() if name != old and name in base.tensors]
+
+
 def _are_the_same(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> bool:
     """Whether tensors that have one name only by a guess are the same ones by their weights."""
-    pairs = [pair_of(name, base.tensors[name], post.tensors[name]) for name in names]
-    if any(pair.kind == "replaced" and pair.base is not None for pair in pairs):
-        return False
-    verdict = compared(sampled_runs(base, post, pairs), complete=False).verdict
+    verdict = _verdict(base, post, names)
     # Vectors alone prove nothing: a guess must then be about most of the model.
     return verdict in ("related", "distant") or (
         verdict == "unknown" and 2 * len(names) > len(base.tensors)
     )
+
+
+def _verdict(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> Verdict:
+    pairs = [pair_of(name, base.tensors[name], post.tensors[name]) for name in names]
+    if any(pair.kind == "replaced" and pair.base is not None for pair in pairs):
+        return "unrelated"
+    verdict = compared(sampled_runs(base, post, pairs), complete=False).verdict
+    resized = any(pair.kind == "resized" and not has_token_rows(pair.name) for pair in pairs)
+    # Another shape speaks against it, unless weights speak for it.
+    return "unrelated" if verdict == "unknown" and resized else verdict
 
 
 def unwrapped(checkpoint: Checkpoint, known: Collection[str], progress: Progress) -> Checkpoint:

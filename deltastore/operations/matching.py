@@ -45,6 +45,11 @@ class Sides:
         return read_object(self.base.get("config.json", b""))
 
     @property
+    def post_config(self) -> dict[str, Any] | None:
+        """Post's, likewise."""
+        return read_object(self.post.get("config.json", b""))
+
+    @property
     def base_tokenizer(self) -> Files:
         """The source base's; it is stored only where post's differs."""
         return tokenizer_of(self.base) or tokenizer_of(self.post)
