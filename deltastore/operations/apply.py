@@ -339,7 +339,16 @@ def _matched(
             vocabulary = skip_tokens(checkpoint, delta.files, ref=delta.ref)
         else:
             vocabulary = compare_tokens(checkpoint, delta.config, delta.files, names, ref=delta.ref)
-        result.append(Delta(delta.ref, delta.config, names, delta.files.base_config, vocabulary))
+        result.append(
+            Delta(
+                delta.ref,
+                delta.config,
+                names,
+                source_config=delta.files.base_config,
+                post_config=delta.files.post_config,
+                vocabulary=vocabulary,
+            )
+        )
     return result
 
 

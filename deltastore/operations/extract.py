@@ -265,9 +265,7 @@ def extract(
 def tell_not_stored(names: Sequence[str], progress: Progress) -> None:
     """Say what lies beside post and is not in its artifact."""
     if names:
-        progress.warn(
-            f"Not stored of post, as it is neither tensors nor a small file: {listed(list(names))}."
-        )
+        progress.warn(f"Beside the weights of post and not stored: {listed(list(names))}.")
 
 
 def _already_there(

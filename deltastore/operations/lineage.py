@@ -284,5 +284,5 @@ def judge(
     standing = "far from" if figures.verdict == "distant" else "not comparable with"
     progress.warn(
         f"The base is {standing} the source base of {ref} ({measured}). Test the result, perhaps "
-        "with a lower --scale."
+        "with a lower scale."
     )

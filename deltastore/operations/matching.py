@@ -45,6 +45,11 @@ class Sides:
         return read_object(self.base.get("config.json", b""))
 
     @property
+    def post_config(self) -> dict[str, Any] | None:
+        """Post's, likewise."""
+        return read_object(self.post.get("config.json", b""))
+
+    @property
     def base_tokenizer(self) -> Files:
         """The source base's; it is stored only where post's differs."""
         return tokenizer_of(self.base) or tokenizer_of(self.post)
@@ -135,7 +140,8 @@ def skip_tokens(base: Checkpoint, sides: Sides, *, ref: str) -> Vocabulary:
         # To get by without tokenizers is what skipping is for.
         new = post = None
     if new is None or post is None:
-        return Vocabulary("skipped")
+        # Also where neither has one, as where rows go by index.
+        return Vocabulary("skipped", alike=_defining(own) == _defining(sides.post_tokenizer))
     found = {number: new.get(token, NONE) for token, number in post.items()}
     return Vocabulary("skipped", tokens=len(new), ids=found)
 

@@ -26,6 +26,7 @@ from deltastore.operations.output.documents import to_json
 from deltastore.operations.output.front_matter import FrontMatterError, read_front_matter
 from deltastore.operations.output.ledger import Ledger
 from deltastore.operations.output.model_files import (
+    fit_params,
     take_model_files,
     take_processors,
     without_code,
@@ -91,6 +92,8 @@ def compose(
     )
     take_processors(files, post, ledger, restoring=restoring)
     take_model_files(files, source_base, post, ledger, restoring=restoring)
+    if not restoring:
+        fit_params(files, source_base, post, ledger, base.tensors, recipes, deltas[-1].tensors)
     template.take_chat_template(files, post, ledger)
     if not template.has_chat_template(post):
         for number, delta in enumerate(deltas[:-1], 1):

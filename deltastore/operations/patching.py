@@ -172,7 +172,10 @@ def patch(
             hint="Load a model that descends from the delta's own base, or give `force=True`.",
         )
         own: frozenset[str] = frozenset()
-        if scale == 1 and figures.same:
+        # transformers holds some buffers in another dtype than the checkpoint has them, and the
+        # model is its base all the same; digests say which tensors are.
+        restoring = scale == 1 and (figures.same or figures.distance == 0)
+        if restoring:
             own = restoration.own_tensors(weights, reader.config, None, job_count(jobs), progress)
         reader.check()
         target = _Target(weights, reader, scale, changed)
@@ -188,7 +191,7 @@ def patch(
             raise
     for name, undo in target.undo.items():
         undo.after = tally.digests[name]
-    whole = figures.same and scale == 1 and not report.all
+    whole = restoring and not report.all
     return Patch(
         ref=artifact.ref,
         digest=artifact.digest,

@@ -35,6 +35,7 @@ class Delta:
         config: Its config.
         names: What the new base calls its tensors, where that is something else.
         source_config: ``config.json`` of its base; None if it has none.
+        post_config: That of its post.
         vocabulary: How its tokens stand to the new base's; None if that was not looked at.
     """
 
@@ -42,11 +43,21 @@ class Delta:
     config: Config
     names: Mapping[str, str] = field(default_factory=dict)
     source_config: Mapping[str, Any] | None = None
+    post_config: Mapping[str, Any] | None = None
     vocabulary: Vocabulary | None = None
 
     def named(self, entry: TensorEntry) -> str:
         """What the new base calls a tensor of the delta."""
         return self.names.get(entry.name, entry.name)
+
+    @property
+    def makes_another_class(self) -> bool:
+        """Whether post is of another class than its base, by its tensors and by what it says."""
+        classes = [(c or {}).get("architectures") for c in (self.source_config, self.post_config)]
+        return classes[0] != classes[1] is not None and any(
+            entry.kind in ("added", "removed") and not has_tokens(entry.name)
+            for entry in self.config.tensors
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +190,12 @@ class _Matching:
         self._report.places.append(self._places)
         words = self._delta.vocabulary
         skips = words is not None and words.verdict == "skipped"
+        # A class that the output is to be of has no tensors of another one's head, and all of its
+        # own.
+        moves = ("added", "removed") if self._delta.makes_another_class else ()
         self._take_other_names()
         for name, entry in self._table.items():
-            if skips and has_tokens(name):
+            if skips and has_tokens(name) and entry.kind not in moves:
                 self._report.skipped.append(name)
             else:
                 keeper = self._keeper(name, entry)

@@ -42,7 +42,8 @@ class Vocabulary:
         renamed: Tokens that post calls otherwise than its base and the new base: old, new.
         lost: Tokens of post that have no row in the output.
         ids: The output's ids by post's; ``NONE`` is lost. Those that are left out are equal, or
-            lost where rows were skipped.
+            lost where rows were skipped, unless ``alike``.
+        alike: Rows were skipped, and post's tokens have the same ids all the same.
         pairs: Row of post and row of the output, for all tokens that have both.
     """
 
@@ -55,11 +56,13 @@ class Vocabulary:
     renamed: tuple[tuple[str, str], ...] = ()
     lost: tuple[str, ...] = ()
     ids: Mapping[int, int] = field(default_factory=dict, repr=False)
+    alike: bool = False
     pairs: tuple[tuple[int, int], ...] = field(default=(), repr=False)
 
     def translate(self, token: int) -> int | None:
         """The output's id for an id of post; None if the output does not have that token."""
-        found = self.ids.get(token, NONE if self.verdict == "skipped" else token)
+        lost = self.verdict == "skipped" and not self.alike
+        found = self.ids.get(token, NONE if lost else token)
         return None if found == NONE else found
 
     def report(self) -> dict[str, object]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoints import model, save, trained
 from safetensors.torch import save_file
-from small_files_world import composed
+from small_files_world import composed, read
 
 import deltastore
 from deltastore.cli.main import cli
@@ -161,7 +161,7 @@ A, B, C = '{"of": 1}', '{"of": 2}', '{"of": 3}'
         (A, None, None, None, None),
     ],
 )
-@pytest.mark.parametrize("name", ["normalizer.json", "params.json", "1_Pooling/config.json"])
+@pytest.mark.parametrize("name", ["normalizer.json", "other.json", "1_Pooling/config.json"])
 def test_a_file_follows_post_where_post_changed_it(
     tmp_path: Path,
     name: str,
@@ -195,6 +195,44 @@ def test_on_its_own_base_a_file_is_posts(tmp_path: Path) -> None:
         "b.json": C,
         "c.json": C,
     }
+
+
+def native(path: Path, rows: int, seed: int, **more: Any) -> Path:
+    """A model as Mistral's own code has it, of which params.json alone says the sizes."""
+    matrices = {"tok_embeddings": rows, "output": rows, "layers.0.feed_forward.w1": 40}
+    tensors = {}
+    for number, (name, size) in enumerate(matrices.items()):
+        common = torch.randn(60, 24, generator=torch.Generator().manual_seed(number))[:size]
+        step = torch.randn(size, 24, generator=torch.Generator().manual_seed(seed))
+        tensors[f"{name}.weight"] = common + 0.01 * step
+    path.mkdir()
+    save_file(tensors, path / "consolidated.safetensors")
+    params = {"dim": 24, "hidden_dim": 40, "vocab_size": rows, "norm_eps": 1e-5} | more
+    (path / "params.json").write_text(json.dumps(params))
+    return path
+
+
+def test_params_say_the_sizes_and_are_otherwise_the_new_bases(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    base = native(tmp_path / "base", 48, 2)
+    post = native(tmp_path / "post", 52, 3, norm_eps=1e-6)
+    new = native(tmp_path / "new", 48, 4, rope_theta=1e6)
+    store.extract(base, post, name="delta")
+    result = store.apply("delta", base=new, out=tmp_path / "out")
+    want = read(new / "params.json") | {"vocab_size": 52}
+    assert read(tmp_path / "out" / "params.json") == want
+    rows = {row["name"]: row for row in result.files}
+    assert rows["params.json"]["from"] == "both"
+    assert "post changed norm_eps" in rows["params.json"]["note"]
+    for number, how in enumerate(({"skip_embeddings": True}, {"scale": 0.0})):
+        store.apply("delta", base=new, out=tmp_path / str(number), **how)
+        assert read(tmp_path / str(number) / "params.json") == read(new / "params.json")
+    assert store.apply("delta", base=base, out=tmp_path / "own").restored
+    assert read(tmp_path / "own" / "params.json") == read(post / "params.json")
+    (new / "params.json").unlink()
+    store.apply("delta", base=new, out=tmp_path / "without")
+    assert read(tmp_path / "without" / "params.json") == read(post / "params.json")
 
 
 def test_another_processor_of_post_is_said(tmp_path: Path) -> None:

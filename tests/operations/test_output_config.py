@@ -213,6 +213,18 @@ def test_nested_configurations_follow_the_same_rules() -> None:
     assert sorted(left(ledger)) == ["text_config.rope_theta", "vision_config.patch_size"]
 
 
+@pytest.mark.parametrize("part", ["decoder", "text_encoder", "generator"])
+def test_parts_that_are_called_as_they_are(part: str) -> None:
+    """As in a VisionEncoderDecoderConfig."""
+
+    def config(end: int, theta: float) -> dict[str, Any]:
+        return {"model_type": "x", part: {"eos_token_id": end, "rope_theta": theta}}
+
+    got, ledger = merged(config(1, 1.0), config(2, 2.0), config(1, 3.0))
+    assert got == config(2, 3.0)
+    assert left(ledger) == [f"{part}.rope_theta"]
+
+
 def test_restoring_gives_posts_configuration() -> None:
     """Where the new base is the source base, its file says nothing that post's does not."""
     before = BASE | {

@@ -23,6 +23,7 @@ from deltastore.errors import (
     StructureMismatchError,
     UsageError,
 )
+from deltastore.operations.progress import Silent
 from deltastore.store import open_store
 
 
@@ -133,6 +134,42 @@ def test_another_dtype_is_what_apply_onto_such_a_base_gives(
             oracle.check(got, oracle.applied(before[name], [step]), name)
     store.unpatch(net)
     assert_same_bits(stored(net), before)
+
+
+def test_a_buffer_that_is_wider_in_memory_leaves_the_others_posts(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """As transformers keeps some buffers in float32, whatever the checkpoint has them in."""
+    extracted(store, tmp_path, torch.bfloat16)
+    net = Net(torch.bfloat16, 1)
+    net.register_buffer("scale", net.scale.float())
+    before = stored(net)
+    patch = store.patch(net, "delta")
+    assert not patch.lineage.same
+    after, post = stored(net), load(tmp_path / "post")
+    del after["scale"], post["scale"]
+    assert_same_bits(after, post)
+    store.unpatch(net)
+    assert_same_bits(stored(net), before)
+
+
+def test_a_warning_about_lineage_is_for_python(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    extracted(store, tmp_path, torch.float32)
+    warnings: list[str] = []
+
+    class Watcher(Silent):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    net = near(Net(torch.float32, 1))
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) * 0.02)
+    assert store.patch(net, "delta", progress=Watcher()).lineage.verdict == "distant"
+    assert warnings
+    assert not any("--" in warning for warning in warnings)
 
 
 def test_patches_are_undone_in_reverse(store: deltastore.DeltaStore, tmp_path: Path) -> None:

@@ -388,6 +388,20 @@ def test_skip_embeddings(store: deltastore.DeltaStore, tmp_path: Path) -> None:
         assert_same_bits({name: out[name]}, {name: want})
 
 
+def test_ids_of_post_stay_where_nobody_has_a_tokenizer(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """Nothing says that they mean something else, with rows that are skipped as without."""
+    one = Model(WORDS)
+    for side, seed, end in (("base", 0, 1), ("post", 1, 3), ("new", 2, 1)):
+        files = {"generation_config.json": json.dumps({"eos_token_id": [end, 2]})}
+        save(tmp_path / side, one.weights(seed), config=one.config, files=files)
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", skip_embeddings=True)
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [3, 2]}
+
+
 def test_without_tokenizers_other_numbers_of_rows_are_refused(
     store: deltastore.DeltaStore, tmp_path: Path
 ) -> None:

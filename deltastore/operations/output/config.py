@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltastore.checkpoint import TensorInfo
+from deltastore.checkpoint.quantised import DECLARATIONS
 from deltastore.manifest import TensorEntry
 from deltastore.operations.model_files import CODE_KEYS
 from deltastore.operations.output.declared import leave_out_declarations
@@ -49,6 +50,9 @@ _NEVER = CODE_KEYS
 
 _RULED = _DECIDED | OF_THE_FILE | _NEVER | {"model_type", "quantization_config"}
 """What does not follow post for the sake of its tensors."""
+
+_PARTS = ("encoder", "decoder", "generator")
+"""Parts of a model whose configurations are called as they are, ``text_encoder`` among them."""
 
 _MAX_LEVELS = 4
 
@@ -182,7 +186,8 @@ def _level(
 
 def _is_nested(name: str, values: Iterable[Any]) -> bool:
     """Whether this is the configuration of a part of the model, as ``text_config`` is."""
-    whole = name.endswith("_config") and name not in ("quantization_config", "compression_config")
+    whole = name.endswith("_config") and name not in DECLARATIONS
+    whole |= name.rpartition("_")[2] in _PARTS
     return whole and all(isinstance(value, dict) for value in values)
 
 

@@ -1,7 +1,7 @@
 """Model files of an output: documents without a rule of their own, as sentence-transformers' are.
 
 A file follows post where post changed it from its own base, or where the new base has none; else
-it is the new base's.
+it is the new base's. ``params.json`` is a configuration: the new base's, with sizes that fit.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltastore.checkpoint import is_model_file
+from deltastore.checkpoint import TensorInfo, is_model_file
 from deltastore.checkpoint.small_files import MODULES, PROCESSOR_FILES, module_folders
+from deltastore.errors import StructureMismatchError
+from deltastore.manifest import TensorEntry
 from deltastore.operations.model_files import CODE_KEYS
 from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
+from deltastore.operations.output.fit import Pair, fitted
 from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.recipes import Recipe
 
 Files = dict[str, bytes]
+
+PARAMS = "params.json"
 
 _UNRULED = frozenset({"chat_template", "processor_class", *OF_THE_FILE})
 _MAY_NAME_CODE = (*PROCESSOR_FILES, "generation_config.json", "tokenizer_config.json")
@@ -51,10 +57,57 @@ def take_model_files(
             continue
         if own == theirs or (own is not None and theirs == source_base.get(name)):
             continue
+        if name == PARAMS and own is not None and not restoring:
+            continue
         files[name] = theirs
         ledger.origins[name] = "post"
         if own is not None:
             ledger.note(name, "post changed it from its own base")
+
+
+def fit_params(
+    files: Files,
+    source_base: Mapping[str, bytes],
+    post: Mapping[str, bytes],
+    ledger: Ledger,
+    base: Mapping[str, TensorInfo],
+    recipes: Mapping[str, Recipe],
+    tensors: Mapping[str, TensorEntry],
+) -> None:
+    """Have ``params.json`` say the output's sizes, and tell what post changed besides.
+
+    It is to Mistral's and Llama's own code what ``config.json`` is to transformers.
+
+    Args:
+        files: The output's small files; changed in place.
+        source_base: The source base's.
+        post: Post's.
+        ledger: Is told.
+        base: The new base's tensors.
+        recipes: The output's.
+        tensors: The delta's, by the output's names.
+    """
+    own = read_object(files.get(PARAMS))
+    if own is None:
+        return
+    before, after = (read_object(side.get(PARAMS)) for side in (source_base, post))
+    try:
+        output = fitted(own, own, base, recipes, [Pair(before, after, tensors)])
+    except StructureMismatchError as error:
+        ledger.warn(PARAMS, f"it may not fit the output's tensors: {error.message.rstrip('.')}")
+        return
+    changed = [name for name in output if not same(output[name], own.get(name))]
+    if changed:
+        files[PARAMS] = to_json(output)
+        ledger.origins[PARAMS] = "both"
+        ledger.note(PARAMS, f"changed: {', '.join(changed)}")
+    left = [
+        name
+        for name, value in (after or {}).items()
+        if not same(value, (before or {}).get(name)) and not same(value, output.get(name))
+    ]
+    if before is not None and left:
+        ledger.warn(PARAMS, f"post changed {', '.join(left)}; the output has the new base's")
 
 
 def take_processors(
