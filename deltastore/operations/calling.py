@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from deltastore.checkpoint import Checkpoint
 from deltastore.errors import UsageError
-from deltastore.operations.embeddings import has_token_rows
-from deltastore.operations.lineage import Verdict, compared
+from deltastore.operations.lineage import compared
 from deltastore.operations.naming import Renaming
 from deltastore.operations.pair_lineage import sampled_runs
 from deltastore.operations.pairing import pair_of
@@ -26,8 +25,9 @@ def called_alike(
 ) -> tuple[Checkpoint, Checkpoint]:
     """Both, their tensors under one name each, as far as that is told or recognised.
 
-    What wrappers add (``module.``, ``_orig_mod.``) is left out of both; post's other names are
-    exchanged for base's. Names that agree are never touched.
+    What wrappers add (``module.``, ``_orig_mod.``) is left out of both, of a model of transformers
+    also where they have it alike: the library would find none of its tensors. Post's other names
+    are exchanged for base's. Names that agree are never touched otherwise.
 
     Args:
         base: The model before post-training.
@@ -41,75 +41,77 @@ def called_alike(
     if renaming is not None and renaming.rules:
         return base, post.renamed(renaming.names([post.tensors])[0])
     base, post = (
-        unwrapped(base, post.tensors, progress),
-        unwrapped(post, base.tensors, progress),
+        unwrapped(base, post.tensors, progress, even_alike=True),
+        unwrapped(post, base.tensors, progress, even_alike=True),
     )
-    rules = recognised(post.tensors, base.tensors)
-    if rules := _without_strangers(base, post, rules):
+    rules = _borne_out(base, post, recognised(post.tensors, base.tensors))
+    if rules:
         names = renamed(post.tensors, rules)
-        called = post.renamed(names)
-        if _are_the_same(base, called, _moved(base, names)):
-            _tell(post, names, progress, f", as `{as_options(rules)}` says")
-            post = called
+        _tell(post, names, progress, f", as `{as_options(rules)}` says")
+        post = post.renamed(names)
     return base, post
 
 
-def _without_strangers(base: Checkpoint, post: Checkpoint, rules: Sequence[Rule]) -> list[Rule]:
-    """The rules, but for those that take what only ends alike for one tensor.
+def _borne_out(base: Checkpoint, post: Checkpoint, rules: Sequence[Rule]) -> list[Rule]:
+    """Those rules by which tensors get one name that are the same ones by their weights.
 
-    A model's pooler and the transform before another's head are both called ``….dense.weight``.
+    Each has to prove itself: two parts of a model may end alike, as a pooler and a head's layer.
     """
     kept: list[Rule] = []
-    before: set[str] = set()
+    now = {name: name for name in post.tensors}
     for rule in rules:
         try:
             names = renamed(post.tensors, [*kept, rule])
-        except UsageError:  # without one that was left out
-            continue
-        moved = set(_moved(base, names))
-        if _verdict(base, post.renamed(names), sorted(moved - before)) != "unrelated":
+        except UsageError:
+            continue  # it follows on one that was left out
+        moved = [name for own, name in names.items() if name != now[own] and name in base.tensors]
+        if not moved or _are_the_same(base, post.renamed(names), moved):
             kept.append(rule)
-            before = moved
-    return kept
-
-
-def _moved(base: Checkpoint, names: Mapping[str, str]) -> list[str]:
-    """Base's names of the tensors that have them only by a guess."""
-    return [name for old, name in names.items() if name != old and name in base.tensors]
+            now = names
+    known = base.tensors.keys()
+    return kept if len(known & set(now.values())) > len(known & post.tensors.keys()) else []
 
 
 def _are_the_same(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> bool:
     """Whether tensors that have one name only by a guess are the same ones by their weights."""
-    verdict = _verdict(base, post, names)
+    pairs = [pair_of(name, base.tensors[name], post.tensors[name]) for name in names]
+    if any(pair.kind == "replaced" and pair.base is not None for pair in pairs):
+        return False
+    verdict = compared(sampled_runs(base, post, pairs), complete=False).verdict
     # Vectors alone prove nothing: a guess must then be about most of the model.
     return verdict in ("related", "distant") or (
         verdict == "unknown" and 2 * len(names) > len(base.tensors)
     )
 
 
-def _verdict(base: Checkpoint, post: Checkpoint, names: Sequence[str]) -> Verdict:
-    pairs = [pair_of(name, base.tensors[name], post.tensors[name]) for name in names]
-    if any(pair.kind == "replaced" and pair.base is not None for pair in pairs):
-        return "unrelated"
-    verdict = compared(sampled_runs(base, post, pairs), complete=False).verdict
-    resized = any(pair.kind == "resized" and not has_token_rows(pair.name) for pair in pairs)
-    # Another shape speaks against it, unless weights speak for it.
-    return "unrelated" if verdict == "unknown" and resized else verdict
-
-
-def unwrapped(checkpoint: Checkpoint, known: Collection[str], progress: Progress) -> Checkpoint:
+def unwrapped(
+    checkpoint: Checkpoint, known: Collection[str], progress: Progress, *, even_alike: bool = False
+) -> Checkpoint:
     """A checkpoint without what wrappers add to its names, if that gives more of them in common.
+
+    Of a model of transformers they go in any case: its output would have names that none of its
+    classes loads.
 
     Args:
         checkpoint: The checkpoint.
         known: The names of the other model.
         progress: Is told what was left out.
+        even_alike: Whether that holds where both models have such names, too.
     """
-    names = without_wrappers(checkpoint.tensors, known)
+    always = _is_of_transformers(checkpoint) and (
+        even_alike or set(known).isdisjoint(checkpoint.tensors)
+    )
+    names = without_wrappers(checkpoint.tensors, known, always=always)
     if names is None:
         return checkpoint
     _tell(checkpoint, names, progress, "")
     return checkpoint.renamed(names)
+
+
+def _is_of_transformers(checkpoint: Checkpoint) -> bool:
+    """Whether a class of transformers loads it, none of which has wrappers' names of its own."""
+    config = checkpoint.config or {}
+    return isinstance(config.get("model_type"), str) and not config.get("auto_map")
 
 
 def _tell(checkpoint: Checkpoint, names: Mapping[str, str], progress: Progress, how: str) -> None:

@@ -8,6 +8,7 @@ and ``save_model`` keep one each, not the same one; ``torch.save`` keeps all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 _SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -205,7 +206,12 @@ def _family(name: str) -> list[str]:
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    return name in endings or name.endswith(_dotted(endings))
+
+
+@cache
+def _dotted(endings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{ending}" for ending in endings)
 
 
 def _only(found: list[str]) -> str | None:

@@ -18,7 +18,12 @@ from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing, small_files
 from deltastore.operations.calling import called_alike
 from deltastore.operations.embeddings import may_tie
-from deltastore.operations.kinship import check_kinship, refuse_adapter, refuse_same
+from deltastore.operations.kinship import (
+    check_kinship,
+    has_same_weights,
+    refuse_adapter,
+    refuse_same,
+)
 from deltastore.operations.naming import Renaming
 from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pair_lineage import PairLineage
@@ -239,7 +244,7 @@ def extract(
                 reused = found is not None
             if found is not None:
                 manifest, config = found
-            if config.base.content == config.post.content:
+            if has_same_weights(config):
                 refuse_same(before, after, force=force)
             published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
     tell_not_stored(config.not_stored, progress)

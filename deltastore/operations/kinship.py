@@ -11,7 +11,9 @@ from typing import Any
 
 from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.errors import IncompatibleError, LineageError, StructureMismatchError, shown
+from deltastore.manifest import Config
 from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.computed import is_computed
 from deltastore.operations.embeddings import (
     has_token_rows,
     is_embedding,
@@ -47,24 +49,6 @@ _ADAPTERS = (
     "trainable_tokens_",
 )
 """What the parts of a name begin with that only an adapter of PEFT has."""
-
-_COMPUTED = (
-    "inv_freq",
-    "original_inv_freq",
-    "masked_bias",
-    "position_ids",
-    "token_type_ids",
-    "num_batches_tracked",
-    "final_logits_bias",
-    "embed_positions.weight",
-    "embed_positions.weights",
-    "rotary_emb.cos_cached",
-    "rotary_emb.sin_cached",
-    "attn.bias",
-    "attention.bias",
-    "relative_position_index",
-)
-"""Buffers that a library computes; which of its versions also saves them differs."""
 
 _SEVERAL_TOKENS = ("mtp", "eh_proj", "enorm", "hnorm", "shared_head", "nextn")
 """Parts of blocks that predict several tokens, which libraries leave out as they load."""
@@ -146,6 +130,14 @@ def check_kinship(
             f"({figures.told}). Make sure that it was trained from this base."
         )
     return figures
+
+
+def has_same_weights(config: Config) -> bool:
+    """Whether post is base, perhaps saved with other names of its tied sets."""
+    sides = [(e.own_base, e.post) for e in config.tensors if not is_computed(e.name)]
+    if any(base is not None and post is not None and base != post for base, post in sides):
+        return False
+    return {base for base, _ in sides if base} == {post for _, post in sides if post}
 
 
 def refuse_same(base: Checkpoint, post: Checkpoint, *, force: bool) -> None:
@@ -235,7 +227,7 @@ def _check_structure(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) 
 def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Iterator[str]:
     """Base's tensors that a whole post-trained model would have."""
     moved = {pair.base_name for pair in pairs}
-    containers = _containers(base.tensors)
+    containers, body = _containers(base.tensors), _body(base.tensors)
     same_class = _same_class(base, post)
     for pair in pairs:
         if pair.kind != "removed" or pair.base is None or pair.name in moved:
@@ -248,7 +240,7 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
         elif is_head(name):
             if same_class and not may_tie(post.config):
                 yield name
-        elif _is_last_norm(name):
+        elif _is_last_norm(name) and (body is None or name.split(".")[0] in body):
             yield name
 
 
@@ -308,10 +300,19 @@ def _containers(tensors: Mapping[str, TensorInfo]) -> set[str | None]:
     return {_container(name) for name in tensors} - {None}
 
 
+def _body(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
+    """What the names of layers begin with, where those of the embeddings do so, too.
+
+    A name that begins otherwise is of a head, which another class of model does without. None where
+    the model's own parts have no beginning in common.
+    """
+    stacks = {name.split(".")[0] for name in tensors if "." in (_container(name) or "")}
+    embeddings = {name.split(".")[0] for name in tensors if is_embedding(name)}
+    return stacks if embeddings and embeddings <= stacks else None
+
+
 def _is_computed(name: str, info: TensorInfo) -> bool:
-    if info.dtype not in DELTA_DTYPES:
-        return True
-    return any(name == ending or name.endswith(f".{ending}") for ending in _COMPUTED)
+    return info.dtype not in DELTA_DTYPES or is_computed(name)
 
 
 def _is_of_several_tokens(name: str, base: Checkpoint | None) -> bool:
@@ -336,12 +337,8 @@ def _same_class(base: Checkpoint, post: Checkpoint) -> bool:
 def _is_last_norm(name: str) -> bool:
     """Whether a tensor is of a norm of the whole model, and not of a head that may go."""
     parts = name.lower().split(".")
-    of_a_head = any(word in part for part in parts for word in _OF_A_HEAD)
+    of_a_head = {"cls", "pooler", "classifier", "score", "predictions", "lm_head"} & set(parts)
     return not of_a_head and any("norm" in part or part.startswith("ln_") for part in parts)
-
-
-_OF_A_HEAD = ("cls", "pooler", "classifi", "score", "predict", "head", "vocab")
-"""Words in the parts of a name that only a head has, or what stands before it."""
 
 
 def _is_adapter(name: str) -> bool:
@@ -386,4 +383,10 @@ def _label(checkpoint: Checkpoint) -> str:
     return checkpoint.repo or str(checkpoint.path)
 
 
-__all__ = ["LARGEST_CHANGE", "check_kinship", "refuse_adapter", "refuse_same"]
+__all__ = [
+    "LARGEST_CHANGE",
+    "check_kinship",
+    "has_same_weights",
+    "refuse_adapter",
+    "refuse_same",
+]

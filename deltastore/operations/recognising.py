@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from deltastore.operations.embeddings import has_token_rows, stand_in
 from deltastore.operations.naming import Renaming
 
 Rule = tuple[str, str]
@@ -19,17 +20,22 @@ _WRAPPERS: tuple[Rule, ...] = (
     (r"^(_forward_module\.)+", ""),
     (r"^base_model\.model\.", ""),
     (r"\.base_layer\.", "."),
+)
+"""What stays in a name if a wrapped model's ``state_dict`` is saved rather than the model's own.
+
+DistributedDataParallel and DataParallel, ``torch.compile``, FSDP, activation checkpointing,
+Lightning, PEFT: no checkpoint that a library loads has them.
+"""
+
+_OLDER_NAMES: tuple[Rule, ...] = (
     (r"(^|\.)LayerNorm\.gamma$", r"\1LayerNorm.weight"),
     (r"(^|\.)LayerNorm\.beta$", r"\1LayerNorm.bias"),
     (r"\.weight_g$", ".parametrizations.weight.original0"),
     (r"\.weight_v$", ".parametrizations.weight.original1"),
 )
-"""What stays in a name if a wrapped model's ``state_dict`` is saved rather than the model's own.
+"""Names that older versions of the libraries gave, and that the present ones read as the new."""
 
-DistributedDataParallel and DataParallel, ``torch.compile``, FSDP, activation checkpointing,
-Lightning, PEFT: no checkpoint that a library loads has them. The last four are names that older
-versions of the libraries gave, and that the present ones read as the new.
-"""
+_ADDED = (*_WRAPPERS, *_OLDER_NAMES)
 
 _MOST_RULES = 8
 _MOST_CANDIDATES = 32
@@ -40,8 +46,8 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
 
     What wrappers add is left out first. Then beginnings are exchanged, as ``model.`` and
     ``language_model.model.``: those that make the most names known ones, as long as that takes
-    none from a tensor that has its name already and makes no two names one. Layers are never
-    renumbered.
+    none from a tensor that has its name already and makes no two names one. A second name of a tied
+    set counts as known: a head is never taken for embeddings. Layers are never renumbered.
 
     Args:
         names: The tensors' own names.
@@ -56,15 +62,15 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
     matched = _matched(now.values(), there)
     while len(rules) < _MOST_RULES and matched < len(now):
         best: tuple[int, Rule, dict[str, str]] | None = None
-        for rule in (*_wrappers(now.values()), *_beginnings(now.values(), there)):
+        for rule in (*_found(_ADDED, now.values()), *_beginnings(now.values(), there)):
             renamed = _renamed(now, rule)
             if renamed is None:
                 continue
-            gained = sum(name in there for name in renamed.values())
+            gained = _matched(renamed.values(), there)
             kept = all(renamed[own] == name for own, name in now.items() if name in there)
-            if not kept or (gained <= matched and rule not in _WRAPPERS):
+            if not kept or (gained <= matched and rule not in _ADDED):
                 continue
-            if rule in _WRAPPERS:
+            if rule in _ADDED:
                 best = (gained, rule, renamed)
                 break
             if best is None or gained > best[0]:
@@ -76,30 +82,36 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
     return rules if matched > _matched(names, there) else []
 
 
-def without_wrappers(names: Collection[str], known: Collection[str]) -> dict[str, str] | None:
+def without_wrappers(
+    names: Collection[str], known: Collection[str], *, always: bool = False
+) -> dict[str, str] | None:
     """The names of one of two models without what wrappers add, if that makes more of them alike.
 
     Args:
         names: Its names.
         known: Those of the other, from which wrappers are left out likewise.
+        always: Whether no model of its kind has such names of its own, so that they go although the
+            other has them, too.
 
     Returns:
         The names that remain, by those that are; None where nothing is to be left out.
     """
-    there, rules = set(known), _unwrapping(names)
-    if not rules or there >= set(names):
-        return None
-    now = renamed(names, rules)
-    others = set(renamed(known, _unwrapping(known)).values())
-    better = sum(name in others for name in now.values())
-    return now if better > _matched(names, there) else None
+    there = set(known)
+    rules = [] if there >= set(names) else _unwrapping(names, _ADDED)
+    if rules:
+        now = renamed(names, rules)
+        others = set(renamed(known, _unwrapping(known, _ADDED)).values())
+        if _matched(now.values(), others) > _matched(names, there):
+            return now
+    rules = _unwrapping(names, _WRAPPERS) if always else []
+    return renamed(names, rules) if rules else None
 
 
-def _unwrapping(names: Collection[str]) -> list[Rule]:
-    """Rules that leave out what wrappers add; empty where that would make two names one."""
+def _unwrapping(names: Collection[str], among: Sequence[Rule]) -> list[Rule]:
+    """Those of some rules that change names; empty where they would make two names one."""
     now = {name: name for name in names}
     rules: list[Rule] = []
-    while found := _wrappers(now.values()):
+    while found := _found(among, now.values()):
         renamed = _renamed(now, found[0])
         if renamed is None or len(rules) == _MOST_RULES:
             return []
@@ -123,13 +135,18 @@ def renamed(names: Collection[str], rules: Sequence[Rule]) -> dict[str, str]:
 
 
 def _matched(names: Iterable[str], known: Collection[str]) -> int:
-    return sum(name in known for name in names)
+    """How many names are known ones, or second names of such in a tied set."""
+    return sum(name in known or _is_second_name(name, known) for name in names)
 
 
-def _wrappers(names: Iterable[str]) -> list[Rule]:
-    """Wrappers that are found in some of the names."""
+def _is_second_name(name: str, known: Collection[str]) -> bool:
+    return has_token_rows(name) and stand_in(name, known, ties=True) is not None
+
+
+def _found(rules: Sequence[Rule], names: Iterable[str]) -> list[Rule]:
+    """The rules whose expressions are found in some of the names."""
     every = list(names)
-    return [rule for rule in _WRAPPERS if any(re.search(rule[0], name) for name in every)]
+    return [rule for rule in rules if any(re.search(rule[0], name) for name in every)]
 
 
 def _renamed(now: dict[str, str], rule: Rule) -> dict[str, str] | None:
@@ -153,8 +170,10 @@ def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
         for ending in _endings(name):
             others = by_ending.get(ending, set())
             if others:
-                if len(others) == 1:
-                    other = next(iter(others))
+                other = next(iter(others))
+                # No more than ``weight`` in common is nothing, unless it is all of a name.
+                telling = "." in ending or ending in (name, other)
+                if len(others) == 1 and telling:
                     old, new = name.removesuffix(ending), other.removesuffix(ending)
                     if _digits(old) == _digits(new):
                         found[old, new] += 1

@@ -11,6 +11,7 @@ from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing
+from deltastore.operations.calling import unwrapped
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import comparable_tokens, defining
@@ -128,6 +129,7 @@ def _judge(
         manifest, config = store.load(digest)
         # What the delta's base says of its head is in a small file, and taken on trust here.
         delta = Delta(ref, config, source_config={})
+        checkpoint = unwrapped(checkpoint, {entry.name for entry in config.tensors}, Silent())
         report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
         by_token = tokens.differ(manifest, config)
         sources = {

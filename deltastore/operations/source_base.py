@@ -10,9 +10,10 @@ from deltastore.checkpoint import Checkpoint
 from deltastore.errors import CheckpointError, CheckpointNotFoundError, IncompatibleError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing
+from deltastore.operations.calling import unwrapped
 from deltastore.operations.lineage import measure
 from deltastore.operations.opening import open_checkpoint
-from deltastore.operations.progress import Staged
+from deltastore.operations.progress import Silent, Staged
 from deltastore.store import Artifact, Store
 
 
@@ -26,6 +27,8 @@ def open_source_base(
     otherwise: str,
 ) -> Checkpoint:
     """Open the base that an artifact was extracted from, or what is said to be it.
+
+    Its tensors have the artifact's names, without what wrappers add.
 
     Args:
         store: Which remembers files by their tensors.
@@ -41,13 +44,15 @@ def open_source_base(
         CheckpointError: It cannot be read.
         HubError: It is on the hub and cannot be had.
     """
+    names = {entry.name for entry in config.tensors}
     if given is not None:
-        return open_checkpoint(given, downloads=progress)
+        return unwrapped(open_checkpoint(given, downloads=progress), names, progress)
     found = _remembered(store, config)
     if found is not None:
         return found
     if config.base.repo is not None and config.base.revision is not None:
-        return open_checkpoint(f"{config.base.repo}@{config.base.revision}", downloads=progress)
+        opened = open_checkpoint(f"{config.base.repo}@{config.base.revision}", downloads=progress)
+        return unwrapped(opened, names, progress)
     raise CheckpointNotFoundError(
         f"The base of {artifact.ref}, {artifact.base} with content {config.base.content}, is "
         "nowhere to be found: the store remembers no unchanged file of it, and the artifact names "
@@ -126,7 +131,7 @@ def _remembered(store: Store, config: Config) -> Checkpoint | None:
     largest = max(wanted.values(), key=lambda side: side.nbytes)
     for place in _places(store, largest.blake3):
         try:
-            checkpoint = open_checkpoint(place, look_only=True)
+            checkpoint = unwrapped(open_checkpoint(place, look_only=True), wanted, Silent())
         except CheckpointError:
             continue  # moved, or no checkpoint by itself
         known = hashing.remembered(store, checkpoint)

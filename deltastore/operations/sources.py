@@ -85,11 +85,13 @@ def _at_path(
     store: Store, text: str, side: Side, artifacts: Iterable[Artifact], progress: Progress | None
 ) -> Source:
     # Only here: a list by label reads no checkpoint.
+    from deltastore.operations.calling import unwrapped
     from deltastore.operations.hashing import find_content
     from deltastore.operations.opening import open_checkpoint
 
     watcher = Staged(progress or Silent())
-    with open_checkpoint(text, downloads=watcher, look_only=True) as checkpoint:
+    with open_checkpoint(text, downloads=watcher, look_only=True) as opened:
+        checkpoint = unwrapped(opened, (), Silent())
         label = checkpoint.repo or checkpoint.path.resolve().name
 
         def alike() -> bool:

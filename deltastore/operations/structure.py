@@ -10,6 +10,7 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.errors import StructureMismatchError, UsageError
 from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
+from deltastore.operations.computed import is_computed, may_be_left_out
 from deltastore.operations.copies import Copies
 from deltastore.operations.embeddings import (
     embedding_of,
@@ -197,12 +198,14 @@ class _Matching:
             if skips and has_tokens(name) and entry.kind not in moves:
                 self._report.skipped.append(name)
             else:
-                keeper = self._keeper(name, entry)
+                keeper = self._keeper(name, name)
                 self._match(name, keeper or entry, self._source(name, entry))
         for name, info in self._base.tensors.items():
             if name in self._table:
                 continue
             shared = self._shared(name)
+            if shared is None and is_computed(name):
+                continue  # the new base's own
             if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
                 self._report.extra.append(Mismatch(name, problem))
@@ -237,21 +240,26 @@ class _Matching:
                 del self._table[name]
                 self._table[other] = entry
 
-    def _keeper(self, name: str, entry: TensorEntry) -> TensorEntry | None:
+    def _keeper(self, name: str, known: str) -> TensorEntry | None:
         """Of a tensor that only base stored, and post under another name: what is kept of it.
 
         None where the new base has no tensor of its own there: one that is a copy of what is kept
         goes, as post's did.
+
+        Args:
+            name: The new base's tensor.
+            known: What the delta calls it.
         """
+        entry = self._table[known]
         if entry.kind != "removed" or name not in self._base.tensors:
             return None
         for other, kept in self._table.items():
             if kept.post is None or kept.base is None or other not in self._base.tensors:
                 continue
             moved = kept.base_name == entry.name
-            if moved or (kept.base == entry.base and self._are_one(name, other)):
-                known = _may_be_one(name, other)
-                return None if self._copies.find(name, [other], may_be_plain=known) else kept
+            if moved or (kept.base == entry.base and self._are_one(known, other)):
+                may_be = _may_be_one(name, other)
+                return None if self._copies.find(name, [other], may_be_plain=may_be) else kept
         return None
 
     def _are_one(self, name: str, other: str) -> bool:
@@ -285,7 +293,7 @@ class _Matching:
         based = {n: entry for n, entry in self._table.items() if entry.own_base is not None}
         other = stand_in(name, based, ties=may_tie(self._delta.source_config))
         if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
-            return self._table[other]
+            return self._keeper(name, other) or self._table[other]
         other = self._copies.find(name, self._places)
         entry = self._places[other].entry if other is not None else None
         return entry if entry is not None and entry.base is not None else None
@@ -293,6 +301,8 @@ class _Matching:
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report
         if entry.base is None:
+            if info is not None and is_computed(name):
+                return  # post's library saved what the new base's did: it stays its own
             if info is not None:
                 problem = f"{ref} adds it, and the new base has it already"
                 report.mismatched.append(Mismatch(name, problem))
@@ -303,7 +313,8 @@ class _Matching:
         if info is None:
             # What post-training removed, such as a buffer that newer libraries no longer save, or
             # a head that post ties to its embeddings, is not there afterwards either way.
-            if entry.kind != "removed":
+            dispensable = entry.kind == "unchanged" and may_be_left_out(name)
+            if entry.kind != "removed" and not dispensable:
                 report.missing.append(Mismatch(name, f"{ref} has it as {wanted}"))
             return
         floating = info.dtype in DELTA_DTYPES

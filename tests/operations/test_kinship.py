@@ -15,7 +15,7 @@ import transformers
 from checkpoints import Tensors, assert_same_bits, bits, load
 from checkpoints import save as save_tensors
 from families import FAMILIES, Family, move
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 import deltastore
 from deltastore.cli.main import main
@@ -95,6 +95,25 @@ def test_the_same_weights(store: deltastore.DeltaStore, pair: tuple[Path, Path])
     assert "has the very weights of" in error.message
     with pytest.raises(IncompatibleError):
         store.extract(pair[0], pair[0], name="y")
+
+
+@pytest.mark.parametrize("way", ["save_model", "torch.save", "wrapped"])
+def test_the_same_weights_saved_otherwise(
+    store: deltastore.DeltaStore, tmp_path: Path, way: str
+) -> None:
+    """Under another name of the tied set, or under all."""
+    model = TIED.build(1)
+    base, copy = saved(model, tmp_path / "base"), tmp_path / "copy"
+    copy.mkdir()
+    model.config.save_pretrained(copy)
+    if way == "save_model":
+        save_model(model, str(copy / "model.safetensors"), metadata={"format": "pt"})
+    else:
+        outer = torch.nn.DataParallel(model) if way == "wrapped" else model
+        torch.save(outer.state_dict(), copy / "pytorch_model.bin")
+    assert "has the very weights of" in refused(store, base, copy, IncompatibleError).message
+    with pytest.raises(IncompatibleError):
+        store.extract(copy, base, name="y")
 
 
 def test_another_seed(
@@ -250,15 +269,16 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("side", ["base", "post"])
+@pytest.mark.parametrize("sides", ["base", "post", "new", "base post", "base post new"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_model(
     store: deltastore.DeltaStore,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     wrapper: str,
-    side: str,
+    sides: str,
 ) -> None:
+    """Also where both sides are, which would agree: no class loads an output of such names."""
     states: dict[str, Tensors] = {}
     for role in ("base", "post", "new"):
         model = TIED.build(1)
@@ -266,15 +286,17 @@ def test_a_wrapped_model(
             move(model, len(role), 0.02)
         states[role] = {n: t.clone() for n, t in model.state_dict().items()}
         saved(model, tmp_path / role)
-        if role == side:
+        if role in sides.split():
             for file in (tmp_path / role).glob("*.safetensors"):
                 file.unlink()
             torch.save(WRAPPERS[wrapper](model).state_dict(), tmp_path / role / "pytorch_model.bin")
     place = ["--store", str(tmp_path / "cli"), "extract"]
     pair = ["--base", str(tmp_path / "base"), "--post", str(tmp_path / "post")]
     assert main([*place, *pair]) == 0
-    assert "go by another name" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert ("go by another name" in told) == (sides != "new")
     store.extract(tmp_path / "base", tmp_path / "post", name="x")
+    assert [found.compatible for found in store.resolve(tmp_path / "new")] == [True]
     store.apply("x", base=tmp_path / "new", out=tmp_path / "out")
     loads_as(TIED, tmp_path / "out", states["base"], states["post"], states["new"])
     assert store.apply("x", base=tmp_path / "base", out=tmp_path / "own").restored
@@ -295,6 +317,41 @@ def test_the_body_alone(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     assert not report["missing_keys"] - {"pooler.dense.weight", "pooler.dense.bias"}
     got, want = model.state_dict(), post.bert.state_dict()
     assert_same_bits({n: got[n] for n in want}, dict(want))
+
+
+CLASSES = {
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertForMaskedLM",
+        "DistilBertForSequenceClassification",
+    ),
+    "electra": ("ElectraConfig", "ElectraForMaskedLM", "ElectraForTokenClassification"),
+    "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM", "ModernBertModel"),
+    "bert": ("BertConfig", "BertForMaskedLM", "BertModel"),
+    "vit": ("ViTConfig", "ViTForImageClassification", "ViTModel"),
+}
+_TINY = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_TINY |= {"intermediate_size": 48, "initializer_range": 0.3, "pad_token_id": 0, "image_size": 32}
+_TINY |= {"dim": 32, "hidden_dim": 48, "n_heads": 4, "n_layers": 2, "patch_size": 8}
+_TINY |= {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_another_class_of_one_model(
+    store: deltastore.DeltaStore, tmp_path: Path, name: str
+) -> None:
+    """What only the head of one of them has may go, and is taken for no part of the other."""
+    config, before, after = (getattr(transformers, kind) for kind in CLASSES[name])
+    torch.manual_seed(0)
+    base = saved(before(config(**_TINY)), tmp_path / "base")
+    post = after.from_pretrained(base)
+    move(post, 2, 0.01)
+    saved(post, tmp_path / "post")
+    store.extract(base, tmp_path / "post", name="x")
+    assert store.apply("x", base=base, out=tmp_path / "out").restored
+    again, report = after.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert_same_bits(dict(again.state_dict()), dict(post.state_dict()))
 
 
 def test_a_head_for_another_task(store: deltastore.DeltaStore, tmp_path: Path) -> None:
@@ -330,6 +387,39 @@ def test_buffers_that_one_version_saves(
     more = rewritten(pair[1], tmp_path / "more", lambda tensors: tensors | buffers)
     store.extract(pair[0], more, name="added")
     store.extract(more, rewritten(pair[0], tmp_path / "less", dict), name="removed")
+
+
+def test_positions_that_one_way_of_saving_saves(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """Marian computes them as it loads: ``save_pretrained`` leaves them out, ``torch.save`` not."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = transformers.MarianConfig(
+        vocab_size=40, d_model=16, max_position_embeddings=16, init_std=0.3, **sizes, **ids
+    )
+    states = {}
+    for seed, role in enumerate(("base", "post", "new")):
+        torch.manual_seed(0)
+        model = transformers.MarianMTModel(config)
+        start = {n: t.clone() for n, t in model.state_dict().items() if "embed_positions" in n}
+        if seed:
+            move(model, seed, 0.02)
+        model.load_state_dict(start, strict=False)
+        states[role] = dict(model.state_dict())
+        path = saved(model, tmp_path / role)
+        if role != "base":
+            (path / "model.safetensors").unlink()
+            torch.save(model.state_dict(), path / "pytorch_model.bin")
+    store.extract(tmp_path / "base", tmp_path / "post", name="added")
+    store.apply("added", base=tmp_path / "new", out=tmp_path / "out")
+    store.extract(tmp_path / "base", saved(model, tmp_path / "again"), name="neither")
+    store.apply("neither", base=tmp_path / "post", out=tmp_path / "kept")
+    got = transformers.MarianMTModel.from_pretrained(tmp_path / "out").state_dict()
+    for name, new in states["new"].items():
+        want = new + (states["post"][name] - states["base"][name])
+        assert torch.allclose(got[name], want, atol=1e-6), name
 
 
 def test_a_block_that_predicts_several_tokens(

@@ -64,6 +64,13 @@ def test_recognised(names: list[str], known: list[str]) -> None:
         # A layer is never taken for another one.
         ([n.replace("layers.2", "layers.3") for n in LLAMA], LLAMA),
         ([f"wrong.{i}" for i in range(9)], LLAMA),
+        # A second name of what the other has.
+        (
+            ["bert.layer.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
+            ["bert.layer.weight", "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"],
+        ),
+        # Nothing in common but what every tensor has.
+        (["layer.weight", "score.weight"], ["layer.weight", "lm_head.weight"]),
         # The two would become one.
         (["module.a.weight", "a.weight"], ["a.weight"]),
     ],
@@ -79,6 +86,10 @@ def test_both_sides_are_unwrapped() -> None:
     assert without_wrappers(names, names) is None
     assert without_wrappers(LLAMA, names) is None
     assert without_wrappers(names, ["something.else"]) is None
+    plain = dict(zip(names, LLAMA, strict=True))
+    assert without_wrappers(names, names, always=True) == plain
+    assert without_wrappers(names, [*names, "v_head.weight"], always=True) == plain
+    assert without_wrappers(LLAMA, LLAMA, always=True) is None
 
 
 def test_names_of_older_libraries() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.operations.copies import Copies
-from deltastore.operations.embeddings import embedding_of, head_of, may_tie, tie_levels
+from deltastore.operations.embeddings import (
+    embedding_of,
+    head_of,
+    is_embedding,
+    may_tie,
+    tie_levels,
+)
 from deltastore.operations.recipes import Recipe
 
 Document = dict[str, Any]
@@ -67,7 +73,7 @@ def follow_tied_embeddings(
     if output.get("model_type") in _SCALED_BY_IT:
         return
     head = head_of(recipes)
-    heads = (head_of(base) is not None, head is not None)
+    heads = (_has_own_head(base), _has_own_head(recipes))
     said = tie_levels(after or {})
     changed = not tie_levels(before or {}) or may_tie(before) != may_tie(after)
     if heads[0] != heads[1]:
@@ -83,6 +89,11 @@ def follow_tied_embeddings(
     elif heads[1] and may_tie(output) and after is not None and not may_tie(after):
         # A head beside embeddings that are said to be it is read by nobody; post's is its own.
         _set(output, tied=False)
+
+
+def _has_own_head(names: Collection[str]) -> bool:
+    """Whether a head is stored beside embeddings: one that is stored alone is these, too."""
+    return head_of(names) is not None and any(map(is_embedding, names))
 
 
 def _set(output: Document, *, tied: bool) -> None:
