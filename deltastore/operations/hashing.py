@@ -93,10 +93,10 @@ def content_of(checkpoint: Checkpoint, known: Mapping[str, str]) -> str:
     )
 
 
-def find_content(
+def find_digests(
     store: Store, checkpoint: Checkpoint, progress: Progress, *, worthwhile: Callable[[], bool]
-) -> str | None:
-    """The content digest of a checkpoint: from what is remembered, or by reading all of it.
+) -> dict[str, str] | None:
+    """BLAKE3 hex by tensor: from what is remembered, or by reading all of the checkpoint.
 
     Args:
         store: Which remembers.
@@ -111,7 +111,7 @@ def find_content(
     known = remembered(store, checkpoint, trust_cache=True)
     if known is None and worthwhile():
         known = hash_checkpoint(store, checkpoint, job_count(None), progress)
-    return None if known is None else content_of(checkpoint, known)
+    return known
 
 
 def hash_tensor(checkpoint: Weights, name: str, progress: Progress | None = None) -> str:

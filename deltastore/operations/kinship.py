@@ -356,12 +356,8 @@ def _same_class(base: Checkpoint, post: Checkpoint) -> bool:
 def _is_last_norm(name: str) -> bool:
     """Whether a tensor is of a norm of the whole model, and not of a head that may go."""
     parts = name.lower().split(".")
-    of_a_head = any(word in part for part in parts for word in _OF_A_HEAD)
+    of_a_head = {"cls", "pooler", "classifier", "score", "predictions", "lm_head"} & set(parts)
     return not of_a_head and any("norm" in part or part.startswith("ln_") for part in parts)
-
-
-_OF_A_HEAD = ("cls", "pooler", "classifi", "score", "predict", "head", "vocab")
-"""Words in the parts of a name that only a head has, or what stands before it."""
 
 
 def _is_adapter(name: str) -> bool:

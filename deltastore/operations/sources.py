@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from deltastore.digest import fingerprint
+from deltastore.errors import FormatError, IntegrityError
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.store import Artifact, Store
 
@@ -86,7 +87,7 @@ def _at_path(
 ) -> Source:
     # Only here: a list by label reads no checkpoint.
     from deltastore.operations.calling import unwrapped
-    from deltastore.operations.hashing import find_content
+    from deltastore.operations.hashing import content_of, find_digests
     from deltastore.operations.opening import open_checkpoint
 
     watcher = Staged(progress or Silent())
@@ -94,22 +95,43 @@ def _at_path(
         checkpoint = unwrapped(opened, (), Silent())
         label = checkpoint.repo or checkpoint.path.resolve().name
 
+        size = (checkpoint.nbytes, checkpoint.parameters)
+
         def alike() -> bool:
             structure = fingerprint((t.name, t.shape) for t in checkpoint.tensors.values())
             for artifact in artifacts:
                 if side == "base" and artifact.base_fingerprint == structure:
                     return True
                 # The catalog has no fingerprint of post, but how large it is.
-                size = (artifact.raw_bytes, artifact.parameters)
-                if side == "post" and size == (checkpoint.nbytes, checkpoint.parameters):
+                if side == "post" and size == (artifact.raw_bytes, artifact.parameters):
                     return True
             return False
 
-        content = find_content(store, checkpoint, watcher, worthwhile=alike)
-    if content is None:
+        known = find_digests(store, checkpoint, watcher, worthwhile=alike)
+    if known is None:
         said = f"{text} (no stored delta has a {side} of its structure)"
         return Source(text, said, label, lambda _: False)
-    return Source(text, f"{text} ({content})", label, lambda a: _content(a, side) == content)
+    content = content_of(checkpoint, known)
+    tensors = sorted((t.dtype, t.shape, known[t.name]) for t in checkpoint.tensors.values())
+
+    def fits(artifact: Artifact) -> bool:
+        if _content(artifact, side) == content:
+            return True
+        # Post may have been given its base's names as the delta was extracted.
+        same_size = size == (artifact.raw_bytes, artifact.parameters)
+        return side == "post" and same_size and _post_tensors(store, artifact) == tensors
+
+    return Source(text, f"{text} ({content})", label, fits)
+
+
+def _post_tensors(store: Store, artifact: Artifact) -> list[tuple[str, tuple[int, ...], str]]:
+    """Dtype, shape and BLAKE3 hex of all tensors of an artifact's post; none if it is damaged."""
+    try:
+        _, config = store.load(artifact.digest)
+    except (IntegrityError, FormatError):
+        return []
+    posts = [entry.post for entry in config.tensors if entry.post is not None]
+    return sorted((post.dtype, post.shape, post.blake3) for post in posts)
 
 
 def _commit(text: str) -> str:

@@ -144,6 +144,24 @@ def test_the_same_weights_are_the_same_model_wherever_they_are(extracted: Path) 
         assert "one:v1 is of models of these names" in caught.value.hint
 
 
+def test_post_is_found_under_its_own_names(extracted: Path) -> None:
+    """As the artifact has those of its base: a trainer, or another class, put more before them."""
+    post = moved(model(0), 0.02)
+    save(extracted / "renamed", {f"bert.{name}": value for name, value in post.items()})
+    save(extracted / "other", {f"bert.{name}": value * 2 for name, value in post.items()})
+    with deltastore.open(extracted / "store") as opened:
+        opened.extract(extracted / "one" / "base", extracted / "renamed", name="delta")
+    with open_store(extracted / "store") as again:
+        assert refs(again, post="./renamed") == ["delta:v1"]
+        assert ref_of_pair(again, "one/base", "./renamed") == "delta:v1"
+        assert refs(again, post="./other") == []
+        # Nothing else stops working because one artifact is damaged.
+        digest = again.resolve("delta").digest.removeprefix("sha256:")
+        (extracted / "store" / "blobs" / "sha256" / digest).unlink()
+        assert refs(again, post="./renamed") == []
+        assert refs(again, post="one/run") == ["one:v1"]
+
+
 def test_a_checkpoint_of_another_structure_is_not_read(
     extracted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
