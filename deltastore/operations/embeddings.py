@@ -105,6 +105,12 @@ def is_head(name: str) -> bool:
     return name in _WHOLE_NAMES or _ends(name, _HEADS)
 
 
+def head_ending(name: str) -> str:
+    """What a head is called within its class: the longest of the usual endings of its name."""
+    found = [ending for ending in (*_HEADS, *_WHOLE_NAMES) if _ends(name, (ending,))]
+    return max(found, key=len, default=name)
+
+
 def is_embedding(name: str) -> bool:
     """Whether this is the name of input embeddings."""
     return _ends(name, _EMBEDDINGS)

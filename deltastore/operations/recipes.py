@@ -96,8 +96,10 @@ def recipes(
     result = {}
     for name in sorted(set(base.tensors).union(*report.places)):
         found: list[tuple[Addend, Place]] = []
+        one = _tied_to(name, base, report)
         for index, places in enumerate(report.places):
-            place = places.get(name)
+            # To a delta that has no such name it is the tensor that it is in the new base.
+            place = places.get(name) or (places.get(one) if one is not None else None)
             if place is None or name in left_out:
                 continue
             scale = scales(name, index)
@@ -110,6 +112,14 @@ def recipes(
         if recipe is not None:
             result[name] = recipe
     return result
+
+
+def _tied_to(name: str, base: Weights, report: Report) -> str | None:
+    """The new base's tensor that some delta adds a second name for."""
+    if name in base.tensors:
+        return None
+    found = (places[name].base for places in report.places if name in places)
+    return next((info.name for info in found if info is not None), None)
 
 
 def in_names_of(base: Weights, made: Mapping[str, Recipe]) -> dict[str, Recipe]:
@@ -144,6 +154,8 @@ def tied_as_post(made: Mapping[str, Recipe]) -> dict[str, Recipe]:
     for name, recipe in made.items():
         if name == embedding or not recipe.addends or not (is_head(name) or is_embedding(name)):
             continue
+        if not recipe.addends[-1].scale:
+            continue  # what post did is left out
         other = recipe.addends[-1].entry
         if other.post is not None and other.post == one.post and other.base != one.base:
             output = replace(made[embedding].output, name=name)

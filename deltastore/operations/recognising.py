@@ -6,7 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from deltastore.operations.embeddings import has_token_rows, stand_in
+from deltastore.operations.embeddings import (
+    has_token_rows,
+    head_ending,
+    is_embedding,
+    is_head,
+    stand_in,
+)
 from deltastore.operations.naming import Renaming
 
 Rule = tuple[str, str]
@@ -79,6 +85,7 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
             break
         matched, rule, now = best
         rules.append(rule)
+    rules += _beside_the_body(now, there)
     return rules if matched > _matched(names, there) else []
 
 
@@ -149,6 +156,25 @@ def _found(rules: Sequence[Rule], names: Iterable[str]) -> list[Rule]:
     return [rule for rule in rules if any(re.search(rule[0], name) for name in every)]
 
 
+def _beside_the_body(now: dict[str, str], known: Collection[str]) -> list[Rule]:
+    """Rules for heads that have come under no known name, into what holds the embeddings.
+
+    The other model ties its head, so that no name says where it would be. What holds the body is
+    beside the head.
+    """
+    heads = [new for own, new in now.items() if new != own and new not in known and is_head(new)]
+    if not heads:
+        return []
+    modules = [name.rpartition(".")[0] for name in now.values() if is_embedding(name)]
+    bodies = [module.rpartition(".")[0] for module in modules]
+    return [
+        (f"^{re.escape(head)}$", head_ending(head))
+        for head in heads
+        if any(body and head.startswith(f"{body}.") for body in bodies)
+        and head_ending(head) not in now.values()
+    ]
+
+
 def _renamed(now: dict[str, str], rule: Rule) -> dict[str, str] | None:
     """The names after a rule; None if two become one, or none changes."""
     pattern, new = re.compile(rule[0]), rule[1]
@@ -171,8 +197,9 @@ def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
             others = by_ending.get(ending, set())
             if others:
                 other = next(iter(others))
-                # No more than ``weight`` in common is nothing, unless it is all of a name.
-                telling = "." in ending or ending in (name, other)
+                # No more than ``weight`` in common is nothing, unless it is all of a name, or both
+                # are what a model has one of.
+                telling = "." in ending or ending in (name, other) or _are_alike(name, other)
                 if len(others) == 1 and telling:
                     old, new = name.removesuffix(ending), other.removesuffix(ending)
                     # Two names of a tied set are two names of one tensor, and both are right.
@@ -191,6 +218,11 @@ def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
             if any(name.startswith(longer) for name in every - known):
                 rules.append((f"^{re.escape(longer)}", _literal(f"{new}{part}.")))
     return rules[: 4 * _MOST_CANDIDATES]
+
+
+def _are_alike(name: str, other: str) -> bool:
+    """Whether both are a head, or both embeddings."""
+    return (is_head(name) and is_head(other)) or (is_embedding(name) and is_embedding(other))
 
 
 def _endings(name: str) -> Iterator[str]:

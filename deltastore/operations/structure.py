@@ -17,6 +17,7 @@ from deltastore.operations.embeddings import (
     has_token_rows,
     has_tokens,
     head_of,
+    is_embedding,
     is_head,
     may_tie,
     stand_in,
@@ -152,7 +153,7 @@ def check_structure(
     """
     report = Report()
     for delta in deltas:
-        _Matching(base, delta, report, tied=may_tie(config)).run()
+        _Matching(base, delta, report, tied=may_tie(config), alone=len(deltas) == 1).run()
     # A base of another size has other heads too: tensors say so better.
     for delta in deltas if not report.all else ():
         _compare_configs(config or {}, delta, report)
@@ -177,9 +178,12 @@ def _compare_configs(config: Mapping[str, Any], delta: Delta, report: Report) ->
 class _Matching:
     """One delta and the new base."""
 
-    def __init__(self, base: Weights, delta: Delta, report: Report, *, tied: bool) -> None:
+    def __init__(
+        self, base: Weights, delta: Delta, report: Report, *, tied: bool, alone: bool
+    ) -> None:
         self._base = base
         self._tied = tied
+        self._alone = alone
         self._delta = delta
         self._report = report
         self._table = {delta.named(entry): entry for entry in delta.config.tensors}
@@ -236,6 +240,15 @@ class _Matching:
             other = stand_in(name, self._base.tensors, ties=True)
             if is_head(name) and other is None:
                 other = head_of(self._base.tensors)
+            if not self._alone:
+                # Another delta has it under base's name; what post calls it restores post alone.
+                source = self._source(name, entry)
+                moved = self._table.get(source.name) if source is not None else None
+                if source is not None and moved is not None and moved.post is None:
+                    if entry.base_name == moved.name or entry.base == moved.base:
+                        del self._table[name]
+                        self._table[source.name] = entry
+                    continue
             if other is not None and other not in self._table:
                 del self._table[name]
                 self._table[other] = entry
@@ -251,7 +264,8 @@ class _Matching:
             return None
         known = _may_be_one(name, other)
         copy = self._copies.find(name, [other], may_be_plain=known)
-        return None if copy else self._table[other]
+        # Another delta may have it: beside one, no name of a tied set goes.
+        return None if copy and self._alone else self._table[other]
 
     def _kept_as(self, name: str, entry: TensorEntry) -> str | None:
         """Under which other name post stores a tensor that only base stored under this one."""
@@ -274,7 +288,7 @@ class _Matching:
         own = self._base.tensors.get(name)
         if own is not None or entry.base is None or entry.post is None:
             return own
-        if is_head(name) and not self._tied:
+        if is_head(name) and not self._tied and head_of(self._base.tensors) is None:
             return None  # without a head of its own a model that ties nothing has none at all
         if entry.base_name is not None:
             source = self._delta.names.get(entry.base_name, entry.base_name)
@@ -292,8 +306,14 @@ class _Matching:
 
     def _shared(self, name: str) -> TensorEntry | None:
         """What the delta has for a tensor that it knows by another name of its tied set."""
-        based = {n: entry for n, entry in self._table.items() if entry.own_base is not None}
+        based = {
+            n: entry
+            for n, entry in self._table.items()
+            if entry.own_base is not None or (entry.base is not None and is_embedding(n))
+        }
         other = stand_in(name, based, ties=may_tie(self._delta.source_config))
+        if other is None and is_head(name):
+            other = head_of(based)
         if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
             entry = self._table[other]
             kept = self._kept_as(other, entry)
@@ -401,5 +421,5 @@ def _fits(base: Weights, deltas: Sequence[Delta], *, tied: bool) -> bool:
     """Whether every tensor finds its place."""
     report = Report()
     for delta in deltas:
-        _Matching(base, delta, report, tied=tied).run()
+        _Matching(base, delta, report, tied=tied, alone=len(deltas) == 1).run()
     return not report.all

@@ -42,6 +42,8 @@ OLD_LLAVA = [
         (NEW_LLAVA, OLD_LLAVA),
         (OLD_LLAVA, NEW_LLAVA),
         ([name.replace("model.", "transformer.", 1) for name in LLAMA], LLAMA),
+        # A model has one head.
+        ([n.replace("lm_head", "embed_out") for n in LLAMA], LLAMA),
         # Beside what is recognised there may be more.
         ([f"module.{name}" for name in LLAMA] + ["module.v_head.weight"], LLAMA),
     ],
@@ -53,6 +55,19 @@ def test_recognised(names: list[str], known: list[str]) -> None:
     found = Renaming.parse(typed).names([names])[0]
     assert found == renamed(names, rules)
     assert set(found.values()) & set(known) == set(known)
+
+
+def test_a_head_stays_beside_the_body() -> None:
+    """Where the other model ties its head, no name says what it would be called."""
+    more = [f"vision_tower.layers.{i}.v_proj.weight" for i in range(20)]
+    tied = [*(n for n in NEW_LLAVA if n != "lm_head.weight"), *(f"model.{n}" for n in more)]
+    old = [*OLD_LLAVA, *more]
+    found = renamed(old, recognised(old, tied))
+    assert found["language_model.lm_head.weight"] == "lm_head.weight"
+    assert set(tied) <= set(found.values())
+    lightning = [f"model.{name}" for name in LLAMA]
+    found = renamed(lightning, recognised(lightning, [n for n in LLAMA if "head" not in n]))
+    assert found == dict(zip(lightning, LLAMA, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -270,6 +271,49 @@ def test_every_weight_in_memory(world: Any, before: str, after: str) -> None:
         store.unpatch(model)
         got = model.state_dict()
         assert not [name for name, want in base.weights.items() if not _same(got[name], want)]
+
+
+@pytest.mark.parametrize("way", ["save_pretrained", "save_model", "torch.save"])
+@pytest.mark.parametrize(
+    ("after", "also"),
+    [
+        ("save_pretrained", "save_model"),
+        ("other member", "torch.save"),
+        ("save_model", "other member"),
+        ("untied", "save_pretrained"),
+    ],
+)
+def test_two_deltas_that_keep_different_names(world: Any, after: str, also: str, way: str) -> None:
+    kind, saved, root = world
+    if kind.model.startswith("Llava") and "save_pretrained" not in {after, way}:
+        pytest.skip("its names in memory are others than those on the disk")
+    base, new, out = saved["base", "save_pretrained"], saved["new", way], root / "both"
+    with deltastore.open(root / "pairs") as store:
+        for name, post in (("one", saved["post", after]), ("other", saved["new", also])):
+            store.extract(base.path, post.path, name=name, force=True)
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            store.apply(["one", "other"], base=new.path, out=out, scale=[1, 0.5])
+        except StructureMismatchError as error:
+            assert kind.model.startswith("Llava")
+            rules = dict(option.rsplit("=", 1) for option in error.hint.split("'")[1::2])
+            store.apply(["one", "other"], base=new.path, out=out, scale=[1, 0.5], rename=rules)
+    got = _load(kind, out)
+    for name, start in new.weights.items():
+        moved = saved["post", after].weights[name].float() - base.weights[name].float()
+        moved += 0.5 * (saved["new", also].weights[name].float() - base.weights[name].float())
+        assert torch.allclose(got[name].float(), start.float() + moved, atol=0.01), name
+
+
+def test_a_scale_of_zero_ties_nothing(world: Any) -> None:
+    kind, saved, root = world
+    base, post = saved["base", "untied"], saved["post", "save_pretrained"]
+    with deltastore.open(root / "zero") as store:
+        store.extract(base.path, post.path, name="x")
+        store.apply("x", base=saved["new", "untied"].path, out=root / "zeroed", scale=0)
+    got = _load(kind, root / "zeroed")
+    wrong = [n for n, want in saved["new", "untied"].weights.items() if not _same(got[n], want)]
+    assert not wrong
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
