@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deltastore.operations.naming import Renaming
@@ -126,6 +126,7 @@ _PARTS = st.sampled_from(["module", "model", "a", "b", "0", "1", "_orig_mod", "w
 _NAMES = st.sets(st.lists(_PARTS, min_size=1, max_size=4).map(".".join), max_size=12)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_NAMES, _NAMES)
 def test_whatever_is_recognised_is_a_renaming_that_helps(names: set[str], known: set[str]) -> None:
     rules = recognised(names, known)
