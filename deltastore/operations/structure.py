@@ -394,6 +394,8 @@ def _mismatch_error(
 
 def _hint(base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool) -> str:
     """What helps; what is advised was tried."""
+    if any(delta.config.restore_only for delta in deltas):
+        return "What was stored for restoration only goes onto its own base, as `--base`, alone."
     if report.missing and report.extra:
         own = {entry.name: entry for delta in deltas for entry in delta.config.tensors}
         if any(delta.named(e) != e.name for delta in deltas for e in delta.config.tensors):
@@ -403,7 +405,7 @@ def _hint(base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool)
             rules = recognised([n for n, e in own.items() if e.base is not None], base.tensors)
             if rules and _fits(base, [_renamed(delta, rules) for delta in deltas], tied=tied):
                 return f"The names differ by what they begin with: give `{as_options(rules)}`."
-    if report.mismatched and all(has_token_rows(m.name) for m in report.all):
+    if report.mismatched and all(has_tokens(m.name) for m in report.all):
         return "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."
     if all(report.places):
         return "Choose another base, or give `--partial` to apply what fits and list the rest."

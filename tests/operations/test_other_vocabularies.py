@@ -11,10 +11,21 @@ import pytest
 import torch
 import transformers
 from checkpoints import Tensors, assert_same_bits
-from families import FAMILIES, SPECIAL, WORDS, answer, by_hand, make_tokenizer, move, save
+from families import (
+    FAMILIES,
+    SPECIAL,
+    WORDS,
+    Family,
+    answer,
+    by_hand,
+    make_tokenizer,
+    move,
+    save,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import deltastore
+from deltastore.errors import StructureMismatchError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -144,3 +155,28 @@ def test_other_tokens(
     written = tmp_path / "out" / "generation_config.json"
     if written.exists():
         assert json.loads(written.read_text())["eos_token_id"] == [words["<|im_end|>"], 2]
+
+
+def test_a_column_for_each_token_stays_out_of_reach(
+    store: deltastore.DeltaStore, tmp_path: Path
+) -> None:
+    """BART's bias of its head is a row: it is refused, and what is advised works."""
+    family = Family(
+        "BartConfig",
+        {"vocab_size": 64, "d_model": 16, "max_position_embeddings": 16}
+        | {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+        | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.3},
+        auto="AutoModelForSeq2SeqLM",
+    )
+    base, new = family.build(1), family.build(1, rows=70)
+    save(base, make_tokenizer(), tmp_path / "base")
+    move(base, 2, 0.01)
+    save(base, make_tokenizer(), tmp_path / "post")
+    move(new, 3, 0.01)
+    save(new, other_tokenizer([*reversed(WORDS), *(f"x{i}" for i in range(6))]), tmp_path / "new")
+    store.extract(tmp_path / "base", tmp_path / "post", name="delta")
+    with pytest.raises(StructureMismatchError, match="final_logits_bias") as caught:
+        store.apply("delta", base=tmp_path / "new", out=tmp_path / "out")
+    assert "`--skip-embeddings`" in caught.value.hint
+    store.apply("delta", base=tmp_path / "new", out=tmp_path / "out", skip_embeddings=True)
+    family.load(tmp_path / "out")

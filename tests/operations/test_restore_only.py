@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import deltastore
-from deltastore.errors import RestoreOnlyError
+from deltastore.errors import RestoreOnlyError, StructureMismatchError
 
 torch = pytest.importorskip("torch")
 
@@ -72,3 +72,19 @@ def test_post_comes_back_on_its_own_base_alone(tmp_path: Path, kind: str) -> Non
         assert candidate.compatible or "samples do not say" in candidate.reasons[0]
         assert candidate.compatible >= sampled
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_no_hint_advises_what_would_be_refused(tmp_path: Path, prefix: str) -> None:
+    """Neither ``--partial`` nor ``--map`` restores anything."""
+    before = packed(0) | {"norm": torch.ones(8)}
+    base = save(tmp_path / "base", before)
+    post = save(tmp_path / "post", packed(1) | {"norm": torch.ones(8)})
+    other = {f"{prefix}{name}": value for name, value in before.items()}
+    other[f"{prefix}norm"] = torch.ones(8 if prefix else 9)
+    new = save(tmp_path / "new", other)
+    with deltastore.open(tmp_path / "store") as store:
+        ref = store.extract(base, post, restore_only=True)
+        with pytest.raises(StructureMismatchError) as caught:
+            store.apply(ref, base=new, out=tmp_path / "out")
+    assert not {"--partial", "--map"} & set(caught.value.hint.replace("`", " ").split())
