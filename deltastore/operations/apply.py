@@ -28,7 +28,7 @@ from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations import output_files, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
-from deltastore.operations.calling import unwrapped
+from deltastore.operations.calling import called_as, unwrapped
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
@@ -162,6 +162,10 @@ def apply(
         called = (renaming or Renaming()).names(tables)
         known = {new for one in called for new in one.values()}
         checkpoint = unwrapped(checkpoint, known, progress)
+        called = [
+            called_as(names, checkpoint, delta.ref, progress)
+            for names, delta in zip(called, deltas, strict=True)
+        ]
         _refuse_quantised(checkpoint, deltas)
         matched = _matched(checkpoint, deltas, called, skip=skip_embeddings)
         for one in matched:

@@ -16,6 +16,7 @@ from deltastore.operations.recognising import (
     as_options,
     recognised,
     renamed,
+    with_newer_names,
     without_wrappers,
 )
 
@@ -44,12 +45,27 @@ def called_alike(
         unwrapped(base, post.tensors, progress, even_alike=True),
         unwrapped(post, base.tensors, progress, even_alike=True),
     )
-    rules = _borne_out(base, post, recognised(post.tensors, base.tensors))
+    rules = recognised(post.tensors, base.tensors)
+    newer = base.renamed(with_newer_names(base.tensors))
+    if (
+        newer.tensors.keys() != base.tensors.keys()
+        and not base.tensors.keys() <= post.tensors.keys()
+    ):
+        also = post.renamed(with_newer_names(post.tensors))
+        others = recognised(also.tensors, newer.tensors)
+        if _in_common(newer, also, others) > _in_common(base, post, rules):
+            base, post, rules = newer, also, others
+    rules = _borne_out(base, post, rules)
     if rules:
         names = renamed(post.tensors, rules)
         _tell(post, names, progress, f", as `{as_options(rules)}` says")
         post = post.renamed(names)
     return base, post
+
+
+def _in_common(base: Checkpoint, post: Checkpoint, rules: Sequence[Rule]) -> int:
+    names = renamed(post.tensors, rules) if rules else {}
+    return len(base.tensors.keys() & {names.get(name, name) for name in post.tensors})
 
 
 def _borne_out(base: Checkpoint, post: Checkpoint, rules: Sequence[Rule]) -> list[Rule]:
@@ -106,6 +122,27 @@ def unwrapped(
         return checkpoint
     _tell(checkpoint, names, progress, "")
     return checkpoint.renamed(names)
+
+
+def called_as(
+    names: Mapping[str, str], base: Checkpoint, ref: str, progress: Progress
+) -> dict[str, str]:
+    """What the new base calls a delta's tensors, where one of the two has older names.
+
+    Args:
+        names: What they are called as far as was told, by the delta's own names.
+        base: The new base.
+        ref: What to call the delta.
+        progress: Is told what was recognised.
+    """
+    found = without_wrappers(names.values(), base.tensors) or {}
+    changed = [(old, new) for old, new in found.items() if old != new]
+    if changed:
+        progress.warn(
+            f"{len(changed)} of the {len(names)} tensors of {ref} go by another name in "
+            f"{base.repo or base.path}: {changed[0][0]} is taken for {changed[0][1]}."
+        )
+    return {own: found.get(name, name) for own, name in names.items()}
 
 
 def _is_of_transformers(checkpoint: Checkpoint) -> bool:

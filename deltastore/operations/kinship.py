@@ -47,6 +47,20 @@ _ADAPTERS = (
     "prompt_embeddings",
     "prompt_encoder.embedding",
     "trainable_tokens_",
+    "ln_tuning_",
+    "adaption_prompt",
+    "adaption_gate",
+    "fourierft_",
+    "vblora_",
+    "randlora_",
+    "poly_lora_",
+    "shira_",
+    "c3a_kernel",
+    "bone_block",
+    "miss_block",
+    "road_theta",
+    "road_alpha",
+    "internal_xlora_classifier",
 )
 """What the parts of a name begin with that only an adapter of PEFT has."""
 

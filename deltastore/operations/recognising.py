@@ -114,6 +114,11 @@ def without_wrappers(
     return renamed(names, rules) if rules else None
 
 
+def with_newer_names(names: Collection[str]) -> dict[str, str]:
+    """What present libraries call the tensors, by the names that they have."""
+    return renamed(names, rules) if (rules := _unwrapping(names, _OLDER_NAMES)) else {}
+
+
 def _unwrapping(names: Collection[str], among: Sequence[Rule]) -> list[Rule]:
     """Those of some rules that change names; empty where they would make two names one."""
     now = {name: name for name in names}

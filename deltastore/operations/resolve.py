@@ -11,7 +11,7 @@ from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing
-from deltastore.operations.calling import unwrapped
+from deltastore.operations.calling import called_as, unwrapped
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import comparable_tokens, defining
@@ -127,9 +127,11 @@ def _judge(
     """Reasons, whether it fits, and lineage."""
     try:
         manifest, config = store.load(digest)
+        own = {entry.name: entry.name for entry in config.tensors}
+        checkpoint = unwrapped(checkpoint, own, Silent())
+        names = called_as(own, checkpoint, ref, Silent())
         # What the delta's base says of its head is in a small file, and taken on trust here.
-        delta = Delta(ref, config, source_config={})
-        checkpoint = unwrapped(checkpoint, {entry.name for entry in config.tensors}, Silent())
+        delta = Delta(ref, config, names, source_config={})
         report = check_structure(checkpoint, [delta], partial=True, config=checkpoint.config)
         by_token = tokens.differ(manifest, config)
         sources = {

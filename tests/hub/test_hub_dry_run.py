@@ -81,6 +81,34 @@ def test_headers_and_samples_alone(
     assert not list(cache.rglob("*.safetensors"))
 
 
+def test_a_wrapped_base_that_keeps_another_name_of_its_tied_set(
+    hub: HubServer, cache: Path, tmp_path: Path
+) -> None:
+    """What tells the names is read in short pieces as well."""
+    random = np.random.default_rng(3)
+    base = {f"model.layers.{i}.w.weight": random.normal(0, 0.02, (1024, 1024)) for i in range(3)}
+    base["model.embed_tokens.weight"] = random.normal(0, 0.02, (1024, 1024))
+    sides = []
+    for _ in range(2):
+        sides.append({n: a + random.normal(0, 1e-3, a.shape) for n, a in base.items()})
+    post, new = sides
+    new["lm_head.weight"] = new.pop("model.embed_tokens.weight")
+    for wrapped in ("module.", "_orig_mod."):
+        place = tmp_path / wrapped
+        save(place, {f"{wrapped}{n}": a for n, a in new.items()})
+        hub.publish(f"org/{wrapped}new", place)
+    with deltastore.open(tmp_path / "store") as store:
+        store.extract(save(tmp_path / "base", base), save(tmp_path / "post", post), name="x")
+        for wrapped in ("module.", "_orig_mod."):
+            hub.reset()
+            (found,) = store.resolve(f"org/{wrapped}new")
+            assert found.compatible
+            result = store.apply("x", base=f"org/{wrapped}new", out=tmp_path / "out", dry_run=True)
+            assert result.tensors == 4
+            assert hub.sent["cdn"] < weights(tmp_path / wrapped) / 20
+    assert not list(cache.rglob("*.safetensors"))
+
+
 def test_the_command_line(models: HubServer, store: Path, tmp_path: Path) -> None:
     """A process of its own, which learns of the hub by its environment alone."""
     models.requests.clear()

@@ -369,6 +369,48 @@ def test_another_class_of_one_model(
     assert_same_bits(dict(again.state_dict()), dict(post.state_dict()))
 
 
+def older(model: Any, path: Path) -> Path:
+    """As Google's own BERT is on the hub."""
+    saved(model, path)
+    names = {".weight": ".gamma", ".bias": ".beta"}
+    tensors = {
+        name.replace(f"LayerNorm{new}", f"LayerNorm{old}"): tensor
+        for name, tensor in load(path).items()
+        for new, old in names.items()
+        if name.endswith(new) or (new == ".weight" and not name.endswith(tuple(names)))
+    }
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("after", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification"])
+@pytest.mark.parametrize("save_new", [saved, older])
+def test_names_of_older_libraries(
+    store: deltastore.DeltaStore, tmp_path: Path, after: str, save_new: Callable[..., Path]
+) -> None:
+    model, new = BERT.build(1), BERT.build(1)
+    move(new, 3, 0.02)
+    base = older(model, tmp_path / "base")
+    assert "bert.embeddings.LayerNorm.gamma" in load(base)
+    kind = getattr(transformers, after)
+    post = kind.from_pretrained(base, dtype=torch.bfloat16)
+    start = {n: t.clone() for n, t in post.state_dict().items()}
+    move(post, 2, 0.02)
+    store.extract(base, saved(post, tmp_path / "post"), name="x")
+    assert store.apply("x", base=base, out=tmp_path / "own").restored
+    place = save_new(new, tmp_path / "new")
+    assert [found.compatible for found in store.resolve(place)] == [True]
+    store.apply("x", base=place, out=tmp_path / "out")
+    moved, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"]
+    states = new.state_dict()
+    for name, got in moved.state_dict().items():
+        own = states.get(name, states.get(f"bert.{name}"))
+        if own is not None:
+            want = own.float() + (post.state_dict()[name].float() - start[name].float())
+            assert torch.allclose(got.float(), want, atol=0.02), name
+
+
 def test_a_head_for_another_task(store: deltastore.DeltaStore, tmp_path: Path) -> None:
     base = LLAMA.build(1)
     saved(base, tmp_path / "base")
