@@ -27,7 +27,9 @@ print(escapes_in(np.zeros(3, np.uint8), 1))
 def ran(package_parent: Path) -> str:
     # Numba's own variables would have kernels kept elsewhere, or not compiled.
     environment = {name: value for name, value in os.environ.items() if "NUMBA" not in name}
-    environment["PYTHONPATH"] = str(package_parent)
+    # What was on the path stays there: the libraries may be.
+    path = [str(package_parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     done = subprocess.run(
         [sys.executable, "-c", _ADD],
         cwd=package_parent,
