@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _COMPUTED = (
     "inv_freq",
     "original_inv_freq",
@@ -10,8 +13,6 @@ _COMPUTED = (
     "token_type_ids",
     "num_batches_tracked",
     "final_logits_bias",
-    "embed_positions.weight",
-    "embed_positions.weights",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
     "attn.bias",
@@ -20,18 +21,37 @@ _COMPUTED = (
 )
 """Buffers that a library computes; which of its versions also saves them differs."""
 
-_LEARNED_ELSEWHERE = ("embed_positions.weight", "final_logits_bias")
-"""Names of buffers of some architectures that are weights of others."""
+_POSITIONS = ("embed_positions.weight", "embed_positions.weights")
+_SINUSOIDAL = frozenset(
+    {
+        *("marian", "pegasus", "pegasus_x", "m2m_100", "xglm", "fsmt", "speech_to_text"),
+        *("nllb-moe", "seamless_m4t", "seamless_m4t_v2", "musicgen", "musicgen_melody", "speecht5"),
+        *("informer", "autoformer", "time_series_transformer"),
+    }
+)
+"""Model types that compute their positions; to others the same names are learned weights."""
 
 
-def is_computed(name: str) -> bool:
-    """Whether a tensor of this name may be a buffer that not every version of a library saves."""
+def is_computed(name: str, config: Mapping[str, Any] | None) -> bool:
+    """Whether a tensor may be a buffer that not every version of a library saves.
+
+    Args:
+        name: Its name.
+        config: The model's ``config.json``; None if it is not known.
+    """
+    if _ends(name, _POSITIONS):
+        return (config or {}).get("model_type") in _SINUSOIDAL
     return _ends(name, _COMPUTED)
 
 
-def may_be_left_out(name: str) -> bool:
-    """Whether a model whose checkpoint has no tensor of this name has it all the same."""
-    return is_computed(name) and not _ends(name, _LEARNED_ELSEWHERE)
+def may_be_left_out(name: str, config: Mapping[str, Any] | None) -> bool:
+    """Whether a model that stores no tensor of this name has the very same one all the same.
+
+    Args:
+        name: The tensor's name.
+        config: As above.
+    """
+    return is_computed(name, config) and not _ends(name, ("final_logits_bias",))
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:

@@ -67,6 +67,12 @@ _ADAPTERS = (
 _SEVERAL_TOKENS = ("mtp", "eh_proj", "enorm", "hnorm", "shared_head", "nextn")
 """Parts of blocks that predict several tokens, which libraries leave out as they load."""
 
+_SPARE = (
+    *("pooler.", "seq_relationship.", "sop_classifier.", "lm_predictions.", "mask_predictions."),
+    "EncDecAttention.relative_attention_bias.",
+)
+"""What published files hold beside the weights of their class, which saving it again leaves out."""
+
 _ABOUT_PLACES = ("position", "pos_embed", "pos_emb", "relative_", "rel_pos")
 """Tables that grow with the input, in vision models within layers too."""
 
@@ -148,7 +154,7 @@ def check_kinship(
 
 def has_same_weights(config: Config) -> bool:
     """Whether post is base, perhaps saved with other names of its tied sets."""
-    sides = [(e.own_base, e.post) for e in config.tensors if not is_computed(e.name)]
+    sides = [(e.own_base, e.post) for e in config.tensors if not is_computed(e.name, None)]
     if any(base is not None and post is not None and base != post for base, post in sides):
         return False
     return {base for base, _ in sides if base} == {post for _, post in sides if post}
@@ -266,14 +272,16 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
         if pair.kind != "removed" or pair.base is None or pair.name in moved:
             continue
         name, info = pair.name, pair.base
-        if _is_computed(name, info) or _is_of_several_tokens(name, base) or not info.elements:
+        if _is_computed(name, info, base) or _is_of_several_tokens(name, base) or not info.elements:
+            continue
+        if any(part in name for part in _SPARE):
             continue
         if _container(name) in containers or (is_embedding(name) and _is_gone(name, post)):
             yield name
         elif is_head(name):
             if same_class and not may_tie(post.config):
                 yield name
-        elif _is_last_norm(name) and (body is None or name.split(".")[0] in body):
+        elif same_class or (_is_last_norm(name) and (body is None or name.split(".")[0] in body)):
             yield name
 
 
@@ -285,7 +293,7 @@ def _extra(base: Checkpoint, pairs: Sequence[Pair]) -> Iterator[str]:
         for pair in pairs
         if pair.kind == "added"
         and pair.post is not None
-        and not _is_computed(pair.name, pair.post)
+        and not _is_computed(pair.name, pair.post, base)
         and not has_token_rows(pair.name)
         and not _is_of_several_tokens(pair.name, None)
     ]
@@ -344,8 +352,8 @@ def _body(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
     return stacks if embeddings and embeddings <= stacks else None
 
 
-def _is_computed(name: str, info: TensorInfo) -> bool:
-    return info.dtype not in DELTA_DTYPES or is_computed(name)
+def _is_computed(name: str, info: TensorInfo, base: Checkpoint) -> bool:
+    return info.dtype not in DELTA_DTYPES or is_computed(name, base.config)
 
 
 def _is_of_several_tokens(name: str, base: Checkpoint | None) -> bool:

@@ -153,13 +153,13 @@ def check_structure(
     """
     report = Report()
     for delta in deltas:
-        _Matching(base, delta, report, tied=may_tie(config), alone=len(deltas) == 1).run()
+        _Matching(base, delta, report, config, alone=len(deltas) == 1).run()
     # A base of another size has other heads too: tensors say so better.
     for delta in deltas if not report.all else ():
         _compare_configs(config or {}, delta, report)
     report.skipped = sorted(set(report.skipped))
     if report.all and not partial:
-        raise _mismatch_error(base, deltas, report, tied=may_tie(config))
+        raise _mismatch_error(base, deltas, report, config)
     return report
 
 
@@ -179,10 +179,17 @@ class _Matching:
     """One delta and the new base."""
 
     def __init__(
-        self, base: Weights, delta: Delta, report: Report, *, tied: bool, alone: bool
+        self,
+        base: Weights,
+        delta: Delta,
+        report: Report,
+        config: Mapping[str, Any] | None,
+        *,
+        alone: bool,
     ) -> None:
         self._base = base
-        self._tied = tied
+        self._config = config
+        self._tied = may_tie(config)
         self._alone = alone
         self._delta = delta
         self._report = report
@@ -208,7 +215,7 @@ class _Matching:
             if name in self._table:
                 continue
             shared = self._shared(name)
-            if shared is None and is_computed(name):
+            if shared is None and is_computed(name, self._config):
                 continue  # the new base's own
             if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
@@ -325,7 +332,7 @@ class _Matching:
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report
         if entry.base is None:
-            if info is not None and is_computed(name):
+            if info is not None and may_be_left_out(name, self._config):
                 return  # post's library saved what the new base's did: it stays its own
             if info is not None:
                 problem = f"{ref} adds it, and the new base has it already"
@@ -337,7 +344,7 @@ class _Matching:
         if info is None:
             # What post-training removed, such as a buffer that newer libraries no longer save, or
             # a head that post ties to its embeddings, is not there afterwards either way.
-            dispensable = entry.kind == "unchanged" and may_be_left_out(name)
+            dispensable = entry.kind == "unchanged" and may_be_left_out(name, self._config)
             if entry.kind != "removed" and not dispensable:
                 report.missing.append(Mismatch(name, f"{ref} has it as {wanted}"))
             return
@@ -379,31 +386,39 @@ def _may_be_one(name: str, other: str) -> bool:
 
 
 def _mismatch_error(
-    base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool
+    base: Weights,
+    deltas: Sequence[Delta],
+    report: Report,
+    config: Mapping[str, Any] | None,
 ) -> StructureMismatchError:
     refs = ", ".join(delta.ref for delta in deltas)
     return StructureMismatchError(
         f"{base.path} does not have the structure that {refs} was extracted from: "
         f"{report.summary}.",
-        hint=_hint(base, deltas, report, tied=tied),
+        hint=_hint(base, deltas, report, config),
         missing=[(m.name, m.problem) for m in report.missing],
         extra=[(m.name, m.problem) for m in report.extra],
         mismatched=[(m.name, m.problem) for m in report.mismatched],
     )
 
 
-def _hint(base: Weights, deltas: Sequence[Delta], report: Report, *, tied: bool) -> str:
+def _hint(
+    base: Weights,
+    deltas: Sequence[Delta],
+    report: Report,
+    config: Mapping[str, Any] | None,
+) -> str:
     """What helps; what is advised was tried."""
     if any(delta.config.restore_only for delta in deltas):
         return "What was stored for restoration only goes onto its own base, as `--base`, alone."
     if report.missing and report.extra:
         own = {entry.name: entry for delta in deltas for entry in delta.config.tensors}
         if any(delta.named(e) != e.name for delta in deltas for e in delta.config.tensors):
-            if _fits(base, [replace(delta, names={}) for delta in deltas], tied=tied):
+            if _fits(base, [replace(delta, names={}) for delta in deltas], config):
                 return "The names are the new base's without `--map`: leave it out."
         else:
             rules = recognised([n for n, e in own.items() if e.base is not None], base.tensors)
-            if rules and _fits(base, [_renamed(delta, rules) for delta in deltas], tied=tied):
+            if rules and _fits(base, [_renamed(delta, rules) for delta in deltas], config):
                 return f"The names differ by what they begin with: give `{as_options(rules)}`."
     if report.mismatched and all(has_tokens(m.name) for m in report.all):
         return "Only rows of tokens differ: give `--skip-embeddings` to leave them as they are."
@@ -419,9 +434,9 @@ def _renamed(delta: Delta, rules: Sequence[Rule]) -> Delta:
         return delta
 
 
-def _fits(base: Weights, deltas: Sequence[Delta], *, tied: bool) -> bool:
+def _fits(base: Weights, deltas: Sequence[Delta], config: Mapping[str, Any] | None) -> bool:
     """Whether every tensor finds its place."""
     report = Report()
     for delta in deltas:
-        _Matching(base, delta, report, tied=tied, alone=len(deltas) == 1).run()
+        _Matching(base, delta, report, config, alone=len(deltas) == 1).run()
     return not report.all

@@ -479,6 +479,26 @@ def test_positions_that_one_way_of_saving_saves(
         assert torch.allclose(got[name], want, atol=1e-6), name
 
 
+@pytest.mark.parametrize("which", ["positions", "one of them"])
+def test_positions_that_were_learned(
+    store: deltastore.DeltaStore, tmp_path: Path, which: str
+) -> None:
+    """Under the name that other families give what they compute: drawn at random if they go."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=16, max_position_embeddings=16, init_std=0.3, **sizes, **heads
+    )
+    model = transformers.BartForConditionalGeneration(config)
+    base = saved(model, tmp_path / "base")
+    move(model, 2, 0.02)
+    part = "embed_positions" if which == "positions" else "encoder.embed_positions"
+    post = rewritten(saved(model, tmp_path / "whole"), tmp_path / "post", without(part))
+    with pytest.raises(StructureMismatchError) as raised:
+        store.extract(base, post, name="x")
+    assert "model.encoder.embed_positions.weight" in raised.value.facts["missing"]
+
+
 def test_a_block_that_predicts_several_tokens(
     store: deltastore.DeltaStore, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
