@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COMPUTED = (
@@ -15,11 +15,12 @@ _COMPUTED = (
     "final_logits_bias",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
-    "attn.bias",
-    "attention.bias",
     "relative_position_index",
 )
 """Buffers that a library computes; which of its versions also saves them differs."""
+
+_MASKS = ("attn.bias", "attention.bias")
+"""Causal masks; a vector of this name is a layer's learned bias."""
 
 _POSITIONS = ("embed_positions.weight", "embed_positions.weights")
 _SINUSOIDAL = frozenset(
@@ -32,26 +33,28 @@ _SINUSOIDAL = frozenset(
 """Model types that compute their positions; to others the same names are learned weights."""
 
 
-def is_computed(name: str, config: Mapping[str, Any] | None) -> bool:
+def is_computed(name: str, shape: Sequence[int], config: Mapping[str, Any] | None) -> bool:
     """Whether a tensor may be a buffer that not every version of a library saves.
 
     Args:
         name: Its name.
+        shape: Its shape.
         config: The model's ``config.json``; None if it is not known.
     """
     if _ends(name, _POSITIONS):
         return (config or {}).get("model_type") in _SINUSOIDAL
-    return _ends(name, _COMPUTED)
+    return _ends(name, _COMPUTED) or (_ends(name, _MASKS) and len(shape) > 1)
 
 
-def may_be_left_out(name: str, config: Mapping[str, Any] | None) -> bool:
+def may_be_left_out(name: str, shape: Sequence[int], config: Mapping[str, Any] | None) -> bool:
     """Whether a model that stores no tensor of this name has the very same one all the same.
 
     Args:
         name: The tensor's name.
+        shape: Its shape.
         config: As above.
     """
-    return is_computed(name, config) and not _ends(name, ("final_logits_bias",))
+    return is_computed(name, shape, config) and not _ends(name, ("final_logits_bias",))
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:

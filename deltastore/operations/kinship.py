@@ -154,7 +154,11 @@ def check_kinship(
 
 def has_same_weights(config: Config) -> bool:
     """Whether post is base, perhaps saved with other names of its tied sets."""
-    sides = [(e.own_base, e.post) for e in config.tensors if not is_computed(e.name, None)]
+    sides = [
+        (e.own_base, e.post)
+        for e in config.tensors
+        if not any(side and is_computed(e.name, side.shape, None) for side in (e.base, e.post))
+    ]
     if any(base is not None and post is not None and base != post for base, post in sides):
         return False
     return {base for base, _ in sides if base} == {post for _, post in sides if post}
@@ -353,7 +357,7 @@ def _body(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
 
 
 def _is_computed(name: str, info: TensorInfo, base: Checkpoint) -> bool:
-    return info.dtype not in DELTA_DTYPES or is_computed(name, base.config)
+    return info.dtype not in DELTA_DTYPES or is_computed(name, info.shape, base.config)
 
 
 def _is_of_several_tokens(name: str, base: Checkpoint | None) -> bool:

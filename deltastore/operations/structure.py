@@ -215,7 +215,7 @@ class _Matching:
             if name in self._table:
                 continue
             shared = self._shared(name)
-            if shared is None and is_computed(name, self._config):
+            if shared is None and is_computed(name, info.shape, self._config):
                 continue  # the new base's own
             if shared is None:
                 problem = f"{self._delta.ref} knows nothing of it"
@@ -332,7 +332,7 @@ class _Matching:
     def _match(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         ref, report = self._delta.ref, self._report
         if entry.base is None:
-            if info is not None and may_be_left_out(name, self._config):
+            if info is not None and may_be_left_out(name, info.shape, self._config):
                 return  # post's library saved what the new base's did: it stays its own
             if info is not None:
                 problem = f"{ref} adds it, and the new base has it already"
@@ -344,7 +344,9 @@ class _Matching:
         if info is None:
             # What post-training removed, such as a buffer that newer libraries no longer save, or
             # a head that post ties to its embeddings, is not there afterwards either way.
-            dispensable = entry.kind == "unchanged" and may_be_left_out(name, self._config)
+            dispensable = entry.kind == "unchanged" and may_be_left_out(
+                name, entry.base.shape, self._config
+            )
             if entry.kind != "removed" and not dispensable:
                 report.missing.append(Mismatch(name, f"{ref} has it as {wanted}"))
             return

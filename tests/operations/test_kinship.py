@@ -479,6 +479,42 @@ def test_positions_that_one_way_of_saving_saves(
         assert torch.allclose(got[name], want, atol=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("tied gpt2", "wpe"),
+        ("tied masked bert", "position_embeddings"),
+        ("bert encoder", "token_type_embeddings"),
+    ],
+)
+def test_what_stands_outside_of_the_layers(
+    store: deltastore.DeltaStore, tmp_path: Path, name: str, part: str
+) -> None:
+    """A class that is said to be the same draws at random what post lacks."""
+    model = FAMILIES[name].build(1)
+    base = saved(model, tmp_path / "base")
+    move(model, 2, 0.02)
+    post = rewritten(saved(model, tmp_path / "whole"), tmp_path / "post", without(part))
+    error = refused(store, base, post, StructureMismatchError)
+    assert any(part in missing for missing in error.facts["missing"])
+
+
+def test_what_published_files_hold_besides(store: deltastore.DeltaStore, tmp_path: Path) -> None:
+    """Of another class; saving the model again leaves it out."""
+    model = BERT.build(1)
+    more = {
+        "bert.pooler.dense.weight": torch.ones(32, 32, dtype=torch.bfloat16),
+        "cls.seq_relationship.weight": torch.ones(2, 32, dtype=torch.bfloat16),
+    }
+    whole = saved(model, tmp_path / "whole")
+    base = rewritten(whole, tmp_path / "base", lambda tensors: tensors | more)
+    move(model, 2, 0.02)
+    post = saved(model, tmp_path / "post")
+    store.extract(base, post, name="x")
+    assert store.apply("x", base=base, out=tmp_path / "out").restored
+    BERT.load(tmp_path / "out")
+
+
 @pytest.mark.parametrize("which", ["positions", "one of them"])
 def test_positions_that_were_learned(
     store: deltastore.DeltaStore, tmp_path: Path, which: str
