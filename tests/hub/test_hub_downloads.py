@@ -6,14 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hub_checkpoints import save
 from hub_server import HubServer
 from safetensors import deserialize
 
 import deltastore
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.hub import Unwatched
-from deltastore.errors import HubError, NoSpaceError
+from deltastore.errors import HubError, IncompatibleError, LineageError, NoSpaceError
 from deltastore.operations import hashing
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -101,6 +103,24 @@ def test_a_hub_pair_gives_the_artifact_of_the_local_pair(
         assert whole < models.sent["cdn"] < whole + header_bytes(sources / "new-base") + (96 << 10)
         store.apply("post", base=sources / "new-base", out=tmp_path / "local")
         same_weights(tmp_path / "out", tmp_path / "local")
+
+
+def test_a_pair_that_is_none_is_refused_before_a_download(
+    models: HubServer, sources: Path, cache: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(8)
+    weights = {f"layers.{i}.weight": random.normal(0, 0.02, (512, 1024)) for i in range(4)}
+    save(tmp_path / "stranger", weights | {"norm.weight": np.ones(512)})
+    models.publish("org/stranger", tmp_path / "stranger")
+    with deltastore.open(tmp_path / "store") as store:
+        with pytest.raises(LineageError):
+            store.extract("org/base", "org/stranger")
+        with pytest.raises(IncompatibleError, match="very weights"):
+            store.extract("org/base", "org/base")
+        assert store.list() == []
+    headers = 3 * header_bytes(sources / "base") + header_bytes(tmp_path / "stranger")
+    assert models.sent["cdn"] < headers + 2 * (96 << 10)
+    assert not list(cache.rglob("*.safetensors"))
 
 
 def test_a_known_pair_is_not_downloaded_again(
