@@ -84,6 +84,11 @@ class Checkpoint:
     _stored: dict[str, TensorInfo] = field(default_factory=dict)
 
     @property
+    def label(self) -> str:
+        """What messages call it: its Hub repository, or its path."""
+        return self.repo or str(self.path)
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

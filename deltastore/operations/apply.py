@@ -201,7 +201,7 @@ def apply(
         for delta, figures in zip(deltas, lineages, strict=True):
             if delta.config.restore_only and figures.verdict == "unknown":
                 continue  # its base is known by the content digest
-            label = checkpoint.repo or str(checkpoint.path)
+            label = checkpoint.label
             judge(delta.ref, label, figures, force=force, progress=progress)
         patches = None
         plain = not (scale_rules or report.skipped or output_dtype or (renaming and renaming.rules))

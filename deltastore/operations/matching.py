@@ -107,7 +107,7 @@ def compare_tokens(
     alike = _same_rows(base, table)
     if alike and _defining(own) == _defining(source):
         return Vocabulary("same")
-    where = base.repo or str(base.path)
+    where = base.label
     new_rows, post_rows = base.tensors[ours].shape[0], entry.post.shape[0]
     new = read_vocabulary(own, where=where, rows=new_rows)
     before = read_vocabulary(source, where=f"the base of {ref}", rows=entry.base.shape[0])
@@ -134,7 +134,7 @@ def skip_tokens(base: Checkpoint, sides: Sides, *, ref: str) -> Vocabulary:
     """
     own = own_tokenizer(base)
     try:
-        new = read_vocabulary(own, where=base.repo or str(base.path))
+        new = read_vocabulary(own, where=base.label)
         post = read_vocabulary(sides.post_tokenizer, where=f"the post of {ref}")
     except (TokenizerError, MissingExtraError):
         # To get by without tokenizers is what skipping is for.

@@ -85,7 +85,7 @@ class _Tokens:
     """The new base's tokenizer, to be told from those of artifacts by digests alone."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._where = checkpoint.repo or str(checkpoint.path)
+        self._where = checkpoint.label
         self._files = own_tokenizer(checkpoint)
         self._digests = {name: sha256_digest(data) for name, data in self._files.items()}
         self._problem: str | None = None

@@ -113,7 +113,7 @@ def not_source_base(
     artifact: Artifact, checkpoint: Checkpoint, expected: str, got: str
 ) -> IncompatibleError:
     """The error for a checkpoint that is not the base of an artifact."""
-    label = checkpoint.repo or str(checkpoint.path)
+    label = checkpoint.label
     return IncompatibleError(
         f"{label} is not the base that {artifact.ref} was extracted from, {artifact.base}: "
         f"expected {expected}, got {got}.",
