@@ -99,7 +99,10 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
         elif is_head(name):
             if same_class and not may_tie(post.config):
                 yield name
-        elif same_class or (_is_last_norm(name) and (body is None or name.split(".")[0] in body)):
+        elif same_class:
+            if stand_in(name, post.tensors, ties=True) is None:
+                yield name
+        elif _is_last_norm(name) and (body is None or name.split(".")[0] in body):
             yield name
 
 
