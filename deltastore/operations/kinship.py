@@ -25,6 +25,9 @@ Documents = Mapping[str, Any]
 LARGEST_CHANGE = 1.0
 """Post-training changes weights by a few per cent; as much as they are is another model."""
 
+_FEWEST_FAR = 4
+"""Of fewer tensors that changed by so much nothing is said: a toy may learn all anew."""
+
 _ADAPTERS = (
     "lora_",
     "ia3_l",
@@ -109,7 +112,8 @@ def check_kinship(
         progress.warn(error.message)
     figures = measure_pair(base, post, pairs)
     far = figures.change is not None and figures.change > LARGEST_CHANGE
-    if figures.verdict == "unrelated" or (far and figures.verdict != "unknown"):
+    enough = figures.verdict != "unknown" and figures.tensors >= _FEWEST_FAR
+    if figures.verdict == "unrelated" or (far and enough):
         refusal = LineageError(
             f"{post.label} is unrelated to {base.label} by its weights: expected a cosine of "
             f"{UNRELATED_BELOW} or more in nearly every tensor and a relative change below "

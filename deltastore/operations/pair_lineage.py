@@ -27,12 +27,14 @@ class PairLineage:
         cosine: Mean over the sampled matrices of the cosine between base's and post's weights;
             None if nothing was compared.
         change: Median over these of |post - base| / |base|; None likewise.
+        tensors: How many matrices were compared.
         told: Both, and over what, in words.
     """
 
     verdict: Verdict = "unknown"
     cosine: float | None = None
     change: float | None = None
+    tensors: int = 0
     told: str = "nothing to compare"
 
 
@@ -57,7 +59,7 @@ def measure_pair(base: Weights, post: Weights, pairs: Sequence[Pair]) -> PairLin
         f"cosine {figures.cosine:.3f}, relative change {change:.1%} over {figures.tensors} sampled "
         f"tensors, of which {figures.unlike} are unlike"
     )
-    return PairLineage(figures.verdict, figures.cosine, change, told)
+    return PairLineage(figures.verdict, figures.cosine, change, figures.tensors, told)
 
 
 def sampled_runs(base: Weights, post: Weights, pairs: Sequence[Pair]) -> list[SampledRun]:

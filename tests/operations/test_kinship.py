@@ -591,3 +591,21 @@ def test_few_numbers_are_no_evidence(store: deltastore.DeltaStore, tmp_path: Pat
     save_tensors(tmp_path / "base", {"w": torch.randn(4, 4)})
     save_tensors(tmp_path / "post", {"w": torch.randn(4, 4)})
     store.extract(tmp_path / "base", tmp_path / "post", name="x")
+
+
+@pytest.mark.parametrize("matrices", [3, 4])
+def test_few_matrices_may_be_learned_anew(
+    store: deltastore.DeltaStore, tmp_path: Path, matrices: int
+) -> None:
+    """A toy that changed by more than it is, and in its own direction still."""
+    base = {f"layers.{i}.weight": torch.randn(30, 100) for i in range(matrices)}
+    post = {name: 0.6 * values + 1.2 * torch.randn(30, 100) for name, values in base.items()}
+    save_tensors(tmp_path / "base", base)
+    save_tensors(tmp_path / "post", post)
+    if matrices < 4:
+        extracted = store.extract(tmp_path / "base", tmp_path / "post", name="x")
+        assert extracted.relative_change is not None
+        assert extracted.relative_change > 1
+    else:
+        error = refused(store, tmp_path / "base", tmp_path / "post", LineageError)
+        assert error.facts["cosine"] > 0.2
