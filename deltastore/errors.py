@@ -13,6 +13,8 @@ from __future__ import annotations
 import reprlib
 from typing import Any, ClassVar
 
+from deltastore.text import escaped, sentence
+
 _SHOWN_CHARS = 80
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 2 * _SHOWN_CHARS
@@ -24,6 +26,7 @@ def shown(value: object) -> str:
         text = _repr.repr(value)
     except ValueError:  # an integer of more digits than Python prints
         text = f"a very large {type(value).__name__}"
+    text = escaped(text)
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
 
 
@@ -39,9 +42,10 @@ class DeltastoreError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "", **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # The last net: values in a sentence are bounded where it is made, by ``shown``.
+        self.message = sentence(message)
+        super().__init__(self.message)
+        self.hint = sentence(hint)
         self.facts = facts
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import fields, printable
+from deltastore.cli.output import fields
 from deltastore.cli.session import Session
 from deltastore.cli.units import count, duration, size
+from deltastore.text import escaped
 
 if TYPE_CHECKING:
     from deltastore.operations.apply import ApplyResult
@@ -174,9 +175,9 @@ def _human(result: ApplyResult) -> Iterator[str]:
         ]
     )
     for item in result.left_out:
-        yield printable(f"    {item['name']}: {item['problem']}")
+        yield escaped(f"    {item['name']}: {item['problem']}")
     for row in result.config_left:
-        yield printable(f"    {row['field']}: {row['output']}; post has {row['post']}")
+        yield escaped(f"    {row['field']}: {row['output']}; post has {row['post']}")
 
 
 def _restored(result: ApplyResult) -> str:
@@ -221,4 +222,4 @@ def _tokens(vocabulary: dict[str, Any]) -> str:
             names = [" → ".join(t) if isinstance(t, list) else t for t in listed["tokens"][:3]]
             more = ", …" if listed["count"] > len(names) else ""
             said.append(f"{listed['count']:,} {what} ({', '.join(names)}{more})")
-    return printable("; ".join(said))
+    return escaped("; ".join(said))

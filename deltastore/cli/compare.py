@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import fields, printable, table
+from deltastore.cli.output import fields, table
 from deltastore.cli.session import Session
 from deltastore.cli.units import count, duration
+from deltastore.text import escaped
 
 if TYPE_CHECKING:
     from deltastore.operations.compare import Comparison, Group, PairFigures
@@ -94,8 +95,8 @@ def _human(comparison: Comparison, plot: Path | None) -> Iterator[str]:
 def _pair(pair: PairFigures) -> Iterator[str]:
     first, second = pair.refs
     overall = pair.overall
-    yield printable(f"{first} (1) and {second} (2): cosine {_cosine(overall)}")
-    yield printable(f"  {_verdict(pair)}")
+    yield escaped(f"{first} (1) and {second} (2): cosine {_cosine(overall)}")
+    yield escaped(f"  {_verdict(pair)}")
     said = f"{count(overall.tensors, 'tensor')}, {count(overall.elements, 'element')}"
     if overall.same_sign is not None:
         share = overall.both_changed / overall.elements
@@ -109,7 +110,7 @@ def _pair(pair: PairFigures) -> Iterator[str]:
         ]
     )
     for item in pair.left_out[:_LISTED]:
-        yield printable(f"    {item.name}: {item.problem}")
+        yield escaped(f"    {item.name}: {item.problem}")
     if len(pair.left_out) > _LISTED:
         yield f"    and {len(pair.left_out) - _LISTED:,} more, which --json lists"
     cells = defaultdict(list)

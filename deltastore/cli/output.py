@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from deltastore.errors import DeltastoreError
+from deltastore.text import escaped, is_shown_as_it_is, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def message(label: str, text: str, *, colour: str | None = None) -> None:
     """Write ``label: text`` to stderr; further lines of the text are indented."""
     first, *rest = text.splitlines() or [""]
     heading = click.style(f"{label}:", fg=colour, bold=True) if colour else f"{label}:"
-    lines = [f"{heading} {printable(first)}", *(f"  {printable(line)}" for line in rest)]
+    lines = [f"{heading} {sentence(first)}", *(f"  {sentence(line)}" for line in rest)]
     try:
         click.echo("\n".join(lines), err=True, color=coloured(sys.stderr))
     except OSError:  # nobody reads stderr, and there is nowhere else to say so
@@ -105,17 +106,6 @@ def message(label: str, text: str, *, colour: str | None = None) -> None:
 def coloured(stream: Any) -> bool:
     """Whether colours belong on this stream: a terminal, and no ``NO_COLOR``."""
     return stream is not None and not os.environ.get("NO_COLOR") and bool(stream.isatty())
-
-
-def printable(text: str) -> str:
-    """``text`` with control characters escaped.
-
-    Names and ids come out of files that anybody may have written; they must not move the cursor
-    or start a line of their own.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = "") -> list[str]:
@@ -132,7 +122,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = 
     cells = [header]
     for row in rows:
         # Asked once for the whole row: there may be many, and nearly all are harmless.
-        cells.append(row if "".join(row).isprintable() else [printable(cell) for cell in row])
+        cells.append(row if is_shown_as_it_is("|".join(row)) else list(map(escaped, row)))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     aligned = right.ljust(len(widths))
     # One format for all rows: a list of 10,000 artifacts is a common thing to look through.
@@ -147,7 +137,7 @@ def fields(pairs: Iterable[tuple[str, str]]) -> list[str]:
     """``label  value`` lines, indented and aligned; pairs without a value are left out."""
     kept = [(label, value) for label, value in pairs if value]
     width = max((len(label) for label, _ in kept), default=0)
-    return [f"  {label:<{width}}  {printable(value)}" for label, value in kept]
+    return [f"  {label:<{width}}  {escaped(value)}" for label, value in kept]
 
 
 def _plain(value: Any) -> Any:

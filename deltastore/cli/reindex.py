@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deltastore.cli import options
-from deltastore.cli.output import printable
 from deltastore.cli.session import Session
 from deltastore.cli.units import count
+from deltastore.text import escaped
 
 if TYPE_CHECKING:
     from deltastore.operations.reindex import Indexed
@@ -29,4 +29,4 @@ def _human(indexed: Indexed) -> Iterator[str]:
         f"and {count(indexed.tags, 'tag')}"
     )
     for problem in indexed.problems:
-        yield printable(f"  not readable: {problem}")
+        yield escaped(f"  not readable: {problem}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import printable, table
+from deltastore.cli.output import table
 from deltastore.cli.session import Session
+from deltastore.text import escaped
 
 if TYPE_CHECKING:
     from deltastore.operations.resolve import Candidate
@@ -39,7 +40,7 @@ def _human(candidates: list[Candidate]) -> Iterator[str]:
     yield from table(_HEADER, [_row(candidate) for candidate in candidates], right="   rr")
     for candidate in candidates:
         for reason in candidate.reasons:
-            yield printable(f"{candidate.ref}: {reason}")
+            yield escaped(f"{candidate.ref}: {reason}")
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import printable
 from deltastore.cli.session import Session
 from deltastore.cli.units import count, size
 from deltastore.errors import IntegrityError
+from deltastore.text import escaped
 
 if TYPE_CHECKING:
     from deltastore.operations.verify import VerifyReport
@@ -39,7 +39,7 @@ def command(session: Session, *, refs: tuple[str, ...], quick: bool, jobs: int |
 def _human(report: VerifyReport) -> Iterator[str]:
     for problem in report.problems:
         affects = f"  (affects {', '.join(problem.refs)})" if problem.refs else ""
-        yield printable(f"{problem.where}: {problem.problem}{affects}")
+        yield escaped(f"{problem.where}: {problem.problem}{affects}")
     yield (
         f"checked {count(report.checked, 'blob')} ({size(report.bytes)}): "
         f"{count(len(report.problems), 'problem') if report.problems else 'all is well'}"

@@ -255,7 +255,7 @@ def apply(
             vocabulary=summary.vocabulary,
             files=composed.ledger.report(),
             not_copied=summary.not_copied,
-            config_left=composed.ledger.config_left,
+            config_left=composed.ledger.left(),
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from deltastore.text import excerpt
+
 MOST_LINES = 10
+_FIRST = 3
 
 
 def pattern(name: str) -> str:
@@ -30,9 +33,12 @@ def folded(items: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
 def listed(names: Iterable[str]) -> str:
     """The first patterns of some names, for a sentence."""
     groups = folded((name, "") for name in names)
-    shown = [name if count == 1 else f"{name} ({count} of them)" for name, _, count in groups]
-    more = f" and {len(shown) - 3} more patterns" if len(shown) > 3 else ""
-    return ", ".join(shown[:3]) + more
+    told = [
+        excerpt(name) if count == 1 else f"{excerpt(name)} ({count} of them)"
+        for name, _, count in groups[:_FIRST]
+    ]
+    more = f" and {len(groups) - _FIRST} more patterns" if len(groups) > _FIRST else ""
+    return ", ".join(told) + more
 
 
 __all__ = ["MOST_LINES", "folded", "listed", "pattern"]

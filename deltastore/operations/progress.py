@@ -6,6 +6,7 @@ import threading
 from typing import Protocol
 
 from deltastore.operations.pipeline import check_stopped
+from deltastore.text import excerpt, sentence
 
 
 class Progress(Protocol):
@@ -54,9 +55,9 @@ class Staged:
     def start(self, label: str, total_bytes: int) -> None:
         """A stage begins."""
         with self._lock:
-            self._label, self._total, self._done = label, total_bytes, 0
+            self._label, self._total, self._done = excerpt(label), total_bytes, 0
             if not self._downloads:
-                self._watcher.start(label, total_bytes)
+                self._watcher.start(self._label, total_bytes)
 
     def advance(self, done_bytes: int) -> None:
         """Shown at once, or after the download that is going on."""
@@ -66,8 +67,8 @@ class Staged:
                 self._watcher.advance(done_bytes)
 
     def warn(self, message: str) -> None:
-        """Passed on."""
-        self._watcher.warn(message)
+        """Passed on, bounded as an error's message is."""
+        self._watcher.warn(sentence(message))
 
     def begin_download(self, filename: str, nbytes: int) -> None:
         """Raises ``Stopped`` where the threads are to end: a download can take hours."""
@@ -78,7 +79,7 @@ class Staged:
             self._downloads += 1
             self._to_fetch += nbytes
             what = filename if self._downloads == 1 else f"{self._downloads} files"
-            self._watcher.start(f"downloading {what}", self._to_fetch)
+            self._watcher.start(f"downloading {excerpt(what)}", self._to_fetch)
             self._watcher.advance(self._fetched)
 
     def advance_download(self, done_bytes: int) -> None:

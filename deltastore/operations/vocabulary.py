@@ -10,6 +10,7 @@ import numpy as np
 
 from deltastore.errors import IncompatibleError
 from deltastore.operations.rows import NONE, Rows
+from deltastore.text import excerpt
 
 Verdict = Literal["same", "matched", "skipped", "not compared"]
 
@@ -68,17 +69,20 @@ class Vocabulary:
     def report(self) -> dict[str, object]:
         """The figures, with the first few names of each list."""
 
-        def listed(names: Sequence[object]) -> dict[str, object]:
-            return {"count": len(names), "tokens": list(names[:_LISTED])}
+        def listed(names: Sequence[str], count: int) -> dict[str, object]:
+            return {"count": count, "tokens": list(map(excerpt, names))}
 
         return {
             "verdict": self.verdict,
             "tokens": self.tokens,
             "matched": self.matched,
             "own": self.own,
-            "added": listed([token.content for token in self.added]),
-            "renamed": listed([list(pair) for pair in self.renamed]),
-            "lost": listed(self.lost),
+            "added": listed([token.content for token in self.added[:_LISTED]], len(self.added)),
+            "renamed": {
+                "count": len(self.renamed),
+                "tokens": [list(map(excerpt, p)) for p in self.renamed[:_LISTED]],
+            },
+            "lost": listed(self.lost[:_LISTED], len(self.lost)),
         }
 
     def rows(self, base: int, common: int, post: int) -> Rows:

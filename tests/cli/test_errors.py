@@ -33,7 +33,7 @@ def test_as_json_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(text) == {
         "error": {
             "kind": "LineageError",
-            "message": "Not a\nrelative.",
+            "message": "Not a\\nrelative.",
             "hint": "Use --force.",
             "exit_code": 32,
             "facts": {"cosine": 0.1},

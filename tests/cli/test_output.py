@@ -10,6 +10,7 @@ import pytest
 from deltastore.cli import output
 from deltastore.cli.output import Output
 from deltastore.errors import DeltastoreError
+from deltastore.text import escaped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ def test_braces_in_cells_are_text() -> None:
 
 
 def test_control_characters_of_others_are_escaped() -> None:
-    assert output.printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
-    assert output.printable("größe") == "größe"
+    assert escaped("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert escaped("größe") == "größe"
     assert "\x1b" not in output.table(("A",), [("\x1b]0;x\x07",)])[1]
 
 

@@ -21,11 +21,12 @@ from deltastore.operations.output.declared import leave_out_declarations
 from deltastore.operations.output.documents import brief, read_object, same, to_json
 from deltastore.operations.output.fit import Pair, fitted
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, joined
 from deltastore.operations.output.sizes import fields, kind_of_field
 from deltastore.operations.output.spellings import spelled_alike
 from deltastore.operations.output.tying import follow_tied_embeddings
 from deltastore.operations.recipes import Recipe
+from deltastore.text import excerpt
 
 Document = dict[str, Any]
 
@@ -152,7 +153,7 @@ def model_config(
     followed += [name for name in own if name not in output]
     if not followed:
         return data
-    ledger.note(NAME, f"changed: {', '.join(followed)}")
+    ledger.note(NAME, f"changed: {joined(followed)}")
     after = configs.after or {}
     # An id of post is another number in the output, and a nested document never post's as a whole.
     if posts or any(same(output.get(name), after.get(name)) for name in followed):
@@ -252,7 +253,7 @@ def lost_ids(name: str, lost: list[int], *, kept: bool) -> str:
     """What is said of tokens of post that have no place in the output."""
     ids = ", ".join(map(str, lost[:8])) + (", …" if len(lost) > 8 else "")
     outcome = "the new base's value stays" if kept else "left out"
-    return f"{name} of post names tokens that the output does not have ({ids}): {outcome}"
+    return f"{excerpt(name)} of post names tokens that the output does not have ({ids}): {outcome}"
 
 
 def _follow_use_cache(output: Document, configs: Configs) -> None:

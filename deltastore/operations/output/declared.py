@@ -12,7 +12,7 @@ from deltastore.checkpoint.quantised import (
     method_of,
     quantised_weights,
 )
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, joined
 
 Document = dict[str, Any]
 
@@ -40,7 +40,7 @@ def leave_out_declarations(
     said = {f"{key} ({method_of(value)})" for key, value in declarations(output)}
     if not said or (restoring and quantised_weights(tensors, output) is not None):
         return output
-    ledger.warn(name, f"{', '.join(sorted(said))} is left out: the weights are not quantised")
+    ledger.warn(name, f"{joined(sorted(said))} is left out: the weights are not quantised")
     result = _without(output)
     assert isinstance(result, dict)
     return result

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from deltastore.operations.output.config import Configs, Document, lost_ids
 from deltastore.operations.output.documents import read_object, same, to_json
 from deltastore.operations.output.ids import Translate, holds_ids, identity, translated
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, joined
 
 NAME = "generation_config.json"
 
@@ -45,7 +45,7 @@ def take_generation_config(
     if changed:
         files[NAME] = to_json(document)
         ledger.origins[NAME] = "both"
-        ledger.note(NAME, f"of post's config.json: {', '.join(changed)}")
+        ledger.note(NAME, f"of post's config.json: {joined(changed)}")
 
 
 def _posts(

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from deltastore.errors import shown
+from deltastore.text import excerpt, sentence
+
+MAX_LEFT = 1000
+"""Fields that are named because they did not follow post; the rest is counted."""
+
+_JOINED = 50
+_QUOTED = 8
 
 Origin = Literal["new base", "post", "both", "written"]
 """Whose a small file is; ``both`` if it is one's with something of the other's in it."""
@@ -28,12 +38,20 @@ class Ledger:
 
     def note(self, name: str, text: str) -> None:
         """Say something of the file ``name``."""
-        self.notes.setdefault(name, []).append(text)
+        self.notes.setdefault(name, []).append(sentence(text))
 
     def warn(self, name: str, text: str) -> None:
         """Say something of the file ``name`` that a user must see."""
         self.note(name, text)
-        self.warnings.append(f"{name}: {text}.")
+        self.warnings.append(sentence(f"{name}: {text}."))
+
+    def left(self) -> list[dict[str, str]]:
+        """The fields that did not follow post, as they may be printed and written."""
+        rows = [row | {"field": excerpt(row["field"])} for row in self.config_left[:MAX_LEFT]]
+        if len(self.config_left) > MAX_LEFT:
+            more = f"~ and {len(self.config_left) - MAX_LEFT} more"
+            rows.append({"field": more, "post": "", "output": ""})
+        return rows
 
     def report(self) -> list[dict[str, Any]]:
         """Every file by name: ``name``, ``from`` and, where there is one, ``note``."""
@@ -41,6 +59,19 @@ class Ledger:
         for name, origin in sorted(self.origins.items()):
             row = {"name": name, "from": origin}
             if name in self.notes:
-                row["note"] = "; ".join(self.notes[name])
+                row["note"] = sentence("; ".join(self.notes[name]))
             rows.append(row)
         return rows
+
+
+def joined(names: Iterable[str]) -> str:
+    """Names of fields for a note: the first of them, and how many there are besides."""
+    found = list(names)
+    more = f" and {len(found) - _JOINED} more" if len(found) > _JOINED else ""
+    return ", ".join(map(excerpt, found[:_JOINED])) + more
+
+
+def quoted(tokens: Sequence[str]) -> str:
+    """Tokens for a note, likewise."""
+    more = f" and {len(tokens) - _QUOTED} more" if len(tokens) > _QUOTED else ""
+    return ", ".join(map(shown, tokens[:_QUOTED])) + more

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltastore.operations.output.documents import read_object, to_json
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, quoted
 from deltastore.operations.output.token_files import Flags, Reader, added_tokens_decoder
 from deltastore.operations.small_files import tokenizer_of
 
@@ -43,7 +43,7 @@ def take_flags(
         if moved:
             files["tokenizer.json"] = to_json(tokenizer)
             ledger.origins["tokenizer.json"] = "both"
-            ledger.note("tokenizer.json", f"flags of post: {', '.join(sorted(moved)[:8])}")
+            ledger.note("tokenizer.json", f"flags of post: {quoted(sorted(moved))}")
     config = read_object(files.get(_CONFIG))
     if config is not None and _flag_config(config, changed, ids):
         files[_CONFIG] = to_json(config)

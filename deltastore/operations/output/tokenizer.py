@@ -13,7 +13,7 @@ from deltastore.operations.added_tokens import keep_listed, with_post_tokens
 from deltastore.operations.matching import Sides
 from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, joined, quoted
 from deltastore.operations.output.token_files import Reader, holds_token
 from deltastore.operations.output.token_flags import take_flags
 from deltastore.operations.small_files import tokenizer_of
@@ -219,8 +219,13 @@ def _take_special_tokens(
             del wanted[name]
         else:
             wanted[name] = kept
-    for token in dict.fromkeys(lost):
-        ledger.warn(CONFIG, f"the new base's tokenizer lacks post's special token {token!r}")
+    if lost:
+        tokens = list(dict.fromkeys(lost))
+        several = "s" if len(tokens) > 1 else ""
+        ledger.warn(
+            CONFIG,
+            f"the new base's tokenizer lacks post's special token{several} {quoted(tokens)}",
+        )
     if not wanted:
         return
     if not lost and MAP in post and documents[MAP] is not None:
@@ -256,7 +261,7 @@ def _merge(
     files[name] = to_json(output)
     ledger.origins[name] = "both"
     if changed:
-        ledger.note(name, f"special tokens of post: {', '.join(changed)}")
+        ledger.note(name, f"special tokens of post: {joined(changed)}")
 
 
 def _known(value: Any, has: Callable[[str], bool], lost: list[str]) -> Any:
@@ -310,4 +315,4 @@ def _tell_left(
             and not same(after.get(field), output.get(field))
         ]
         if left:
-            ledger.warn(name, f"post changed {', '.join(left)}; the output has the new base's")
+            ledger.warn(name, f"post changed {joined(left)}; the output has the new base's")
