@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from deltastore.checkpoint.files import read_at, strict_json
-from deltastore.errors import CheckpointCorruptError, UnsupportedDtypeError, shown
+from deltastore.errors import CheckpointCorruptError, CheckpointError, UnsupportedDtypeError, shown
 from deltastore.manifest import format as fmt
+from deltastore.manifest.tensor_rules import METADATA, name_problem, shape_problem
 
+_MAX_OFFSET = (1 << 63) - 1
 MAX_HEADER_BYTES = 100_000_000
 """The limit in the safetensors format, which all its readers keep."""
 
@@ -78,7 +80,7 @@ def parse_header(
     """
     data = _header_bytes(read, path, size)
     fields = strict_json(data, f"The header of {path}")
-    metadata = _metadata(fields.pop("__metadata__", {}), path)
+    metadata = _metadata(fields.pop(METADATA, {}), path)
     if len(fields) > fmt.MAX_TENSORS:
         _corrupt(path, f"holds {len(fields)} tensors; expected at most {fmt.MAX_TENSORS}")
     start = 8 + len(data)
@@ -91,7 +93,7 @@ def parse_header(
             what = "overlaps the tensor before it" if entry.begin < position else "follows a hole"
             _corrupt(
                 path,
-                f"has {entry.name!r} at byte {entry.begin - start}, which {what}; "
+                f"has {shown(entry.name)} at byte {entry.begin - start}, which {what}; "
                 f"expected byte {position - start}",
             )
         position += entry.nbytes
@@ -103,18 +105,14 @@ def parse_header(
 
 
 def check_name(name: str, path: Path) -> None:
-    """Refuse a tensor name that could not be shown or recorded.
+    """Refuse a tensor name that could not be shown, recorded or written.
 
     Raises:
-        CheckpointCorruptError: It is empty, too long, or not printable.
+        CheckpointCorruptError: It is empty, too long, not printable, or the format's own.
     """
-    if not name or len(name) > fmt.MAX_NAME_CHARS:
-        _corrupt(
-            path,
-            f"holds a tensor name of {len(name)} characters; expected 1 to {fmt.MAX_NAME_CHARS}",
-        )
-    if not name.isprintable():
-        _corrupt(path, f"holds the tensor name {shown(name)}; expected printable characters only")
+    problem = name_problem(name)
+    if problem is not None:
+        _corrupt(path, f"holds {problem}")
 
 
 def check_shape(shape: tuple[int, ...], name: str, path: Path) -> None:
@@ -123,19 +121,15 @@ def check_shape(shape: tuple[int, ...], name: str, path: Path) -> None:
     Raises:
         CheckpointCorruptError: It has too many dimensions or elements.
     """
-    if len(shape) > fmt.MAX_DIMENSIONS:
-        _corrupt(
-            path, f"gives {name!r} {len(shape)} dimensions; expected at most {fmt.MAX_DIMENSIONS}"
-        )
-    # A zero does not make the other factors harmless to those who multiply in 64 bits.
-    if math.prod(size or 1 for size in shape) > fmt.MAX_ELEMENTS:
-        _corrupt(path, f"gives {name!r} more than {fmt.MAX_ELEMENTS} elements")
+    problem = shape_problem(shape)
+    if problem is not None:
+        _corrupt(path, f"gives {shown(name)} {problem}")
 
 
 def unsupported_dtype(dtype: str, name: str, path: Path) -> UnsupportedDtypeError:
     """The error for a dtype that deltastore does not store."""
     return UnsupportedDtypeError(
-        f"{path} stores {name!r} as {dtype[:40]!r}; expected one of "
+        f"{path} stores {shown(name)} as {shown(dtype[:40])}; expected one of "
         f"{', '.join(sorted(fmt.DTYPE_BYTES))}.",
         hint="Convert the checkpoint to bfloat16 first; packed weights have no delta.",
         path=str(path),
@@ -144,18 +138,34 @@ def unsupported_dtype(dtype: str, name: str, path: Path) -> UnsupportedDtypeErro
     )
 
 
-def build_header(tensors: Iterable[HeaderTensor], metadata: Mapping[str, str]) -> bytes:
+def build_header(tensors: Sequence[HeaderTensor], metadata: Mapping[str, str], what: str) -> bytes:
     """The first bytes of a file that holds ``tensors`` in this order: length and padded JSON.
 
+    Held to the rules by which such a file is read.
+
+    Args:
+        tensors: What the file will hold.
+        metadata: Strings about the file as a whole.
+        what: What to call the file in an error.
+
     Raises:
-        ValueError: The header exceeds the format's limit.
+        CheckpointError: A reader would refuse the file: for names, shapes, number or length.
     """
     fields: dict[str, Any] = {}
     if metadata:
-        fields["__metadata__"] = dict(metadata)
+        fields[METADATA] = dict(metadata)
+    if len(tensors) > fmt.MAX_TENSORS:
+        raise _unreadable(what, f"{len(tensors)} tensors; expected at most {fmt.MAX_TENSORS}")
     position = 0
     for tensor in tensors:
+        problem = name_problem(tensor.name) or shape_problem(tensor.shape)
+        if problem is None and tensor.name in fields:
+            problem = f"two tensors called {shown(tensor.name)}"
         end = position + tensor.nbytes
+        if problem is None and end > _MAX_OFFSET:
+            problem = f"more than {_MAX_OFFSET} bytes"
+        if problem is not None:
+            raise _unreadable(what, problem)
         fields[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -165,8 +175,17 @@ def build_header(tensors: Iterable[HeaderTensor], metadata: Mapping[str, str]) -
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {len(text)} bytes; the format allows {MAX_HEADER_BYTES}")
+        raise _unreadable(
+            what, f"a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}"
+        )
     return len(text).to_bytes(8, "little") + text
+
+
+def _unreadable(what: str, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"{what} would have {problem}: nothing could read it.",
+        hint="Write smaller files, as with `--max-shard-size 5GB`, or leave tensors out.",
+    )
 
 
 def _corrupt(path: Path, problem: str) -> NoReturn:
@@ -205,22 +224,24 @@ def _metadata(value: Any, path: Path) -> dict[str, str]:
 def _entry(name: str, value: Any, start: int, path: Path) -> Entry:
     check_name(name, path)
     if not isinstance(value, dict):
-        _corrupt(path, f"describes {name!r} by a {type(value).__name__}; expected an object")
+        _corrupt(path, f"describes {shown(name)} by a {type(value).__name__}; expected an object")
     dtype = value.get("dtype")
     if not isinstance(dtype, str):
-        _corrupt(path, f"gives {name!r} the dtype {shown(dtype)}; expected a string")
+        _corrupt(path, f"gives {shown(name)} the dtype {shown(dtype)}; expected a string")
     if dtype not in fmt.DTYPE_BYTES:
         raise unsupported_dtype(dtype, name, path)
     shape = _naturals(value.get("shape"), "shape", name, path)
     check_shape(shape, name, path)
     offsets = _naturals(value.get("data_offsets"), "data_offsets", name, path)
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        _corrupt(path, f"gives {name!r} the data_offsets {list(offsets)[:4]}; expected begin, end")
+        _corrupt(
+            path, f"gives {shown(name)} the data_offsets {list(offsets)[:4]}; expected begin, end"
+        )
     nbytes = math.prod(shape) * fmt.DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != nbytes:
         _corrupt(
             path,
-            f"gives {name!r} {offsets[1] - offsets[0]} bytes; "
+            f"gives {shown(name)} {offsets[1] - offsets[0]} bytes; "
             f"expected {nbytes} for {dtype} {list(shape)}",
         )
     return Entry(name, dtype, shape, start + offsets[0], nbytes)
@@ -229,7 +250,7 @@ def _entry(name: str, value: Any, start: int, path: Path) -> Entry:
 def _naturals(value: Any, field: str, name: str, path: Path) -> tuple[int, ...]:
     # type() rather than isinstance(): true and false are integers to Python, not to the format.
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        _corrupt(path, f"gives {name!r} a {field} that is no list of integers")
+        _corrupt(path, f"gives {shown(name)} a {field} that is no list of integers")
     if any(item < 0 or item >= 1 << 63 for item in value):
-        _corrupt(path, f"gives {name!r} a {field} with a number outside 0 to 2^63 - 1")
+        _corrupt(path, f"gives {shown(name)} a {field} with a number outside 0 to 2^63 - 1")
     return tuple(value)

@@ -11,6 +11,7 @@ from deltastore.checkpoint.files import read_json
 from deltastore.checkpoint.header import check_name
 from deltastore.checkpoint.model import Shard
 from deltastore.errors import CheckpointCorruptError, shown
+from deltastore.text import excerpt
 
 MAX_INDEX_BYTES = 256 << 20
 _LISTED = 5
@@ -46,8 +47,7 @@ def read_index(path: Path) -> Index:
         check_name(name, path)
         if not isinstance(filename, str):
             raise _bad(path, f"maps {shown(name)} to {shown(filename)}; expected a file name")
-        usable = filename.isprintable() and len(filename) <= _MAX_FILENAME_CHARS
-        if not usable or filename in ("", ".", "..") or set(filename) & {"/", "\\"}:
+        if not is_shard_name(filename):
             raise _bad(
                 path,
                 f"maps {shown(name)} to {shown(filename)}; "
@@ -59,6 +59,13 @@ def read_index(path: Path) -> Index:
     if not isinstance(metadata, dict):
         raise _bad(path, f"has metadata of type {type(metadata).__name__}; expected an object")
     return Index(path, weight_map, metadata)
+
+
+def is_shard_name(filename: str) -> bool:
+    """Whether an index may name a file so: one in its own directory, by printable characters."""
+    if not filename.isprintable() or len(filename) > _MAX_FILENAME_CHARS:
+        return False
+    return filename not in ("", ".", "..") and not set(filename) & {"/", "\\"}
 
 
 def check_index(
@@ -100,7 +107,7 @@ def check_index(
 def listed(names: list[str]) -> str:
     """The first few names for a message, and how many there are besides."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(excerpt, names[:_LISTED])) + more
 
 
 def _bad(path: Path, problem: str) -> CheckpointCorruptError:

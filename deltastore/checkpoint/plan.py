@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from deltastore.checkpoint.index import is_shard_name
 from deltastore.checkpoint.pieces import NUMBERED
 from deltastore.checkpoint.reader import Checkpoint
 from deltastore.errors import NoWeightsError
@@ -109,6 +110,10 @@ def _regrouped(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[Out
 def _renamed(names: list[str], base: Checkpoint, *, dropped: bool) -> list[str]:
     if len(names) == 1:
         return [SINGLE]
+    apart = len({name.casefold() for name in names}) == len(names)
+    if not apart or not all(map(is_shard_name, names)):
+        # A reader would refuse the index, or a file system take two of them for one.
+        return _numbered("model", len(names))
     if base.is_safetensors and not dropped:
         return names
     matches = [NUMBERED.match(name) for name in names]

@@ -23,6 +23,7 @@ from deltastore.checkpoint.destination import (
 )
 from deltastore.checkpoint.files import file_error, read_at
 from deltastore.checkpoint.header import build_header
+from deltastore.checkpoint.index import MAX_INDEX_BYTES
 from deltastore.checkpoint.lease import (
     LEASE,
     create_partial,
@@ -32,6 +33,7 @@ from deltastore.checkpoint.lease import (
 )
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
+from deltastore.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,11 +51,13 @@ def check_destination(
     Raises:
         OutputExistsError: Something is at ``out`` already.
         NoSpaceError: The output does not fit.
-        CheckpointError: The place cannot be looked at.
+        CheckpointError: The place cannot be looked at, or nothing could read the output.
     """
     place = Path(os.path.realpath(out))
+    shards = tuple(plan)
     check_free(place)
-    check_space(place, sum(shard.nbytes for shard in plan) + extra_bytes)
+    _heads(shards, METADATA)
+    check_space(place, sum(shard.nbytes for shard in shards) + extra_bytes)
 
 
 class CheckpointWriter:
@@ -82,7 +86,7 @@ class CheckpointWriter:
         Raises:
             OutputExistsError: Something is at ``out`` already.
             NoSpaceError: The output does not fit; raised before anything is written.
-            CheckpointError: The directory cannot be created.
+            CheckpointError: The directory cannot be created, or nothing could read the output.
         """
         # Through symbolic links, because a rename would replace the link and not its target.
         self.out = Path(os.path.realpath(out))
@@ -90,8 +94,7 @@ class CheckpointWriter:
         # First: what a process that was killed left goes even where its output is in the way.
         remove_dead_partials(self.out)
         mode = check_free(self.out)
-        headers = [build_header(shard.tensors, metadata) for shard in self.plan]
-        self._index = _index_bytes(self.plan) if len(self.plan) > 1 else b""
+        headers, self._index = _heads(self.plan, metadata)
         data = sum(shard.nbytes for shard in self.plan)
         check_space(self.out, data + sum(map(len, headers)) + len(self._index) + extra_bytes)
         self._places: dict[str, tuple[int, int, OutputTensor]] = {}
@@ -166,8 +169,11 @@ class CheckpointWriter:
             ValueError: The path leaves the output, or is that of a weight file or the index.
         """
         path = PurePosixPath(relative_path)
-        taken = {shard.filename for shard in self.plan} | {INDEX, LEASE}
-        if path.is_absolute() or ".." in path.parts or not path.parts or str(path) in taken:
+        taken = {
+            name.casefold() for name in (*(shard.filename for shard in self.plan), INDEX, LEASE)
+        }
+        first = path.parts[0].casefold() if path.parts else ""
+        if path.is_absolute() or ".." in path.parts or not path.parts or first in taken:
             raise ValueError(f"{relative_path!r} cannot be a small file of an output")
         target = self._directory() / path
         try:
@@ -254,6 +260,22 @@ class CheckpointWriter:
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _heads(plan: tuple[ShardPlan, ...], metadata: Mapping[str, str]) -> tuple[list[bytes], bytes]:
+    """The headers of all files, and the index, if there is one.
+
+    Raises:
+        CheckpointError: A reader would refuse one of them.
+    """
+    headers = [build_header(shard.tensors, metadata, shard.filename) for shard in plan]
+    index = _index_bytes(plan) if len(plan) > 1 else b""
+    if len(index) > MAX_INDEX_BYTES:
+        raise CheckpointError(
+            f"{INDEX} would have {len(index)} bytes; a reader takes at most {MAX_INDEX_BYTES}.",
+            hint="Write fewer files, or leave tensors out.",
+        )
+    return headers, index
 
 
 def _index_bytes(plan: tuple[ShardPlan, ...]) -> bytes:

@@ -31,6 +31,7 @@ from deltastore.manifest.model import (
     TensorSide,
 )
 from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
@@ -202,6 +203,13 @@ class _Reader:
             self.fail(field, f"printable text of 1..{limit} characters", value)
         return value
 
+    def tensor_name(self, value: object, field: str) -> str:
+        name = self.text(value, field)
+        problem = name_problem(name)
+        if problem is not None:
+            self.fail(field, "a name that a tensor of a checkpoint may have", name)
+        return name
+
     def choice(self, value: object, field: str, choices: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value not in choices:
             self.fail(field, "one of " + ", ".join(choices), value)
@@ -259,8 +267,9 @@ def _side(read: _Reader, value: object, field: str) -> TensorSide | None:
         read.integer(dim, f"{field}.shape[{i}]", high=fmt.MAX_ELEMENTS)
         for i, dim in enumerate(dims)
     )
-    if math.prod(shape) > fmt.MAX_ELEMENTS:
-        read.fail(f"{field}.shape", f"at most {fmt.MAX_ELEMENTS} elements", shape)
+    problem = shape_problem(shape)
+    if problem is not None:
+        read.fail(f"{field}.shape", "a shape that checkpoints may have", problem)
     return TensorSide(
         dtype=read.choice(fields.get("dtype"), f"{field}.dtype", tuple(fmt.DTYPE_BYTES)),
         shape=shape,
@@ -306,7 +315,7 @@ def _stream(
 
 def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int) -> TensorEntry:
     fields = read.mapping(value, field)
-    name = read.text(fields.get("name"), f"{field}.name")
+    name = read.tensor_name(fields.get("name"), f"{field}.name")
     kind = cast("TensorKind", read.choice(fields.get("kind"), f"{field}.kind", _KINDS))
     base = _side(read, fields.get("base"), f"{field}.base")
     post = _side(read, fields.get("post"), f"{field}.post")
@@ -315,7 +324,7 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
 
     base_name = None
     if "base_name" in fields:
-        base_name = read.text(fields["base_name"], f"{field}.base_name")
+        base_name = read.tensor_name(fields["base_name"], f"{field}.base_name")
         if kind not in ("unchanged", "delta", "resized"):
             read.fail(f"{field}.base_name", f"absent for kind {kind}", base_name)
 

@@ -178,7 +178,7 @@ def test_written_headers_are_read_alike_by_the_library(
     metadata: dict[str, str],
 ) -> None:
     outputs = [OutputTensor(n, dtype, tuple(shape)) for n, (dtype, shape) in tensors.items()]
-    header = build_header(outputs, metadata)
+    header = build_header(outputs, metadata, "x")
     assert len(header) % 8 == 0
     path = tmp_path_factory.mktemp("header") / "model.safetensors"
     path.write_bytes(header + bytes(sum(t.nbytes for t in outputs)))
@@ -240,8 +240,8 @@ def test_garbage_never_raises_anything_unexpected(
 
 def test_a_header_over_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltastore.checkpoint.header.MAX_HEADER_BYTES", 64)
-    with pytest.raises(ValueError, match="a header of"):
-        build_header([OutputTensor("a" * 64, "F32", (1,))], {})
+    with pytest.raises(CheckpointError, match="a header of"):
+        build_header([OutputTensor("a" * 64, "F32", (1,))], {}, "x")
 
 
 def test_too_many_tensors_are_refused(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
