@@ -10,7 +10,14 @@ from deltastore.checkpoint.model import TORCH_DTYPES, FileIdentity, Shard, Tenso
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
-from deltastore.checkpoint.small_files import is_model_file, is_small_file, is_tokenizer_file
+from deltastore.checkpoint.small_files import (
+    is_legal,
+    is_model_file,
+    is_named_template,
+    is_small_file,
+    is_template_file,
+    is_tokenizer_file,
+)
 from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
@@ -28,8 +35,11 @@ __all__ = [
     "TensorInfo",
     "Weights",
     "check_destination",
+    "is_legal",
     "is_model_file",
+    "is_named_template",
     "is_small_file",
+    "is_template_file",
     "is_tokenizer_file",
     "locate",
     "open_checkpoint",

@@ -17,12 +17,15 @@ from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.foreign import FOREIGN, PICKLES, SAFETENSORS
 from deltastore.checkpoint.small_files import (
     MAX_MODEL_FILE_BYTES,
+    MAX_NAMED_TEMPLATES,
     MODULES,
     is_code,
     is_model_file,
+    is_named_template,
     is_small_file,
     module_folders,
 )
+from deltastore.text import excerpt
 
 Left = dict[str, str]
 """Names of what does not travel, and why not."""
@@ -54,6 +57,7 @@ _NOISE = re.compile(
     r"|.*\.index\.json|.*\.(png|jpe?g|gif|svg|webp|ico|mp4|webm|md|rst|pdf|html?|log|lock)",
     re.ASCII | re.IGNORECASE,
 )
+_LEGAL = re.compile(r"(licen[cs]e|notice|use.policy|third.party|copying)\b", re.IGNORECASE)
 _FORM = re.compile(
     r"(pytorch_|tf_|flax_|rust_|openvino_)?model(\.[\w-]+)*(-\d+-of-\d+)?\.\w+|consolidated.*"
     r"|.*\.(onnx|gguf|h5|msgpack|ot|mlmodel|tflite|pdparams)",
@@ -92,7 +96,8 @@ def travelling(sizes: Mapping[str, int | None], modules: bytes | None) -> list[s
         modules: Its ``modules.json``.
     """
     folders = module_folders(modules)
-    found = [name for name in sizes if is_small_file(name)]
+    found = [name for name in sizes if is_small_file(name) and not is_named_template(name)]
+    found += sorted(filter(is_named_template, sizes))[:MAX_NAMED_TEMPLATES]
     candidates = [
         name
         for name, size in sizes.items()
@@ -160,6 +165,8 @@ def _importance(name: str) -> tuple[bool, bool, str]:
 
 def _is_noise(name: str) -> bool:
     *folders, own = name.split("/")
+    if not folders and _LEGAL.match(own):
+        return False  # whatever it ends in, somebody may have to keep to it
     return bool(_NOISE.fullmatch(own)) or any(_NOISY_FOLDER.fullmatch(f) for f in folders)
 
 
@@ -171,8 +178,7 @@ def _family(name: str) -> str:
 
 def _plain(name: str) -> str:
     """A name as it may stand in a message and in an artifact."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return text if len(text) <= _MAX_NAME_CHARS else f"{text[:_MAX_NAME_CHARS]}…"
+    return excerpt(name, _MAX_NAME_CHARS)
 
 
 def _reason(name: str) -> str:

@@ -131,7 +131,9 @@ def _read(
     return kept, over | unfit
 
 
-def _check_total(checkpoints: Iterable[Checkpoint], total: int) -> bool:
+def _check_total(
+    checkpoints: Iterable[Checkpoint], total: int, *, whose: str = "the weights of base and post"
+) -> bool:
     """Whether what has no rule of its own is too much beside the other small files.
 
     Raises:
@@ -146,8 +148,8 @@ def _check_total(checkpoints: Iterable[Checkpoint], total: int) -> bool:
                 total += size * (not is_model_file(name))
     if total > MAX_SMALL_FILES_BYTES:
         raise CheckpointError(
-            f"The small files beside the weights of base and post have {total} bytes together; "
-            f"an artifact holds at most {MAX_SMALL_FILES_BYTES}.",
+            f"The small files beside {whose} have {total} bytes together; expected at most "
+            f"{MAX_SMALL_FILES_BYTES}.",
             hint="Move those that are no tokenizer, template, card or licence away.",
         )
     return total + more > MAX_SMALL_FILES_BYTES
@@ -193,6 +195,16 @@ def read_stored(
                 layer.digest, limit=MAX_SMALL_FILE_BYTES, what=what, size=layer.size
             )
     return files
+
+
+def read_all(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """All small files of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: One cannot be read, or they are too large together.
+    """
+    _check_total([checkpoint], 0, whose="the weights")
+    return {name: read_portable(name, path) for name, path in checkpoint.files.items()}
 
 
 def read_portable(name: str, path: Path) -> bytes:

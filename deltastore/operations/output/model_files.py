@@ -6,18 +6,24 @@ it is the new base's. ``params.json`` is a configuration: the new base's, with s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from deltastore.checkpoint import TensorInfo, is_model_file
-from deltastore.checkpoint.small_files import MODULES, PROCESSOR_FILES, module_folders
+from deltastore.checkpoint import TensorInfo, is_model_file, is_small_file
+from deltastore.checkpoint.small_files import (
+    MODULES,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    module_folders,
+)
 from deltastore.errors import StructureMismatchError
 from deltastore.manifest import TensorEntry
-from deltastore.operations.model_files import CODE_KEYS
+from deltastore.operations.model_files import CODE_KEYS, names_code
 from deltastore.operations.output.config import OF_THE_FILE
 from deltastore.operations.output.documents import read_object, same, to_json
 from deltastore.operations.output.fit import Pair, fitted
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, joined
 from deltastore.operations.recipes import Recipe
 
 Files = dict[str, bytes]
@@ -25,7 +31,14 @@ Files = dict[str, bytes]
 PARAMS = "params.json"
 
 _UNRULED = frozenset({"chat_template", "processor_class", *OF_THE_FILE})
-_MAY_NAME_CODE = (*PROCESSOR_FILES, "generation_config.json", "tokenizer_config.json")
+_NO_TOKENS = frozenset({"special_tokens_map.json", "tokenizer_config.json"})
+_VOCABULARIES = frozenset(n for n in TOKENIZER_FILES - _NO_TOKENS if n.endswith(".json"))
+"""Large documents whose keys are tokens, among which may be one that is called like a field."""
+
+_CODE_WORD = re.compile(
+    "|".join(map(re.escape, sorted(CODE_KEYS))).encode() + rb"|\\u00(5[fF]|[67][0-9a-fA-F])"
+)
+"""A key that names code, or an escape that no tool writes and that might hide one."""
 
 
 def take_model_files(
@@ -100,14 +113,14 @@ def fit_params(
     if changed:
         files[PARAMS] = to_json(output)
         ledger.origins[PARAMS] = "both"
-        ledger.note(PARAMS, f"changed: {', '.join(changed)}")
+        ledger.note(PARAMS, f"changed: {joined(changed)}")
     left = [
         name
         for name, value in (after or {}).items()
         if not same(value, (before or {}).get(name)) and not same(value, output.get(name))
     ]
     if before is not None and left:
-        ledger.warn(PARAMS, f"post changed {', '.join(left)}; the output has the new base's")
+        ledger.warn(PARAMS, f"post changed {joined(left)}; the output has the new base's")
 
 
 def take_processors(
@@ -133,32 +146,66 @@ def take_processors(
         ]
         if other:
             ledger.warn(
-                name, f"post has other values of {', '.join(other)}; the output has the new base's"
+                name, f"post has other values of {joined(other)}; the output has the new base's"
             )
 
 
 def without_code(files: Files, own: Mapping[str, bytes], ledger: Ledger) -> None:
-    """Take out of post's documents what names code; what the new base says there stays.
+    """Take out of the output's documents what names code, but for what the new base says there.
+
+    Documents without a rule of their own do not come here if they name any. What is not understood
+    may be understood by others, and is not taken from post at all.
 
     Args:
         files: The output's small files; changed in place.
         own: The new base's.
         ledger: Knows whose the files are, and is told.
     """
-    for name in _MAY_NAME_CODE:
-        if ledger.origins.get(name, "new base") == "new base":
+    for name in [name for name in files if name.endswith(".json") and is_small_file(name)]:
+        data, kept = files[name], own.get(name)
+        if data == kept or (name in _VOCABULARIES and not _CODE_WORD.search(data)):
             continue
-        document, kept = read_object(files.get(name)), read_object(own.get(name)) or {}
+        document = read_object(data)
         if document is None:
+            if name not in _VOCABULARIES:
+                _give_back(files, name, kept, ledger)
             continue
-        cleaned = _cleaned(document)
-        cleaned |= {key: kept[key] for key in CODE_KEYS & kept.keys()}
+        before = read_object(kept) or {}
+        cleaned = _cleaned(document, before, tokens=name in _VOCABULARIES)
         if not same(cleaned, document):
             files[name] = to_json(cleaned)
             ledger.warn(name, "what it says of code is left out: no code goes into an output")
 
 
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _cleaned(item) for key, item in value.items() if key not in CODE_KEYS}
-    return [_cleaned(item) for item in value] if isinstance(value, list) else value
+def _give_back(files: Files, name: str, own: bytes | None, ledger: Ledger) -> None:
+    """Have the new base's document in the place of post's, which is not understood."""
+    if own is None:
+        del files[name]
+        ledger.origins.pop(name, None)
+    else:
+        files[name] = own
+        ledger.origins[name] = "new base"
+    ledger.warn(name, "post's is not understood, and left out")
+
+
+def _cleaned(value: Any, own: Any, *, tokens: bool) -> Any:
+    """A part of a document without what names code; of the new base's part of it that stays.
+
+    Args:
+        value: The part.
+        own: The same part of the new base's document.
+        tokens: The document's keys may be tokens, which have numbers and name nothing.
+    """
+    if isinstance(value, list):
+        if same(value, own):
+            return value
+        return [_cleaned(item, None, tokens=tokens) for item in value]
+    if not isinstance(value, dict):
+        return value
+    before = own if isinstance(own, dict) else {}
+    kept = {
+        key: _cleaned(item, before.get(key), tokens=tokens)
+        for key, item in value.items()
+        if not names_code(key, item) or (tokens and isinstance(item, (int, float)))
+    }
+    return kept | {key: item for key, item in before.items() if names_code(key, item)}

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deltastore.checkpoint import is_template_file
 from deltastore.operations.output.documents import read_object, to_json
-from deltastore.operations.output.ledger import Ledger
+from deltastore.operations.output.ledger import Ledger, quoted
 from deltastore.operations.output.token_files import Reader, added_tokens_decoder, holds_token
 
 _KEY = "chat_template"
-_SHOWN = 8
 _HOLDERS = ("tokenizer_config.json", "processor_config.json")
 """Documents with a template in them: one as a string, or a list of named ones."""
-
-
-def is_template_file(name: str) -> bool:
-    """Whether a small file is a chat template: a file of its own, or one of several in a folder."""
-    return name.startswith(("chat_template", "additional_chat_templates/"))
 
 
 def has_chat_template(files: Mapping[str, bytes]) -> bool:
@@ -108,14 +103,13 @@ def _tell_missing(
     added = added_tokens_decoder(config) | (found.flags if found is not None else {})
     for name, text in texts.items():
         missing = [
-            repr(token)
+            token
             for token in added
             if token.strip() and token in text and not holds_token(own, token, reader)
         ]
         if missing:
-            more = ", …" if len(missing) > _SHOWN else ""
             ledger.warn(
                 name,
                 f"post's chat template has tokens that the output's tokenizer lacks "
-                f"({', '.join(missing[:_SHOWN])}{more}): they are read as other text",
+                f"({quoted(missing)}): they are read as other text",
             )
