@@ -17,12 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint, is_model_file
+from deltastore.checkpoint import Checkpoint, is_legal
+from deltastore.checkpoint.small_files import MAX_CONFIG_JSON_BYTES
+from deltastore.errors import CheckpointError
+from deltastore.manifest.format import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES_BYTES
 from deltastore.operations.embeddings import stored_embedding_of
 from deltastore.operations.matching import Sides
 from deltastore.operations.output import card as cards
 from deltastore.operations.output import config, generation, licences, template, tokenizer
-from deltastore.operations.output.documents import to_json
+from deltastore.operations.output.documents import to_visible_json
 from deltastore.operations.output.front_matter import FrontMatterError, read_front_matter
 from deltastore.operations.output.ledger import Ledger
 from deltastore.operations.output.model_files import (
@@ -33,11 +36,12 @@ from deltastore.operations.output.model_files import (
 )
 from deltastore.operations.output.tying import head_is_embeddings
 from deltastore.operations.recipes import Recipe
-from deltastore.operations.small_files import read_portable
+from deltastore.operations.small_files import read_all
 
 Files = dict[str, bytes]
 
 PROVENANCE = "deltastore.json"
+_TOO_LARGE = "See which files of the artifact are large: `deltastore show REF`."
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ def compose(
     """
     source_base, post = deltas[-1].base, deltas[-1].post
     translate = deltas[-1].words.translate
-    own = {name: read_portable(name, path) for name, path in base.files.items()}
+    own = read_all(base)
     files = {name: data for name, data in own.items() if name != cards.NAME}
     ledger = Ledger(origins=dict.fromkeys(files, "new base"))
     configs = config.Configs.read(source_base, post, restoring=restoring)
@@ -102,10 +106,9 @@ def compose(
                     "chat template", f"that of delta {number} is left out: the last delta counts"
                 )
     generation.take_generation_config(files, post, configs, ledger, translate)
-    without_code(files, own, ledger)
     for delta in deltas:
         for name, data in delta.post.items():
-            if licences.is_legal(name) and not is_model_file(name):
+            if is_legal(name):
                 licences.add_legal(files, name, data, ledger)
     if config.NAME in files:
         pairs = [config.pair(delta.base, delta.post, delta.tensors) for delta in deltas]
@@ -119,10 +122,34 @@ def compose(
             pairs,
             one=head_is_embeddings(base, recipes),
         )
+    without_code(files, own, ledger)
+    _check_sizes(files)
     sides = [("the new base's card", own), *(("post's card", delta.post) for delta in deltas)]
     metadata = [_metadata(label, side, ledger) for label, side in sides]
     ledger.origins |= {PROVENANCE: "written", cards.NAME: "written"}
     return Composed(files, ledger, metadata)
+
+
+def _check_sizes(files: Files) -> None:
+    """Refuse small files that would be too large to be read again.
+
+    Raises:
+        CheckpointError: One of them is, or all together are.
+    """
+    for name, data in files.items():
+        limit = MAX_CONFIG_JSON_BYTES if name == config.NAME else MAX_SMALL_FILE_BYTES
+        if len(data) > limit:
+            raise CheckpointError(
+                f"The output's {name} would have {len(data)} bytes; a reader takes {limit}.",
+                hint=_TOO_LARGE,
+            )
+    total = sum(map(len, files.values()))
+    if total > MAX_SMALL_FILES_BYTES:
+        raise CheckpointError(
+            f"The output's small files would have {total} bytes together; a reader takes "
+            f"{MAX_SMALL_FILES_BYTES}.",
+            hint=_TOO_LARGE,
+        )
 
 
 def provenance(
@@ -153,10 +180,10 @@ def provenance(
         "restored": restored,
         "left_out": dict(partial) if partial is not None else None,
         "not_copied": [dict(row) for row in not_copied],
-        "config_left": composed.ledger.config_left,
+        "config_left": composed.ledger.left(),
         "files": composed.ledger.report(),
     }
-    return to_json(document)
+    return to_visible_json(document)
 
 
 def card(

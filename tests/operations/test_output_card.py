@@ -117,7 +117,7 @@ def test_licences(sources: list[str], expected: dict[str, str]) -> None:
 
 def test_every_licence_is_named_with_its_model() -> None:
     text = written(("org/New", LLAMA), ("org/Post", "license: mit"), (None, "")).text
-    assert "- org/New: llama3 (https://l.example/3)" in text
+    assert "- org/New: llama3 (<https://l.example/3>)" in text
     assert "- org/Post: mit" in text
     assert "- local: not stated" in text
 

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deltastore.operations.output.front_matter import front_matter
-from deltastore.operations.output.licences import combined, stated
+from deltastore.operations.output.licences import REPO, combined, stated
+from deltastore.operations.output.markdown import plain
+from deltastore.text import is_shown_as_it_is
 
 NAME = "README.md"
 _OWN_TAGS = ("deltastore", "task-arithmetic", "merge")
+_MAX_MODELS = 100
 _MAX_TAGS = 100
 _MAX_LANGUAGES = 200
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}|code|multilingual")
-_TAG = re.compile(r"[^\W_][^:\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,63}")
-"""Tags with a colon (``base_model:…``, ``license:…``, ``region:…``) are the Hub's own to make."""
+_TAG = re.compile(r"[^\W_][\w .,+/&'()-]{0,63}")
+"""Words. Tags with a colon (``base_model:…``, ``region:…``) are the Hub's own to make."""
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,16 @@ def card(
         tool: Name and version of this tool.
     """
     sources = [base, *posts]
-    lines = [f"# {base.label} + delta", ""]
+    lines = [f"# {plain(base.label)} + delta", ""]
     lines.append(
         "These weights are those of a base model plus the weight deltas of post-training "
         "([ParamΔ](https://arxiv.org/abs/2504.21023)); no training took place."
     )
-    lines += ["", f"- base: {base.label}"]
+    lines += ["", f"- base: {plain(base.label)}"]
     for delta in deltas:
         lines.append(
-            f"- delta: {delta['ref']} ({delta['base']} → {delta['post']}), scale "
-            f"{delta['scale']:g}, `{delta['digest']}`"
+            f"- delta: {delta['ref']} ({plain(delta['base'])} → {plain(delta['post'])}), "
+            f"scale {delta['scale']:g}, `{delta['digest']}`"
         )
     lines += ["", *_licences(sources)]
     lines += [f"Made with {tool}; `deltastore.json` has the details.", ""]
@@ -70,10 +72,10 @@ def metadata(sources: Sequence[Source]) -> dict[str, Any]:
 
     What a card says of results, data sets or access is true of its own model alone, and left out.
     """
-    repos = dict.fromkeys(s.repo for s in sources if s.repo and _REPO.fullmatch(s.repo))
+    repos = dict.fromkeys(s.repo for s in sources if s.repo and REPO.fullmatch(s.repo))
     result: dict[str, Any] = {}
     if repos:
-        result |= {"base_model": list(repos), "base_model_relation": "merge"}
+        result |= {"base_model": list(repos)[:_MAX_MODELS], "base_model_relation": "merge"}
     result |= combined([stated(source.metadata, source.repo) for source in sources])
     languages = _union((s.metadata.get("language") for s in sources), _LANGUAGE, _MAX_LANGUAGES)
     if languages:
@@ -92,8 +94,12 @@ def metadata(sources: Sequence[Source]) -> dict[str, Any]:
 def _union(values: Iterable[Any], form: re.Pattern[str], limit: int) -> list[str]:
     """Strings of ``form`` out of strings and lists of them, each once, in order."""
     rows = (value if isinstance(value, list) else [value] for value in values)
-    found = [item for row in rows for item in row if isinstance(item, str) and form.fullmatch(item)]
+    found = [item for row in rows for item in row if isinstance(item, str) and _is_word(item, form)]
     return list(dict.fromkeys(found))[:limit]
+
+
+def _is_word(item: str, form: re.Pattern[str]) -> bool:
+    return form.fullmatch(item) is not None and is_shown_as_it_is(item)
 
 
 def _licences(sources: Sequence[Source]) -> list[str]:
@@ -103,7 +109,7 @@ def _licences(sources: Sequence[Source]) -> list[str]:
         return []
     lines = ["Licences, all of which hold:", ""]
     for source, licence in zip(sources, licences, strict=True):
-        said = "not stated" if licence is None else licence.name
-        link = f" ({licence.link})" if licence is not None and licence.link is not None else ""
-        lines.append(f"- {source.label}: {said}{link}")
+        said = "not stated" if licence is None else plain(licence.name)
+        link = f" (<{licence.link}>)" if licence is not None and licence.link is not None else ""
+        lines.append(f"- {plain(source.label)}: {said}{link}")
     return [*lines, ""]

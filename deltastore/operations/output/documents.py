@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.text import is_shown_as_it_is
 
 _SHOWN_CHARS = 80
 
@@ -34,6 +35,23 @@ def to_json(document: Mapping[str, Any]) -> bytes:
         return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
         return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def to_visible_json(document: Mapping[str, Any]) -> bytes:
+    """Ditto, with escapes for all that cannot be seen or turns the direction of a text."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    lines = (_visible(line) for line in text.split("\n"))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _visible(line: str) -> str:
+    if line.isprintable() and (line.isascii() or is_shown_as_it_is(line)):
+        return line
+    return "".join(c if c == " " or is_shown_as_it_is(c) else _escape(c) for c in line)
+
+
+def _escape(character: str) -> str:
+    return json.dumps(character)[1:-1] if character > "\x7f" else f"\\u{ord(character):04x}"
 
 
 def same(first: Any, second: Any) -> bool:

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deltastore.checkpoint.small_files import legal_name
 from deltastore.operations.output.ledger import Ledger
 
-_FILES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()/-]{0,95}")
-_LINK = re.compile(r"https?://[^\s<>\"'()\[\]`]{1,500}")
+_LINK = re.compile(
+    r"https?://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[A-Za-z0-9._~/?#!$&*+,;=%@:-]{0,500})?"
+)
+"""Without a user's name before the host, which would look like another host."""
+
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+"""A Hub id."""
+
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _OTHER = "other"
+_SEVERAL = "several"
+_MAX_OF_A_CARD = 16
+_MAX_NAME_CHARS = 1000
 _UNKNOWN = "unknown"
 
 
@@ -33,17 +43,14 @@ class Licence:
     link: str | None
 
 
-def is_legal(name: str) -> bool:
-    """Whether a small file is a licence or what goes with one."""
-    return name.upper().startswith(_FILES)
-
-
 def add_legal(files: dict[str, bytes], name: str, data: bytes, ledger: Ledger) -> None:
     """Licences of base and posts all hold, so all are there, each once."""
-    names = itertools.chain(
-        [name, f"post-{name}"], (f"post-{i}-{name}" for i in itertools.count(2))
-    )
-    free = next(n for n in names if files.get(n, data) == data)
+    own = legal_name(name)
+    names = itertools.chain([name, f"post-{own}"], (f"post-{i}-{own}" for i in itertools.count(2)))
+    # Some file systems take License for LICENSE, and one would overwrite the other.
+    taken = {other.lower(): other for other in files}
+    free = next(n for n in names if files.get(taken.get(n.lower(), n), data) == data)
+    free = taken.get(free.lower(), free)
     if free not in files:
         ledger.origins[free] = "post"
     files[free] = data
@@ -59,7 +66,7 @@ def stated(metadata: Mapping[str, Any], repo: str | None) -> Licence | None:
     value = metadata.get("license")
     names = value if isinstance(value, list) else [value]
     known = [name for name in names if isinstance(name, str) and _ID.fullmatch(name)]
-    if not known or len(known) != len(names):
+    if not known or len(known) != len(names) or len(known) > _MAX_OF_A_CARD:
         return None
     name, other = " + ".join(known).lower(), len(known) > 1
     if name == _OTHER:
@@ -82,7 +89,12 @@ def combined(licences: Sequence[Licence | None]) -> dict[str, str]:
     first = next(x for x in licences if x is not None)
     if len(found) == 1 and not first.other:
         return {"license": first.name}
-    metadata = {"license": _OTHER, "license_name": " + ".join(found)}
+    name = " + ".join(found)
+    # The card has them one by one besides.
+    metadata = {
+        "license": _OTHER,
+        "license_name": name if len(name) <= _MAX_NAME_CHARS else _SEVERAL,
+    }
     if len(links) == 1:
         metadata["license_link"] = links.pop()
     return metadata
@@ -94,6 +106,6 @@ def _link(value: Any, repo: str | None) -> str | None:
         return None
     if _LINK.fullmatch(value):
         return value
-    if repo is not None and _FILE.fullmatch(value):
+    if repo is not None and REPO.fullmatch(repo) and _FILE.fullmatch(value):
         return f"https://huggingface.co/{repo}/blob/main/{value}"
     return None
