@@ -182,7 +182,7 @@ def many_files(forger: Forger) -> None:
     forger.manifest["layers"].append(LAYER | blob)
     layer = len(forger.manifest["layers"]) - 1
     for number in range(1000):
-        item = {"side": "post", "path": f"LICENSE{number}", "layer": layer}
+        item = {"side": "post", "path": f"post-{number}-LICENSE", "layer": layer}
         forger.config["files"].append(item)
 
 
@@ -252,6 +252,11 @@ MANIFESTS: dict[str, Callable[[Forger], object]] = {
     "config-codec-unknown": put("w.delta.codec", "../../evil"),
     "config-name-path": put("w.name", "../../../w"),
     "config-name-control": put("w.name", "w\x1b[2J"),
+    "config-name-metadata": put("ids.name", "__metadata__"),
+    "config-name-long": put("z.name", "z" * 1025),
+    "config-name-separator": put("z.name", "z\u2028"),
+    "config-shape-hidden-by-zero": put("z.post.shape", [1 << 48, 0, 1 << 48]),
+    "config-shape-dimensions": put("z.post.shape", [1] * 17),
     "config-shape-huge": lambda f: (
         put("w.base.shape", [1 << 48, 1 << 48])(f),
         put("w.post.shape", [1 << 48, 1 << 48])(f),
@@ -303,8 +308,26 @@ PATHS = {
     "shadows-weights": "model.safetensors",
     "shadows-config": "config.json",
     "shadows-lease": ".lease",
+    "shadows-index": "Model.safetensors.Index.json",
+    "shadows-provenance": "DeltaStore.json",
     "code": "modeling_evil.py",
     "code-in-templates": "chat_templates/../evil.py",
+    "code-as-template": "additional_chat_templates/x.py",
+    "code-as-template-file": "chat_template.py",
+    "code-as-notice": "notice.so",
+    "code-in-the-middle": "modeling.py.json",
+    "code-as-version": "tokenizer.model.v1.py",
+    "template-of-two-dots": "additional_chat_templates/x.py.jinja",
+    "template-hidden": "additional_chat_templates/.x.jinja",
+    "case": "Tokenizer_config.json",
+    "lookalike": "c\u043enfig.json",
+    "dot-behind": "LICENSE.",
+    "space-behind": "LICENSE ",
+    "device": "con.json",
+    "weights": "adapter_model.safetensors",
+    "hidden-folder": ".git/hooks/LICENSE",
+    "folder": "x/processor_config.json",
+    "folder-of-the-index": "model.safetensors.index.json/processor_config.json",
 }
 
 
@@ -355,6 +378,12 @@ def small_file(name: str, content: bytes) -> Callable[[Forger], None]:
     return change
 
 
+CARD = (
+    "---\nlicense: other\nlicense_name: 'x](javascript:1)'\nlicense_link: https://e\u202e.example/\n"
+    "tags: ['region:us', 'a\u202eb', 'x\u3164', '<script>', ok]\nlanguage: [en, 'x\\ny']\n"
+    "extra_gated_prompt: phish\ninference: false\n---\n# <script>alert(1)</script>\n"
+).encode()
+
 SMALL: dict[str, Callable[[Forger], object]] = {
     "tokenizer-surrogate": small_file("tokenizer_config.json", b'{"bos_token": "\\ud800"}'),
     "tokenizer-deep": small_file(
@@ -366,6 +395,33 @@ SMALL: dict[str, Callable[[Forger], object]] = {
     ),
     "tokenizer-no-json": small_file("tokenizer.json", b"\xff" * 1000),
     "template-huge": small_file("chat_template.jinja", b"{" * (8 << 20)),
+    "tokenizer-code": small_file(
+        "tokenizer_config.json", b'{"a": [{"auto_map": {"AutoTokenizer": "evil.Evil"}}]}'
+    ),
+    "tokenizer-code-deep": small_file(
+        "tokenizer_config.json",
+        b'{"auto_map": {"AutoTokenizer": "evil.Evil"}, "x": ' + b"[" * 99 + b"]" * 99 + b"}",
+    ),
+    "tokenizer-code-escaped": small_file(
+        "tokenizer.json",
+        b'{"model": {"vocab": {}}, "auto\\u005fmap": {"AutoTokenizer": "evil.Evil"}}',
+    ),
+    "special-tokens-code": small_file("special_tokens_map.json", b'{"auto_map": {"x": "evil.E"}}'),
+    "template-code": small_file("chat_template.json", b'{"x": {"trust_remote_code": true}}'),
+    "generation-code": small_file("generation_config.json", b'{"custom_generate": "evil/evil"}'),
+    "processor-code": small_file("processor_config.json", b'{"x": {"auto_map": {"y": "evil.E"}}}'),
+    "processor-kernels": small_file("processor_config.json", b'{"attn_implementation": "evil/x"}'),
+    "document-code": small_file("x.json", b'{"a": [[{"auto_map": {"y": "evil.E"}}]]}'),
+    "document-hydra": small_file("x.json", b'{"_target_": "x", "y": 1}'),
+    "document-entry-point": small_file("x.json", b'{"a": "evil-mod.sub:run"}'),
+    "document-key-twice": small_file("x.json", b'{"a": 1, "a": 2}'),
+    "templates-many": lambda f: [
+        small_file(f"additional_chat_templates/t{n}.jinja", b"x")(f) for n in range(500)
+    ],
+    "card": small_file("README.md", CARD),
+    "licences-many": small_file(
+        "README.md", b"---\nlicense: [" + b", ".join([b"x" * 90] * 600) + b"]\n---\n"
+    ),
     "code-named-licence": small_file("LICENSE.py", b"import os"),
     "code-in-a-folder": small_file(".git/hooks/processor_config.json", b"{}"),
     "modules-of-code": small_file("modules.json", b'[{"type": "os.system", "path": ""}]'),
@@ -377,6 +433,20 @@ SMALL: dict[str, Callable[[Forger], object]] = {
 }
 for _name, _change in SMALL.items():
     forged(f"small-{_name}", _change)
+
+
+@attack("record-labels-markup")
+def _labels(place: Path) -> Action:
+    forger = Forger(place)
+    forger.config["post"]["repo"] = "evil/x) [y](https://evil"
+    forger.publish()
+    record = place / "store/names/evil/v1.json"
+    labels = {
+        "base": "[x](javascript:alert(1)) <img src=x onerror=alert(1)> \u3164",
+        "post": "`</code> | **b** ![i](https://evil/t.png) www.evil.example",
+    }
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"labels": labels}))
+    return forger.applied()
 
 
 def samples(content: bytes) -> Callable[[Forger], None]:

@@ -174,8 +174,8 @@ def _small_huge(place: Path) -> Action:
 def _small_many(place: Path) -> Action:
     action = read(place)
     checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
-    for number in range(5):
-        with (place / "post" / f"LICENSE{number}").open("wb") as file:
+    for name in ("LICENSE", "NOTICE", "COPYING", "USE_POLICY.md", "chat_template.jinja"):
+        with (place / "post" / name).open("wb") as file:
             file.truncate(60 << 20)
     return action
 

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import hostile_artifacts
 import hostile_checkpoints
 import hostile_stores
 import pytest
 from attack import ATTACKS, Outcome, table
+from safetensors import safe_open
 
+from deltastore.checkpoint import is_model_file, is_small_file, open_checkpoint
+from deltastore.checkpoint.plan import SINGLE
 from deltastore.errors import DeltastoreError
+from deltastore.operations.model_files import CODE_KEYS
+from deltastore.text import is_shown_as_it_is
 
 MAX_SECONDS = 20
 MAX_GROWTH_BYTES = 256 << 20
 MAX_MESSAGE_CHARS = 2000
 MODULES = (hostile_artifacts, hostile_checkpoints, hostile_stores)
 PROMISED = table()
+CARD_KEYS = {
+    *("base_model", "base_model_relation", "license", "license_name", "license_link"),
+    *("language", "tags", "pipeline_tag", "library_name"),
+}
+"""All that the head of an output's card says."""
 
 
 def test_the_table_is_complete() -> None:
@@ -55,12 +68,55 @@ def test_attack(name: str, tmp_path: Path) -> None:
     assert growth < MAX_GROWTH_BYTES
     after = snapshot(place)
     if outcome.error == "accepted":
+        if (place / "out").exists():
+            check_output(place / "out")
         assert before == {path: what for path, what in after.items() if path.parts[0] != "out"}
     else:
         assert refusal is not None
         assert len(refusal.message) < MAX_MESSAGE_CHARS
         assert before == after
         assert entries(place / "store") <= store_before
+
+
+def check_output(out: Path) -> None:
+    """An output has files of known names, no code, weights that are read, and a card of text."""
+    with open_checkpoint(out) as checkpoint, safe_open(out / SINGLE, "numpy") as library:
+        assert set(checkpoint.tensors) == set(library.keys())
+    for path in filter(Path.is_file, out.rglob("*")):
+        name = str(path.relative_to(out))
+        known = is_small_file(name) or is_model_file(name) or name in (SINGLE, "deltastore.json")
+        assert known, name
+        assert not path.stat().st_mode & 0o111
+        if name.endswith(".json"):
+            with suppress(ValueError, RecursionError):
+                assert not CODE_KEYS & set(keys_of(json.loads(path.read_bytes()))), name
+    for name in ("README.md", "deltastore.json"):
+        text = (out / name).read_text()
+        assert not [line for line in text.splitlines() if line and not is_shown_as_it_is(line)]
+        assert len(text) < 1 << 20
+    card = (out / "README.md").read_text()
+    head = card.split("---\n")[1]
+    assert {line.split(":")[0] for line in head.splitlines() if line[0] not in "- "} <= CARD_KEYS
+    text = card.split("---\n", 2)[2].replace("https://arxiv.org", "")
+    assert not re.search(r"(?<!\\)(<(?!http)|javascript:|[`*!]\[|\]\((?!/)|://(?!l\.))", text), text
+
+
+def keys_of(document: Any) -> Iterator[str]:
+    """The keys of a document, at any depth."""
+    holders = [document]
+    while holders:
+        holder = holders.pop()
+        if isinstance(holder, dict):
+            yield from holder
+        holders += (
+            [
+                child
+                for child in (holder.values() if isinstance(holder, dict) else holder)
+                if isinstance(child, (dict, list))
+            ]
+            if isinstance(holder, (dict, list))
+            else []
+        )
 
 
 def snapshot(place: Path) -> dict[Path, str]:
