@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _SAMPLED_AT_ONCE = 8
 
 
-IsAlias = Callable[[str, Mapping[str, TensorInfo], Mapping[str, Any] | None], bool]
+Aliases = Callable[[Mapping[str, TensorInfo], Mapping[str, Any] | None], Callable[[str], bool]]
 
 
 class WeightFile(Protocol):
@@ -239,7 +239,7 @@ def open_checkpoint(
     offline: bool = False,
     downloads: Downloads | None = None,
     look_only: bool = False,
-    is_alias: IsAlias | None = None,
+    aliases: Aliases | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: a directory, a weight file, an index, or a Hub id.
 
@@ -253,8 +253,8 @@ def open_checkpoint(
         offline: Use only what the Hub's local cache holds.
         downloads: Who is told of downloads, and warned of what is there and is not read.
         look_only: Never download weights: ``read_into`` of those that are not here fails.
-        is_alias: Whether a tensor that an index names and no shard has is another one under a
-            second name, from its name, the tensors and the configuration; none is if None.
+        aliases: From the tensors and the configuration, what says whether a tensor that an index
+            names and no shard has is another one under a second name; none is if None.
 
     Raises:
         CheckpointNotFoundError: The path does not exist.
@@ -282,7 +282,7 @@ def open_checkpoint(
             more = check_index(
                 layout.index,
                 shards,
-                elsewhere=lambda name: is_alias is not None and is_alias(name, tensors, config),
+                elsewhere=aliases(tensors, config) if aliases is not None else lambda _name: False,
             )
             if more:
                 warnings.append(

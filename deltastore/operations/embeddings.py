@@ -7,8 +7,9 @@ and ``save_model`` keep one each, not the same one; ``torch.save`` keeps all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from functools import cache, cached_property
+from itertools import islice
 from typing import Any
 
 _SHARED = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -122,43 +123,124 @@ def has_token_rows(name: str) -> bool:
     return whole or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
 
 
-def stand_in(name: str, names: Iterable[str], *, ties: bool) -> str | None:
+class Stored:
+    """The names of stored tensors, with what is asked of all of them found once.
+
+    Checkpoints have a hundred thousand tensors, and what stands in for one is asked of each.
+
+    Args:
+        names: What is stored; is not changed afterwards.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names if isinstance(names, Mapping | Set) else frozenset(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    @cached_property
+    def embeddings(self) -> list[str]:
+        """The names of input embeddings."""
+        return [name for name in self._names if is_embedding(name)]
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """As ``embedding_of``; of an encoder and a decoder that share none, the decoder's."""
+        found = embedding_of(self.embeddings)
+        if found is None:
+            decoders = ("decoder.embed_tokens.weight",)
+            found = _only([name for name in self.embeddings if _ends(name, decoders)])
+        return found
+
+    @cached_property
+    def head(self) -> str | None:
+        """As ``head_of``."""
+        return head_of(self._names)
+
+
+def stand_in(name: str, names: Collection[str] | Stored, *, ties: bool) -> str | None:
     """Which stored tensor a model uses where it has none called ``name``.
 
     No model is without embeddings: one that stores none keeps them under its head's name.
 
     Args:
         name: An embedding, a head or a head's bias that is not stored.
-        names: What is stored.
+        names: What is stored; ``Stored``, where more is asked of the same.
         ties: Whether the model uses its embeddings as a head if it has none.
 
     Returns:
         None where nothing stands for it, or it is not known what.
     """
-    stored = set(names)
-    for pair in _BIAS_PAIRS:
-        for own, other in (pair, pair[::-1]):
-            if _ends(name, (own,)) and name.removesuffix(own) + other in stored:
-                return name.removesuffix(own) + other
+    if not has_token_rows(name):
+        return None
+    stored = names if isinstance(names, Stored) else Stored(names)
+    for member in _bias_partners(name):
+        if member in stored:
+            return member
     if is_head(name):
-        return _stored_embedding(stored) if ties and head_of(stored) is None else None
+        return stored.embedding if ties and stored.head is None else None
     if not is_embedding(name):
         return None
     for member in _family(name):
         if member in stored:
             return member
-    return head_of(stored) if not any(map(is_embedding, stored)) else None
+    return stored.head if not stored.embeddings else None
 
 
-def is_alias(name: str, stored: Mapping[str, object], config: Mapping[str, Any] | None) -> bool:
+class TiedNames:
+    """Names of which some may be tied, in order; says of each the first that may be one with it.
+
+    Two names may be one tensor where ``stand_in`` says so of the two alone.
+    """
+
+    def __init__(self) -> None:
+        self._position: dict[str, int] = {}
+        self._heads: dict[str, None] = {}
+        self._embeddings: dict[str, None] = {}
+        self._count = 0
+
+    def add(self, name: str) -> None:
+        """Append a name."""
+        self._position[name] = self._count
+        self._count += 1
+        if is_head(name):
+            self._heads[name] = None
+        elif is_embedding(name):
+            self._embeddings[name] = None
+
+    def remove(self, name: str) -> None:
+        """Take one out again."""
+        del self._position[name]
+        self._heads.pop(name, None)
+        self._embeddings.pop(name, None)
+
+    def first(self, name: str) -> str | None:
+        """The first of all but ``name``."""
+        pair = islice(self._position, 2)
+        return next((other for other in pair if other != name), None)
+
+    def first_tied(self, name: str) -> str | None:
+        """The first that may be one with ``name``."""
+        found = [*_bias_partners(name)]
+        if is_head(name):
+            found += islice(self._embeddings, 1)
+        elif is_embedding(name):
+            found += [*_family(name), *islice(self._heads, 1)]
+        there = [other for other in found if other in self._position and other != name]
+        return min(there, key=self._position.__getitem__, default=None)
+
+
+def aliases(
+    stored: Mapping[str, object], config: Mapping[str, Any] | None
+) -> Callable[[str], bool]:
     """Whether a tensor that is not stored is one that is, under a second name: a tied one.
 
     Args:
-        name: The tensor that is not stored.
         stored: The tensors that are, by name.
         config: ``config.json``; None if there is none.
     """
-    return stand_in(name, stored, ties=may_tie(config)) is not None
+    names, ties = Stored(stored), may_tie(config)
+    return lambda name: stand_in(name, names, ties=ties) is not None
 
 
 def has_tokens(name: str) -> bool:
@@ -195,12 +277,14 @@ def _levels(config: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]
             yield from _levels(part, depth + 1)
 
 
-def _stored_embedding(stored: set[str]) -> str | None:
-    """Embeddings that may be used as a head: of an encoder and a decoder, the decoder's."""
-    found = embedding_of(stored)
-    if found is None:
-        found = _only([name for name in stored if _ends(name, ("decoder.embed_tokens.weight",))])
-    return found
+def _bias_partners(name: str) -> list[str]:
+    """The other names of a head's bias."""
+    return [
+        name.removesuffix(own) + other
+        for pair in _BIAS_PAIRS
+        for own, other in (pair, pair[::-1])
+        if _ends(name, (own,))
+    ]
 
 
 def _family(name: str) -> list[str]:

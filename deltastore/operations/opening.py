@@ -6,7 +6,7 @@ from os import PathLike
 
 from deltastore import checkpoint
 from deltastore.checkpoint import Checkpoint, Downloads
-from deltastore.operations.embeddings import is_alias
+from deltastore.operations.embeddings import aliases
 
 
 def open_checkpoint(
@@ -29,5 +29,5 @@ def open_checkpoint(
         HubError: It is on the hub and cannot be had.
     """
     return checkpoint.open_checkpoint(
-        source, downloads=downloads, look_only=look_only, is_alias=is_alias
+        source, downloads=downloads, look_only=look_only, aliases=aliases
     )

@@ -9,6 +9,7 @@ from deltastore.errors import StructureMismatchError
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.computed import is_computed
 from deltastore.operations.embeddings import (
+    Stored,
     has_token_rows,
     is_embedding,
     is_head,
@@ -85,7 +86,7 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
     """Base's tensors that a whole post-trained model would have."""
     moved = {pair.base_name for pair in pairs}
     containers, body = _containers(base.tensors), _body(base.tensors)
-    same_class = _same_class(base, post)
+    same_class, stored = _same_class(base, post), Stored(post.tensors)
     for pair in pairs:
         if pair.kind != "removed" or pair.base is None or pair.name in moved:
             continue
@@ -94,13 +95,13 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
             continue
         if any(part in name for part in _SPARE):
             continue
-        if _container(name) in containers or (is_embedding(name) and _is_gone(name, post)):
+        if _container(name) in containers or (is_embedding(name) and _is_gone(name, stored, post)):
             yield name
         elif is_head(name):
             if same_class and not may_tie(post.config):
                 yield name
         elif same_class:
-            if stand_in(name, post.tensors, ties=True) is None:
+            if stand_in(name, stored, ties=True) is None:
                 yield name
         elif _is_last_norm(name) and (body is None or name.split(".")[0] in body):
             yield name
@@ -139,9 +140,9 @@ def _is_reshaped(pair: Pair) -> bool:
     return _container(pair.name) is not None
 
 
-def _is_gone(name: str, post: Checkpoint) -> bool:
+def _is_gone(name: str, stored: Stored, post: Checkpoint) -> bool:
     """Whether post has no embeddings of that name, nor keeps them under another of a tied set."""
-    other = stand_in(name, post.tensors, ties=True)
+    other = stand_in(name, stored, ties=True)
     if other is None:
         return True
     return is_head(other) and post.config is not None and not may_tie(post.config)

@@ -10,7 +10,7 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
 from deltastore.operations.copies import Copies
-from deltastore.operations.embeddings import stand_in
+from deltastore.operations.embeddings import Stored, stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
         may_tie: Whether the base uses its embeddings as a head if it has none.
     """
     sources = dict(base.tensors)
-    copies = Copies(post)
+    stored, copies = Stored(base.tensors), Copies(post).among(base.tensors)
     for name in post.tensors.keys() - base.tensors.keys():
         # What post stores twice, with the same bytes, and base once is one tensor, whatever it is.
-        other = stand_in(name, base.tensors, ties=may_tie) or copies.find(name, base.tensors)
+        other = stand_in(name, stored, ties=may_tie) or copies.find(name)
         if other is not None:
             pair = pair_of(name, base.tensors[other], post.tensors[name])
             if pair.kind in ("delta", "resized"):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from deltastore.operations.embeddings import (
-    has_token_rows,
+    Stored,
     head_ending,
     is_embedding,
     is_head,
@@ -45,6 +45,12 @@ _ADDED = (*_WRAPPERS, *_OLDER_NAMES)
 
 _MOST_RULES = 8
 _MOST_CANDIDATES = 32
+_MOST_RENAMINGS = 8_000_000
+"""So many names are renamed on trial, over all rules: some seconds. Models of a hundred thousand
+tensors that differ by what their names begin with take a tenth of it."""
+
+_MOST_PARTS = 16
+"""Of a name's first parts, those that a beginning may have: the longest that are known have six."""
 
 
 def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
@@ -62,17 +68,21 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
     Returns:
         Rules to be applied one after the other; empty if none makes more names known.
     """
-    there = set(known)
+    there, stored = set(known), Stored(known)
     now = {name: name for name in names}
     rules: list[Rule] = []
-    matched = _matched(now.values(), there)
+    before = matched = _matched(now.values(), stored)
+    tries = _MOST_RENAMINGS // max(1, len(now))
     while len(rules) < _MOST_RULES and matched < len(now):
         best: tuple[int, Rule, dict[str, str]] | None = None
         for rule in (*_found(_ADDED, now.values()), *_beginnings(now.values(), there)):
+            if not tries:
+                break
+            tries -= 1
             renamed = _renamed(now, rule)
             if renamed is None:
                 continue
-            gained = _matched(renamed.values(), there)
+            gained = _matched(renamed.values(), stored)
             kept = all(renamed[own] == name for own, name in now.items() if name in there)
             if not kept or (gained <= matched and rule not in _ADDED):
                 continue
@@ -86,7 +96,7 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
         matched, rule, now = best
         rules.append(rule)
     rules += _beside_the_body(now, there)
-    return rules if matched > _matched(names, there) else []
+    return rules if matched > before else []
 
 
 def without_wrappers(
@@ -107,8 +117,8 @@ def without_wrappers(
     rules = [] if there >= set(names) else _unwrapping(names, _ADDED)
     if rules:
         now = renamed(names, rules)
-        others = set(renamed(known, _unwrapping(known, _ADDED)).values())
-        if _matched(now.values(), others) > _matched(names, there):
+        others = Stored(set(renamed(known, _unwrapping(known, _ADDED)).values()))
+        if _matched(now.values(), others) > _matched(names, Stored(there)):
             return now
     rules = _unwrapping(names, _WRAPPERS) if always else []
     return renamed(names, rules) if rules else None
@@ -146,13 +156,13 @@ def renamed(names: Collection[str], rules: Sequence[Rule]) -> dict[str, str]:
     return Renaming.of(rules).names([names])[0]
 
 
-def _matched(names: Iterable[str], known: Collection[str]) -> int:
+def _matched(names: Iterable[str], known: Stored) -> int:
     """How many names are known ones, or second names of such in a tied set."""
     return sum(name in known or _is_second_name(name, known) for name in names)
 
 
-def _is_second_name(name: str, known: Collection[str]) -> bool:
-    return has_token_rows(name) and stand_in(name, known, ties=True) is not None
+def _is_second_name(name: str, known: Stored) -> bool:
+    return stand_in(name, known, ties=True) is not None
 
 
 def _found(rules: Sequence[Rule], names: Iterable[str]) -> list[Rule]:
@@ -170,13 +180,15 @@ def _beside_the_body(now: dict[str, str], known: Collection[str]) -> list[Rule]:
     heads = [new for own, new in now.items() if new != own and new not in known and is_head(new)]
     if not heads:
         return []
-    modules = [name.rpartition(".")[0] for name in now.values() if is_embedding(name)]
-    bodies = [module.rpartition(".")[0] for module in modules]
+    every = set(now.values())
+    modules = [name.rpartition(".")[0] for name in every if is_embedding(name)]
+    bodies = tuple({f"{body}." for module in modules if (body := module.rpartition(".")[0])})
+    if len(bodies) > _MOST_RULES:
+        return []  # of a model that has so many bodies none is the one that the head is beside
     return [
         (f"^{re.escape(head)}$", head_ending(head))
-        for head in heads
-        if any(body and head.startswith(f"{body}.") for body in bodies)
-        and head_ending(head) not in now.values()
+        for head in heads[:_MOST_RULES]
+        if head.startswith(bodies) and head_ending(head) not in every
     ]
 
 
@@ -191,37 +203,40 @@ def _renamed(now: dict[str, str], rule: Rule) -> dict[str, str] | None:
 def _beginnings(names: Iterable[str], known: set[str]) -> list[Rule]:
     """Exchanges of beginnings that the names' longest common endings suggest, commonest first."""
     every = set(names)
-    free = known - every
-    by_ending: dict[str, set[str]] = {}
-    for name in free:
+    unknown = every - known
+    by_ending: dict[int, str | None] = {}
+    for name in known - every:
         for ending in _endings(name):
-            by_ending.setdefault(ending, set()).add(name)
+            # By a number, as the endings of a hundred thousand long names fill the memory.
+            key = hash(ending)
+            by_ending[key] = None if key in by_ending else name
     found: Counter[tuple[str, str]] = Counter()
-    for name in every - known:
+    for name in unknown:
         for ending in _endings(name):
-            others = by_ending.get(ending, set())
-            if others:
-                other = next(iter(others))
-                # No more than ``weight`` in common is nothing, unless it is all of a name, or both
-                # are what a model has one of.
-                telling = "." in ending or ending in (name, other) or _are_alike(name, other)
-                if len(others) == 1 and telling:
-                    old, new = name.removesuffix(ending), other.removesuffix(ending)
-                    # Two names of a tied set are two names of one tensor, and both are right.
-                    tied = stand_in(name, [other], ties=True) == other
-                    if _digits(old) == _digits(new) and not tied:
-                        found[old, new] += 1
-                break
+            if (key := hash(ending)) not in by_ending:
+                continue
+            other = by_ending[key]
+            # No more than ``weight`` in common is nothing, unless it is all of a name, or both
+            # are what a model has one of.
+            if other is not None and (
+                "." in ending or ending in (name, other) or _are_alike(name, other)
+            ):
+                old, new = name.removesuffix(ending), other.removesuffix(ending)
+                # Two names of a tied set are two names of one tensor, and both are right.
+                tied = stand_in(name, [other], ties=True) == other
+                if _digits(old) == _digits(new) and not tied:
+                    found[old, new] += 1
+            break
     rules = []
     for (old, new), _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))[
         :_MOST_CANDIDATES
     ]:
         rules.append((f"^{re.escape(old)}", _literal(new)))
         # Where some names begin otherwise, or have no beginning to be exchanged: by the next part.
-        for part in sorted({n.removeprefix(old).split(".")[0] for n in every if n.startswith(old)}):
+        rest = (name.removeprefix(old) for name in unknown if name.startswith(old))
+        for part in sorted({next_.split(".", 1)[0] for next_ in rest if "." in next_}):
             longer = f"{old}{part}."
-            if any(name.startswith(longer) for name in every - known):
-                rules.append((f"^{re.escape(longer)}", _literal(f"{new}{part}.")))
+            rules.append((f"^{re.escape(longer)}", _literal(f"{new}{part}.")))
     return rules[: 4 * _MOST_CANDIDATES]
 
 
@@ -232,9 +247,12 @@ def _are_alike(name: str, other: str) -> bool:
 
 def _endings(name: str) -> Iterator[str]:
     """What a name ends with, whole parts, the longest first."""
-    parts = name.split(".")
-    for first in range(len(parts)):
-        yield ".".join(parts[first:])
+    start = 0
+    for _ in range(_MOST_PARTS):
+        yield name[start:]
+        start = name.find(".", start) + 1
+        if not start:
+            return
 
 
 def _digits(beginning: str) -> list[str]:

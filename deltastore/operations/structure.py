@@ -13,10 +13,10 @@ from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.operations.computed import is_computed, may_be_left_out
 from deltastore.operations.copies import Copies
 from deltastore.operations.embeddings import (
+    Stored,
     embedding_of,
     has_token_rows,
     has_tokens,
-    head_of,
     is_embedding,
     is_head,
     may_tie,
@@ -24,6 +24,7 @@ from deltastore.operations.embeddings import (
 )
 from deltastore.operations.recognising import Rule, as_options, recognised, renamed
 from deltastore.operations.rows import NONE, Rows
+from deltastore.operations.twins import Table
 from deltastore.operations.vocabulary import Vocabulary
 
 
@@ -193,8 +194,12 @@ class _Matching:
         self._alone = alone
         self._delta = delta
         self._report = report
-        self._table = {delta.named(entry): entry for entry in delta.config.tensors}
+        named = {delta.named(entry): entry for entry in delta.config.tensors}
+        self._names = Table(named, base.tensors)
+        self._table = self._names.entries
+        self._stored = Stored(base.tensors)
         self._copies = Copies(base)
+        self._like_placed = self._copies.among(())
         self._places: dict[str, Place] = {}
 
     def run(self) -> None:
@@ -205,6 +210,12 @@ class _Matching:
         # own.
         moves = ("added", "removed") if self._delta.makes_another_class else ()
         self._take_other_names()
+        based = {
+            name: entry
+            for name, entry in self._table.items()
+            if entry.own_base is not None or (entry.base is not None and is_embedding(name))
+        }
+        self._based, self._source_ties = Stored(based), may_tie(self._delta.source_config)
         for name, entry in self._table.items():
             if skips and has_tokens(name) and entry.kind not in moves:
                 self._report.skipped.append(name)
@@ -244,21 +255,19 @@ class _Matching:
         for name, entry in list(self._table.items()):
             if name in self._base.tensors or entry.base is None or entry.post is None:
                 continue
-            other = stand_in(name, self._base.tensors, ties=True)
+            other = stand_in(name, self._stored, ties=True)
             if is_head(name) and other is None:
-                other = head_of(self._base.tensors)
+                other = self._stored.head
             if not self._alone:
                 # Another delta has it under base's name; what post calls it restores post alone.
                 source = self._source(name, entry)
                 moved = self._table.get(source.name) if source is not None else None
                 if source is not None and moved is not None and moved.post is None:
                     if entry.base_name == moved.name or entry.base == moved.base:
-                        del self._table[name]
-                        self._table[source.name] = entry
+                        self._names.rename(name, source.name)
                     continue
             if other is not None and other not in self._table:
-                del self._table[name]
-                self._table[other] = entry
+                self._names.rename(name, other)
 
     def _keeper(self, name: str, entry: TensorEntry) -> TensorEntry | None:
         """Of a tensor that only base stored, and post under another name: what is kept of it.
@@ -266,66 +275,41 @@ class _Matching:
         None where the new base has no tensor of its own there: one that is a copy of what is kept
         goes, as post's did.
         """
-        other = self._kept_as(name, entry)
+        other = self._names.kept_as(name, entry)
         if other is None or not self._base.tensors.keys() >= {name, other}:
             return None
         known = _may_be_one(name, other)
-        copy = self._copies.find(name, [other], may_be_plain=known)
+        copy = self._copies.are_copies(name, other, may_be_plain=known)
         # Another delta may have it: beside one, no name of a tied set goes.
         return None if copy and self._alone else self._table[other]
-
-    def _kept_as(self, name: str, entry: TensorEntry) -> str | None:
-        """Under which other name post stores a tensor that only base stored under this one."""
-        if entry.kind != "removed":
-            return None
-        for other, kept in self._table.items():
-            if kept.post is not None and kept.base is not None:
-                moved = kept.base_name == entry.name
-                if moved or (kept.base == entry.base and self._are_one(name, other)):
-                    return other
-        return None
-
-    def _are_one(self, name: str, other: str) -> bool:
-        """Whether two tensors of the delta's base, equal in every bit, are one under two names."""
-        side = self._table[name].base
-        return _may_be_one(name, other) or (side is not None and len(side.shape) > 1)
 
     def _source(self, name: str, entry: TensorEntry) -> TensorInfo | None:
         """The new base's tensor that a tensor of the delta is added to."""
         own = self._base.tensors.get(name)
         if own is not None or entry.base is None or entry.post is None:
             return own
-        if is_head(name) and not self._tied and head_of(self._base.tensors) is None:
+        if is_head(name) and not self._tied and self._stored.head is None:
             return None  # without a head of its own a model that ties nothing has none at all
         if entry.base_name is not None:
             source = self._delta.names.get(entry.base_name, entry.base_name)
             if source in self._base.tensors:
                 return self._base.tensors[source]
-        other = stand_in(name, self._base.tensors, ties=self._tied)
+        other = stand_in(name, self._stored, ties=self._tied)
         if other is not None and other in self._table:
             return self._base.tensors[other]
-        for other, twin in self._table.items():
-            if other in self._base.tensors and twin.own_base == entry.base and other != name:
-                moved = twin.post == entry.post and self._are_one(name, other)
-                if moved:
-                    return self._base.tensors[other]
-        return None
+        twin = self._names.moved_to(name, entry)
+        return None if twin is None else self._base.tensors[twin]
 
     def _shared(self, name: str) -> TensorEntry | None:
         """What the delta has for a tensor that it knows by another name of its tied set."""
-        based = {
-            n: entry
-            for n, entry in self._table.items()
-            if entry.own_base is not None or (entry.base is not None and is_embedding(n))
-        }
-        other = stand_in(name, based, ties=may_tie(self._delta.source_config))
+        other = stand_in(name, self._based, ties=self._source_ties)
         if other is None and is_head(name):
-            other = head_of(based)
-        if other is not None and not (is_head(name) and name != head_of(self._base.tensors)):
+            other = self._based.head
+        if other is not None and not (is_head(name) and name != self._stored.head):
             entry = self._table[other]
-            kept = self._kept_as(other, entry)
+            kept = self._names.kept_as(other, entry)
             return entry if kept is None else self._table[kept]
-        other = self._copies.find(name, self._places)
+        other = self._like_placed.find(name)
         found = self._places[other].entry if other is not None else None
         return found if found is not None and found.base is not None else None
 
@@ -338,7 +322,7 @@ class _Matching:
                 problem = f"{ref} adds it, and the new base has it already"
                 report.mismatched.append(Mismatch(name, problem))
             else:
-                self._places[name] = Place(entry, None)
+                self._place(Place(entry, None), name)
             return
         wanted = f"{entry.base.dtype} {list(entry.base.shape)}"
         if info is None:
@@ -358,7 +342,11 @@ class _Matching:
             problem = f"expected {wanted} as in {ref}, got {info.dtype} {list(info.shape)}"
             report.mismatched.append(Mismatch(name, problem))
             return
-        self._places[name] = Place(entry, info, rows)
+        self._place(Place(entry, info, rows), name)
+
+    def _place(self, place: Place, name: str) -> None:
+        self._places[name] = place
+        self._like_placed.add(name)
 
     def _drops_rows(self, name: str, entry: TensorEntry, info: TensorInfo) -> bool:
         """Whether post has no such tensor of tokens, so that it does not matter which they are."""

@@ -56,6 +56,7 @@ class _Part:
             for key, value in header.items()
             if key != "__metadata__"
         }
+        self._sorted = sorted(self._arrays)
 
     def _checked(self, key: str, value: Any, space: int) -> tuple[Any, int, int]:
         """dtype, begin and end of an array, in bytes from the end of the header."""
@@ -92,8 +93,14 @@ class _Part:
         return np.frombuffer(self.reader.read(self._start + begin, end - begin), dtype)
 
     def keys(self, prefix: str) -> list[str]:
-        """The arrays whose key starts with ``prefix``."""
-        return [key for key in self._arrays if key.startswith(prefix)]
+        """The arrays whose key starts with ``prefix``, in order.
+
+        Of a hundred thousand tensors each asks for its own.
+        """
+        first = last = bisect.bisect_left(self._sorted, prefix)
+        while last < len(self._sorted) and self._sorted[last].startswith(prefix):
+            last += 1
+        return self._sorted[first:last]
 
     def _find(self, key: str) -> tuple[Any, int, int]:
         if key not in self._arrays:
@@ -171,7 +178,7 @@ class StreamReader:
         self._key = key
         self._segments = stream.segments
         self._firsts = [segment.first for segment in stream.segments]
-        self._offsets: dict[int, tuple[int, list[int]]] = {}
+        self._offsets: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The codec's static arrays, by their names.
@@ -204,10 +211,10 @@ class StreamReader:
             return b""
         with self._parts.use(segment.part) as part:
             start, offsets = self._offsets.get(number) or self._load(number, part)
-            begin, end = offsets[local], offsets[local + 1]
+            begin, end = int(offsets[local]), int(offsets[local + 1])
             return part.reader.read(start + begin, end - begin)
 
-    def _load(self, number: int, part: _Part) -> tuple[int, list[int]]:
+    def _load(self, number: int, part: _Part) -> tuple[int, npt.NDArray[np.int64]]:
         segment = self._segments[number]
         start, stop = part.extent(self._key)
         offsets = part.array(f"{self._key}.offsets")
@@ -222,6 +229,5 @@ class StreamReader:
                 f"{part.where}: {self._key}.offsets should be {segment.frames + 1} ascending "
                 f"int64 numbers from 0 to {stop - start}."
             )
-        loaded = (start, offsets.tolist())
-        self._offsets[number] = loaded
+        self._offsets[number] = loaded = (start, offsets)
         return loaded

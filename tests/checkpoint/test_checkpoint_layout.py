@@ -294,16 +294,19 @@ def test_a_second_name_in_the_index_only(sharded: Path, reindex: Any) -> None:
     reindex(x="model-00001-of-00003.safetensors")
     asked = []
 
-    def is_alias(name: str, tensors: Any, config: Any) -> bool:
-        asked.append((name, list(tensors), config))
-        return name == "x"
+    def aliases(tensors: Any, config: Any) -> Any:
+        def is_alias(name: str) -> bool:
+            asked.append((name, list(tensors), config))
+            return name == "x"
 
-    with open_checkpoint(sharded, is_alias=is_alias) as checkpoint:
+        return is_alias
+
+    with open_checkpoint(sharded, aliases=aliases) as checkpoint:
         assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
     assert asked == [("x", ["a", "b", "c", "d", "e"], {"model_type": "llama"})]
     reindex(y="model-00001-of-00003.safetensors")
     with pytest.raises(CheckpointCorruptError, match=r"1 tensors .* not in their shards: y"):
-        open_checkpoint(sharded, is_alias=is_alias)
+        open_checkpoint(sharded, aliases=aliases)
 
 
 def test_a_tensor_in_two_shards(sharded: Path, save: Any) -> None:

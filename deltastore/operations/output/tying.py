@@ -45,7 +45,7 @@ def head_is_embeddings(base: Weights, recipes: Mapping[str, Recipe]) -> bool:
         if sides[0] != sides[1]:
             return False
     same = one.base.name == other.base.name
-    return same or Copies(base).find(one.base.name, [other.base.name]) is not None
+    return same or Copies(base).are_copies(one.base.name, other.base.name)
 
 
 def follow_tied_embeddings(
