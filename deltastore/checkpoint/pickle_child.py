@@ -49,13 +49,14 @@ _TENSOR = re.compile(
     re.ASCII,
 )
 _REFUSED = re.compile(
-    r"(?P<kind>corrupt|unsafe|unsupported) (?P<text>(?:[0-9a-f]{2}){1,600}) "
+    r"(?P<kind>corrupt|unsafe|other|unsupported) (?P<text>(?:[0-9a-f]{2}){1,600}) "
     r"(?P<tensor>(?:[0-9a-f]{2}){1,4096}|-)",
     re.ASCII,
 )
 _FAILED = re.compile(r"failed (?P<number>\d{1,5})", re.ASCII)
 
 _FETCH = "The file is damaged or was not fetched whole; fetch the checkpoint again."
+_ALONE = "Save the model's state_dict() alone, without optimizer or trainer state."
 _CONVERT = "Convert it where you trust its source: load it in torch and save it as safetensors."
 
 
@@ -179,6 +180,8 @@ def _failure(line: str, path: Path) -> DeltastoreError:
         text = shown(text)
     if match["kind"] == "corrupt":
         return CheckpointCorruptError(f"{path} {text}.", hint=_FETCH, path=str(path))
+    if match["kind"] == "other":
+        return UnsafePickleError(f"{path} {text}.", hint=_ALONE, path=str(path))
     if match["kind"] == "unsafe":
         return UnsafePickleError(
             f"{path} holds more than tensors and was not loaded: {text}.",

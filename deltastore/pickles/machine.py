@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from deltastore.pickles.values import Other, Pairs, RefusedError, build, called, corrupt, find
 
-MAX_OPCODES = 1 << 24
-"""Of one pickle: some 500,000 tensors. They take some 10 s and 1 GiB if they do their worst."""
+MAX_OPCODES = 1 << 23
+"""Of one file: some 240,000 tensors. They take some 5 s and 1 GiB if they do their worst."""
 
 MAX_STRING_BYTES = 1 << 24
 MAX_GLOBAL_BYTES = 256
@@ -33,17 +33,25 @@ class EndedError(RefusedError):
 class Machine:
     """Reads one pickle out of ``data`` from position ``at``, which then is behind it."""
 
-    def __init__(self, data: bytes, at: int, persistent: Persistent | None = None) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        at: int = 0,
+        persistent: Persistent | None = None,
+        left: int = MAX_OPCODES,
+    ) -> None:
         """Take bytes.
 
         Args:
             data: Bytes with the pickle in them.
             at: Where it begins.
             persistent: Makes a value of a persistent id; none is allowed if None.
+            left: How many opcodes it may have; what of them is left is known afterwards.
         """
         self.data = data
         self.at = at
         self.persistent = persistent
+        self.left = left
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -57,10 +65,11 @@ class Machine:
         """
         data, steps = self.data, _STEPS
         try:
-            for _ in range(MAX_OPCODES):
+            for used in range(1, self.left + 1):
                 opcode = data[self.at]
                 self.at += 1
                 if opcode == _STOP:
+                    self.left -= used
                     return self._result()
                 step = steps.get(opcode)
                 if step is None:
@@ -73,7 +82,11 @@ class Machine:
             raise corrupt("has a pickle that takes what it has not made") from error
         except KeyError as error:
             raise corrupt("has a pickle that recalls what it has not made") from error
-        raise corrupt(f"has a pickle of more than {MAX_OPCODES} steps")
+        raise corrupt(f"has pickles of more than {MAX_OPCODES} opcodes")
+
+    def next(self, persistent: Persistent | None = None) -> Machine:
+        """The machine for the pickle behind this one, which shares the budget with it."""
+        return Machine(self.data, self.at, persistent, self.left)
 
     def _result(self) -> object:
         if self.marks or len(self.stack) != 1:

@@ -31,7 +31,7 @@ _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
 # The pickles of the old format are followed by the tensors: how far to look for their ends.
-_WINDOWS = (1 << 20, 1 << 23, MAX_PICKLE_BYTES)
+_WINDOWS = (1 << 20, MAX_PICKLE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _place(name: str, value: object, swapped: bool) -> Place:
         raise RefusedError("unsupported", value.tensor, name)
     if not isinstance(value, Tensor):
         raise RefusedError(
-            "unsafe",
+            "other",
             f"holds a {called(value)} under {name[:100]!a}; expected names with tensors only",
         )
     position = value.storage.position
@@ -101,13 +101,13 @@ def _named(content: object) -> Iterator[tuple[str, object]]:
                 break
     if not isinstance(content, Pairs):
         raise RefusedError(
-            "unsafe", f"holds a {called(content)}; expected a mapping of names to tensors"
+            "other", f"holds a {called(content)}; expected a mapping of names to tensors"
         )
     names: set[str] = set()
     for name, value in _in_turn(content):
         if not isinstance(name, str):
             raise RefusedError(
-                "unsafe", f"has a key that is a {called(name)}; expected names with tensors only"
+                "other", f"has a key that is a {called(name)}; expected names with tensors only"
             )
         if len(name) > MAX_NAME_CHARS:
             raise corrupt(f"has a name of {len(name)} characters; expected 1 to {MAX_NAME_CHARS}")
@@ -134,7 +134,7 @@ def _read_zip(read: Read, size: int) -> tuple[object, bool]:
     if length > MAX_PICKLE_BYTES:
         raise corrupt(f"has a pickle of {length} bytes; expected at most {MAX_PICKLE_BYTES}")
     storages: dict[str, Storage] = {}
-    machine = Machine(read(begin, length), 0, lambda id_: _storage(id_, storages, 5))
+    machine = Machine(read(begin, length), persistent=lambda id_: _storage(id_, storages, 5))
     content = machine.load()
     extents = [(begin, length)]
     for key, storage in storages.items():
@@ -205,18 +205,18 @@ def _read_row(read: Read, size: int) -> object:
 
 def _pickles(data: bytes) -> tuple[object, dict[str, Storage], object, int]:
     """What the pickle of the state makes, its storages, their keys in order, where it ends."""
-    machine = Machine(data, 0)
+    storages: dict[str, Storage] = {}
+    machine = Machine(data)
     if machine.load() != _MAGIC:
         raise corrupt("has another magic number than files of torch.save")
-    machine = Machine(data, machine.at)
+    machine = machine.next()
     if machine.load() != _VERSION:
         raise corrupt(f"has another version than {_VERSION}")
-    machine = Machine(data, machine.at)
+    machine = machine.next()
     machine.load()
-    storages: dict[str, Storage] = {}
-    machine = Machine(data, machine.at, lambda id_: _rooted(id_, storages))
+    machine = machine.next(lambda id_: _rooted(id_, storages))
     content = machine.load()
-    machine = Machine(data, machine.at)
+    machine = machine.next()
     keys = machine.load()
     return content, storages, keys, machine.at
 

@@ -68,8 +68,9 @@ class RefusedError(Exception):
     """A file is not read any further.
 
     Attributes:
-        kind: ``corrupt``, ``unsafe`` (it holds more than tensors) or ``unsupported``.
-        text: What to say after the file's path; ASCII, short.
+        kind: ``corrupt``, ``unsafe`` (a pickle that does more than a state dict's), ``other`` (it
+            makes something else than named tensors) or ``unsupported``.
+        text: What to say after the file's path (of ``unsafe``: why); ASCII, short.
         tensor: The tensor concerned, if one is.
     """
 
@@ -161,13 +162,16 @@ class Tensor:
         self.conjugate, self.negative = marks
 
 
+_CALLED: dict[type, str] = {Pairs: "dict", type(None): "None", int: "number", str: "string"}
+
+
 def called(value: object) -> str:
     """The type of a value, for messages."""
     if isinstance(value, Other):
         return value.called
     if isinstance(value, Name):
         return "global"
-    return {Pairs: "dict", type(None): "None"}.get(type(value), type(value).__name__)
+    return _CALLED.get(type(value), type(value).__name__)
 
 
 def corrupt(text: str) -> RefusedError:

@@ -14,6 +14,7 @@ from typing import Any
 
 import hostile_artifacts
 import hostile_checkpoints
+import hostile_pickles
 import hostile_stores
 import pytest
 from attack import ATTACKS, Outcome, table
@@ -28,7 +29,7 @@ from deltastore.text import is_shown_as_it_is
 MAX_SECONDS = 20
 MAX_GROWTH_BYTES = 256 << 20
 MAX_MESSAGE_CHARS = 2000
-MODULES = (hostile_artifacts, hostile_checkpoints, hostile_stores)
+MODULES = (hostile_artifacts, hostile_checkpoints, hostile_pickles, hostile_stores)
 PROMISED = table()
 CARD_KEYS = {
     *("base_model", "base_model_relation", "license", "license_name", "license_link"),
