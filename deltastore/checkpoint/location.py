@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltastore.checkpoint.hub import Snapshot, pin
+from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
 from deltastore.errors import CheckpointNotFoundError, MissingExtraError
 
@@ -33,7 +33,11 @@ class Location:
 
 
 def locate(
-    source: str | os.PathLike[str], *, revision: str | None = None, offline: bool = False
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    downloads: Downloads | None = None,
 ) -> Location:
     """Resolve what a user calls a checkpoint; an existing local path wins over a Hub id.
 
@@ -41,6 +45,7 @@ def locate(
         source: A local path, or ``org/name[@revision]``.
         revision: Branch, tag or commit; only for a Hub id without ``@``.
         offline: Look only into the Hub's local cache. So does ``HF_HUB_OFFLINE=1``.
+        downloads: Who is told where the Hub lets us wait.
 
     Raises:
         CheckpointNotFoundError: No such path, and no Hub id either.
@@ -61,7 +66,7 @@ def locate(
     match = _HUB_ID.match(text) if isinstance(source, str) else None
     if match is None:
         raise _not_found(path)
-    return _pinned(match["repo"], match["revision"] or revision, offline, path)
+    return _pinned(match["repo"], match["revision"] or revision, offline, path, downloads)
 
 
 def _not_found(path: Path) -> CheckpointNotFoundError:
@@ -86,12 +91,14 @@ def _near(path: Path) -> list[str]:
     return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3)]
 
 
-def _pinned(repo: str, revision: str | None, offline: bool, path: Path) -> Location:
+def _pinned(
+    repo: str, revision: str | None, offline: bool, path: Path, downloads: Downloads | None
+) -> Location:
     near = _near(path)
     fetch = f"`{download_command(repo, revision)}`"
     hint = f"If a local path was meant: {', '.join(near)}; else: {fetch}." if near else ""
     try:
-        snapshot = pin(repo, revision, offline=offline, hint=hint)
+        snapshot = pin(repo, revision, offline=offline, hint=hint, downloads=downloads)
     except ImportError as error:
         raise MissingExtraError(
             f"{path} is no local path, and huggingface_hub, which fetches Hub ids, is missing.",

@@ -265,7 +265,7 @@ def open_checkpoint(
         HubError: The Hub cannot be reached or has no such repository or revision.
         CheckpointError: A file cannot be opened or read.
     """
-    location = locate(source, revision=revision, offline=offline)
+    location = locate(source, revision=revision, offline=offline, downloads=downloads)
     watcher = None if look_only else downloads or Unwatched()
     layout, files, left, remote = _look(location, watcher, downloads)
     with ExitStack() as stack:

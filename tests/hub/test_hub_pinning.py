@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 from hub_server import HubServer, Request
 
@@ -117,7 +116,7 @@ def test_without_a_connection_the_cached_commit_serves(
         commit = checkpoint.revision
     # The library's own note of what a branch meant, without which nothing is found offline.
     assert (cache / "models--org--base" / "refs" / "main").read_text() == commit
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     warnings: list[str] = []
 
     class Watcher(Unwatched):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Downloads(Protocol):
@@ -38,49 +38,3 @@ class Unwatched:
 
     def warn(self, message: str) -> None:
         """Ignore."""
-
-
-class Reporter:
-    """Makes the bars that huggingface_hub would draw, which report instead of drawing.
-
-    An exception of the watcher is kept: it has to come out as what it is, however many layers
-    of the library it passes on its way.
-    """
-
-    def __init__(self, watcher: Downloads) -> None:
-        self._watcher = watcher
-        self._counted = 0
-        self.stopped: BaseException | None = None
-
-    def bar_class(self) -> type[Any]:
-        """A class of bars for one call of ``hf_hub_download``; a second call starts again."""
-        from huggingface_hub.utils.tqdm import tqdm
-
-        reporter = self
-        if self._counted:
-            self.advance(-self._counted)
-
-        class Bar(tqdm):
-            def __init__(self, *args: Any, **options: Any) -> None:
-                super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]
-
-            def update(self, n: float | None = 1) -> None:
-                reporter.advance(int(n or 0))
-
-            # Where files come as chunks, what crosses the network is counted apart: not here.
-            def update_transfer(self, n: float | None = 1) -> None:
-                pass
-
-            def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
-                pass
-
-        return Bar
-
-    def advance(self, count: int) -> None:
-        """Pass on what has arrived."""
-        self._counted += count
-        try:
-            self._watcher.advance_download(count)
-        except BaseException as error:
-            self.stopped = error
-            raise

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import errno
 
+from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
+from deltastore.checkpoint.hub.exchange import RefusedError
+from deltastore.checkpoint.hub.patience import TooSlowError
 from deltastore.checkpoint.hub.retrying import retry_after, status_of
 from deltastore.errors import HubError, NoSpaceError
+
+_NOT_A_HUB = "Check HF_ENDPOINT: {} does not behave as a model hub does."
+_SAID = "X-Error-Message"
+_BAD_LOGIN = "Invalid credentials in Authorization header"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -61,25 +68,31 @@ def _explained(error: BaseException, repo: str, revision: str | None, hint: str)
     """What went wrong, and what helps: ``hint`` where the hub did not answer."""
     from huggingface_hub import constants
 
+    if isinstance(error, MisbehavedError):
+        trust = "" if isinstance(error, NoPartsError) else _NOT_A_HUB.format(constants.ENDPOINT)
+        return f"the server {error}", trust
+    if isinstance(error, TooSlowError):
+        return f"the hub is too slow: {error}", hint
     kind, status = type(error).__name__, status_of(error)
-    if kind == "GatedRepoError":
+    code = _code(error)
+    if code == "GatedRepo":
         return (
-            f"the hub wants its terms to be accepted first ({kind})",
+            f"the hub wants its terms to be accepted first ({code})",
             f"Accept them at {constants.ENDPOINT}/{repo}, then `hf auth login`.",
         )
-    if kind == "RepositoryNotFoundError":
+    if code == "RepoNotFound":
         return (
-            f"the hub has no such repository, or it is private ({kind})",
+            f"the hub has no such repository, or it is private ({code})",
             "Check the id; for a private repository, `hf auth login`.",
         )
-    if kind == "RevisionNotFoundError":
+    if code == "RevisionNotFound":
         return (
-            f"the hub has the repository but no revision {revision!r} ({kind})",
+            f"the hub has the repository but no revision {revision!r} ({code})",
             f"Check the revision after the @; see them at {constants.ENDPOINT}/{repo}/refs.",
         )
-    if kind in ("RemoteEntryNotFoundError", "EntryNotFoundError"):
+    if code == "EntryNotFound":
         return (
-            f"the hub has no such file at this commit ({kind})",
+            f"the hub has no such file at this commit ({code})",
             f"See what there is: {constants.ENDPOINT}/{repo}/tree/{revision or 'main'}.",
         )
     if status in (401, 403):
@@ -109,6 +122,16 @@ def _explained(error: BaseException, repo: str, revision: str | None, hint: str)
         or "Check the connection; what was fetched before is read without one: "
         f"`{download_command(repo, revision)}`.",
     )
+
+
+def _code(error: BaseException) -> str:
+    """The hub's word for a refusal."""
+    if not isinstance(error, RefusedError):
+        return ""
+    if error.status == 401 and not error.code and error.headers.get(_SAID) != _BAD_LOGIN:
+        # A repository that is not there looks to strangers as a private one does.
+        return "RepoNotFound"
+    return error.code
 
 
 def _words(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltastore.checkpoint.beside import Left, left_behind, travelling
+from deltastore.checkpoint.hub.cache import check_links
 from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
 from deltastore.checkpoint.hub.shard import HubShard
 from deltastore.checkpoint.hub.snapshot import Snapshot
@@ -59,6 +60,7 @@ def check_cached(snapshot: Snapshot) -> Layout:
         HubError: It has the commit only in part.
         CheckpointError: The files contradict each other, or cannot be read.
     """
+    check_links(snapshot.repo, snapshot.folder)
     try:
         return find_layout(snapshot.folder)
     except (NoWeightsError, CheckpointCorruptError) as error:

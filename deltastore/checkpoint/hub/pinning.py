@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from urllib.parse import quote
 
+from deltastore.checkpoint.hub import limits
+from deltastore.checkpoint.hub.addresses import MisbehavedError
+from deltastore.checkpoint.hub.cache import read_ref, snapshot_folder
+from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
+from deltastore.checkpoint.hub.exchange import Head, Hub, ask
 from deltastore.checkpoint.hub.failures import hub_error
-from deltastore.checkpoint.hub.retrying import is_transport, retrying
-from deltastore.checkpoint.hub.snapshot import SHA256, HubFile, Snapshot
-from deltastore.errors import HubError
+from deltastore.checkpoint.hub.listing import COMMIT, parse_listing
+from deltastore.checkpoint.hub.patience import Patience
+from deltastore.checkpoint.hub.retrying import is_transport, persist
+from deltastore.checkpoint.hub.snapshot import Snapshot
+from deltastore.errors import HubError, shown
 
-COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
-
-def pin(repo: str, revision: str | None, *, offline: bool, hint: str = "") -> Snapshot:
+def pin(
+    repo: str,
+    revision: str | None,
+    *,
+    offline: bool,
+    hint: str = "",
+    downloads: Downloads | None = None,
+) -> Snapshot:
     """The commit that a revision means now, and the files it has: one request.
 
     Without a connection, the commit and files of the local cache.
@@ -23,6 +35,7 @@ def pin(repo: str, revision: str | None, *, offline: bool, hint: str = "") -> Sn
         revision: Branch, tag or commit; the default branch if None.
         offline: Ask only the local cache. So does ``HF_HUB_OFFLINE=1``.
         hint: What to tell a user whose id may be a misspelt path.
+        downloads: Who is told of long waits, and may stop them.
 
     Raises:
         HubError: The hub cannot be reached and the cache has nothing of it, or the hub refuses.
@@ -34,7 +47,7 @@ def pin(repo: str, revision: str | None, *, offline: bool, hint: str = "") -> Sn
     try:
         if not (offline or constants.HF_HUB_OFFLINE):
             try:
-                return retrying(lambda: _ask(repo, revision))
+                return _ask(repo, revision, downloads or Unwatched())
             except Exception as error:
                 # An answer is final; without one the cache may have it.
                 if not is_transport(error):
@@ -52,41 +65,52 @@ def pin(repo: str, revision: str | None, *, offline: bool, hint: str = "") -> Sn
         raise hub_error(error, repo=repo, revision=revision, doing=doing, hint=hint) from error
 
 
-def _ask(repo: str, revision: str | None) -> Snapshot:
-    import huggingface_hub
+def _ask(repo: str, revision: str | None, downloads: Downloads) -> Snapshot:
     from huggingface_hub import constants
 
-    info = huggingface_hub.model_info(
-        repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    hub = Hub.at_hand()
+    url = f"{hub.endpoint}/api/models/{repo}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
+    patience = Patience(total_s=limits.LIST_S)
+    data = bytearray()
+
+    def begins(head: Head) -> int:
+        data.clear()
+        if head.status != 200:
+            raise MisbehavedError(f"answers with status {head.status}")
+        return limits.MAX_LIST_BYTES
+
+    persist(
+        lambda: ask(
+            hub,
+            f"{url}?blobs=True",
+            begins=begins,
+            takes=data.extend,
+            patience=patience,
+            tells=lambda _: downloads.advance_download(0),
+            timeout_s=constants.HF_HUB_ETAG_TIMEOUT,
+        ),
+        patience,
+        downloads,
+        cut=False,
     )
-    if not COMMIT.match(info.sha or ""):
-        raise HubError(
-            f"{constants.ENDPOINT} names the commit {str(info.sha)[:60]!r} for {repo}; expected "
-            "40 hexadecimal digits.",
-            hint="Check HF_ENDPOINT: it does not look like a model hub.",
-            repo=repo,
-        )
-    assert info.sha is not None
-    files = {}
-    for file in info.siblings or ():
-        sha256 = file.lfs.sha256 if file.lfs is not None else None
-        known = sha256 if isinstance(sha256, str) and SHA256.match(sha256) else None
-        files[file.rfilename] = HubFile(file.rfilename, file.size, known)
-    return Snapshot(repo, revision, info.sha, files, _folder(repo, info.sha))
+    commit, files = parse_listing(bytes(data))
+    if revision is not None and COMMIT.match(revision) and commit != revision:
+        raise MisbehavedError(f"names the commit {shown(commit)}; expected {shown(revision)}")
+    return Snapshot(repo, revision, commit, files, snapshot_folder(repo, commit), hub=hub)
 
 
 def _look(repo: str, revision: str | None) -> Snapshot:
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
-    name = folder.name
-    commit = name if COMMIT.match(name) else (revision or "")
+    commit = revision or "main"
+    if not COMMIT.match(commit):
+        # Not by the library, which makes a path of whatever stands in the file.
+        commit = read_ref(repo, commit) or commit
+    if not COMMIT.match(commit):
+        raise LocalEntryNotFoundError(f"no commit is known for {commit}")
+    # That it is there, and whole as far as the library knows.
+    folder = Path(huggingface_hub.snapshot_download(repo, revision=commit, local_files_only=True))
     return Snapshot(repo, revision, commit, None, folder)
-
-
-def _folder(repo: str, commit: str) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    storage = repo_folder_name(repo_id=repo, repo_type="model")
-    return Path(constants.HF_HUB_CACHE) / storage / "snapshots" / commit

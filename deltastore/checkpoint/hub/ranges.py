@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from deltastore.checkpoint.hub.downloading import file_url, require_range
+from deltastore.checkpoint.hub.downloads import Downloads
+from deltastore.checkpoint.hub.exchange import Head, RefusedError, ask
 from deltastore.checkpoint.hub.failures import hub_error
-from deltastore.checkpoint.hub.retrying import status_of, wait_before
+from deltastore.checkpoint.hub.retrying import CutError, persist
 from deltastore.errors import HubError
 
 if TYPE_CHECKING:
-    from deltastore.checkpoint.hub.snapshot import HubFile, Snapshot
+    from deltastore.checkpoint.hub.listing import HubFile
+    from deltastore.checkpoint.hub.snapshot import Snapshot
 
 
 class RemoteFile:
     """A file of a snapshot, by HTTP range requests; thread-safe."""
 
-    def __init__(self, snapshot: Snapshot, file: HubFile) -> None:
+    def __init__(self, snapshot: Snapshot, file: HubFile, downloads: Downloads) -> None:
         """Prepare; nothing is asked of the hub.
 
         Raises:
             HubError: The hub does not say how large the file is.
         """
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
         if file.size is None:
             raise HubError(
                 f"The hub does not say how large {file.name} of {snapshot.label} is.",
@@ -35,10 +35,10 @@ class RemoteFile:
                 repo=snapshot.repo,
             )
         self._snapshot = snapshot
+        self._downloads = downloads
         self.name = file.name
         self.size = file.size
-        self._url = hf_hub_url(snapshot.repo, file.name, revision=snapshot.commit)
-        self._headers = build_hf_headers(library_name="deltastore")
+        self._url = file_url(snapshot.hub, snapshot.repo, snapshot.commit, file.name)
         # Where the hub sent us for this file. Asked directly, every further read is one request.
         self._direct: str | None = None
         self._lock = threading.Lock()
@@ -55,90 +55,66 @@ class RemoteFile:
         """
         if offset < 0 or offset + len(view) > self.size:
             raise ValueError(f"bytes {offset} to {offset + len(view)} of {self.size}")
-        done, attempt = 0, 0
-        while done < len(view):
-            try:
-                for piece in self._stream(offset + done, offset + len(view)):
-                    view[done : done + len(piece)] = piece
-                    done += len(piece)
-            except HubError:
-                raise
-            except Exception as error:
-                wait = wait_before(error, attempt, cut=True)
-                if wait is None:
-                    raise self._error(error) from error
-                attempt += 1
-                time.sleep(wait)
+        if not len(view):
+            return
+        done = 0
 
-    def _stream(self, begin: int, end: int) -> Iterator[bytes]:
-        """The bytes from ``begin`` to ``end``; fewer if the connection is cut."""
+        def takes(piece: bytes) -> None:
+            nonlocal done
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+
+        def attempt() -> None:
+            self._ask(offset, done, len(view), takes)
+            if done < len(view):
+                raise CutError(f"{done} of {len(view)} bytes came")
+
+        patience = self._snapshot.patience
+        try:
+            persist(attempt, patience, self._downloads, cut=True)
+        except HubError:
+            raise
+        except Exception as error:
+            problem = hub_error(
+                error,
+                repo=self._snapshot.repo,
+                revision=self._snapshot.commit,
+                doing=f"{self.name} of {self._snapshot.label} cannot be read:",
+                hint=f"Check the connection, or fetch it beforehand: `{self._snapshot.command}`.",
+            )
+            raise problem from error
+
+    def _ask(self, offset: int, done: int, nbytes: int, takes: Callable[[bytes], None]) -> None:
+        begin, end = offset + done, offset + nbytes
         with self._lock:
             direct = self._direct
         if direct is not None:
             try:
-                yield from self._ask(direct, begin, end)
+                self._ask_at(direct, begin, end, takes)
                 return
-            except Exception as error:
-                status = status_of(error)
-                if status is None or status in (408, 429) or status >= 500:
+            except RefusedError as error:
+                if error.status in (408, 429) or error.status >= 500:
                     raise
                 # Signed addresses expire: ask the hub for a new one.
                 with self._lock:
                     self._direct = None
-        yield from self._ask(self._url, begin, end)
+        self._ask_at(self._url, begin, end, takes)
 
-    def _ask(self, url: str, begin: int, end: int) -> Iterator[bytes]:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            get_session,
-            hf_raise_for_status,
-        )
-
-        headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-        if url == self._url:
-            # Elsewhere the token is nobody's business; redirects within a request drop it too.
-            headers = self._headers | headers
-        with get_session().stream(
-            "GET",
-            url,
-            headers=headers,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            follow_redirects=True,
-        ) as response:
-            hf_raise_for_status(response)
-            self._check(response.status_code, response.headers.get("Content-Range"), begin, end)
-            arrived = str(response.url)
-            if urlsplit(arrived).netloc != urlsplit(self._url).netloc:
+    def _ask_at(self, url: str, begin: int, end: int, takes: Callable[[bytes], None]) -> None:
+        def begins(head: Head) -> int:
+            require_range(head, begin, end, self.size)
+            if urlsplit(head.url).netloc != urlsplit(self._url).netloc:
                 with self._lock:
-                    self._direct = arrived
-            left = end - begin
-            for piece in response.iter_raw():
-                if len(piece) > left:
-                    raise self._unlike("sent more bytes than it was asked for")
-                left -= len(piece)
-                yield piece
+                    self._direct = head.url
+            return end - begin
 
-    def _check(self, status: int, content_range: str | None, begin: int, end: int) -> None:
-        if status != 206:
-            # Reading on would be a download of the whole file.
-            raise self._unlike(f"answered a request for a part with status {status}")
-        expected = f"bytes {begin}-{end - 1}/{self.size}"
-        if content_range != expected:
-            raise self._unlike(f"sent {str(content_range)[:60]!r}; expected {expected!r}")
-
-    def _unlike(self, problem: str) -> HubError:
-        return HubError(
-            f"The server that holds {self.name} of {self._snapshot.label} {problem}.",
-            hint=f"Fetch the checkpoint beforehand: `{self._snapshot.command}`.",
-            repo=self._snapshot.repo,
-            revision=self._snapshot.commit,
-        )
-
-    def _error(self, error: Exception) -> Exception:
-        return hub_error(
-            error,
-            repo=self._snapshot.repo,
-            revision=self._snapshot.commit,
-            doing=f"{self.name} of {self._snapshot.label} cannot be read:",
-            hint=f"Check the connection, or fetch it beforehand: `{self._snapshot.command}`.",
+        ask(
+            self._snapshot.hub,
+            url,
+            begins=begins,
+            takes=takes,
+            patience=self._snapshot.patience,
+            tells=lambda _: self._downloads.advance_download(0),
+            byte_range=f"bytes={begin}-{end - 1}",
+            commit=self._snapshot.commit,
         )

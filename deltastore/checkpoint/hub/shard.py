@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.checkpoint.files import read_at
 from deltastore.checkpoint.header import parse_header
-from deltastore.checkpoint.hub.downloads import Downloads
+from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
+from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.ranges import RemoteFile
-from deltastore.checkpoint.hub.snapshot import HubFile, Snapshot
+from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.checkpoint.model import TensorInfo
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.errors import CheckpointCorruptError, HubError
 
 _GAP_BYTES = 16 << 10
 """Bytes that are read in vain rather than asked around: about what a request costs anyway."""
+
+
+_LARGE_BYTES = 8 << 20
+_one_large = threading.RLock()
+"""Held while a header of more than ``_LARGE_BYTES`` is read and parsed: several would be too much
+memory."""
 
 
 @dataclass(slots=True)
@@ -63,9 +71,16 @@ class HubShard:
         self._before = before
         self._downloads = downloads
         self._lock = threading.Lock()
-        self._remote = RemoteFile(snapshot, file)
+        self._remote = RemoteFile(snapshot, file, downloads or Unwatched())
         where = Path(snapshot.label) / file.name
-        entries, self.metadata = parse_header(self._remote.read_into, self._remote.size, where)
+        with ExitStack() as stack:
+
+            def read(position: int, view: memoryview) -> None:
+                if len(view) > _LARGE_BYTES:
+                    stack.enter_context(_one_large)
+                self._remote.read_into(position, view)
+
+            entries, self.metadata = parse_header(read, self._remote.size, where)
         self.tensors = [
             TensorInfo(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.nbytes)
             for entry in entries

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import shutil
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from deltastore.checkpoint.files import file_error
-from deltastore.checkpoint.hub.downloads import Downloads, Reporter
+from deltastore.checkpoint.hub import limits
+from deltastore.checkpoint.hub.cache import cached_file, write_ref
+from deltastore.checkpoint.hub.downloading import download
+from deltastore.checkpoint.hub.downloads import Downloads
+from deltastore.checkpoint.hub.exchange import Hub
 from deltastore.checkpoint.hub.failures import download_command, hub_error
-from deltastore.checkpoint.hub.retrying import retrying
-from deltastore.errors import HubError, NoSpaceError
-
-SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+from deltastore.checkpoint.hub.listing import HubFile
+from deltastore.checkpoint.hub.patience import Patience
+from deltastore.errors import DeltastoreError, HubError, NoSpaceError, shown
+from deltastore.manifest import format as fmt
 
 _SMALL_AT_ONCE = 4
-_PIECE_BYTES = 1 << 20
-
-
-def blob_sha256(path: Path) -> str | None:
-    """The sha256 (hex) by whose name the local cache keeps a file, if it is one of its blobs.
-
-    Small files, which the hub does not keep by their sha256, are blobs of shorter names.
-    """
-    real = Path(os.path.realpath(path))
-    return real.name if real.parent.name == "blobs" and SHA256.match(real.name) else None
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a repository; ``sha256`` (hex) only where the hub names it, as for all weights."""
-
-    name: str
-    size: int | None
-    sha256: str | None
 
 
 @dataclass(slots=True)
@@ -54,6 +33,8 @@ class Snapshot:
         files: All files by name; None where only the local cache was asked.
         folder: Where the local cache keeps this commit's files, as far as it has them.
         unreachable: Why the hub could not be asked, though it should have been.
+        hub: Whom to ask for the files.
+        patience: How long all short reads together are waited for.
     """
 
     repo: str
@@ -62,6 +43,8 @@ class Snapshot:
     files: dict[str, HubFile] | None
     folder: Path
     unreachable: str = ""
+    hub: Hub = field(default_factory=Hub.at_hand, repr=False)
+    patience: Patience = field(default_factory=Patience, repr=False)
     _recorded: bool = field(default=False, repr=False)
 
     @property
@@ -79,59 +62,90 @@ class Snapshot:
         return sorted(name for name in self.files or () if "/" not in name)
 
     def cached(self, filename: str) -> Path | None:
-        """The file in the local cache, if it is there."""
-        path = self.folder / filename
-        return path if path.is_file() else None
+        """The file in the local cache, if it is there.
+
+        Raises:
+            HubError: It is a link out of the cache.
+        """
+        return cached_file(self.repo, self.commit, filename)
 
     def fetch_small(self, filenames: Iterable[str], downloads: Downloads) -> dict[str, Path]:
         """The files by name, downloaded where the cache lacks them, several at once.
 
         Raises:
-            HubError: One of them cannot be had.
+            HubError: One of them cannot be had, or they are too many or too large.
             NoSpaceError: The cache's file system is full.
         """
         names = list(filenames)
-        if all(self.cached(name) for name in names):
-            return {name: self.folder / name for name in names}
+        found = {name: path for name in names if (path := self.cached(name)) is not None}
+        missing = [name for name in names if name not in found]
+        if not missing:
+            return found
+        patience = Patience(total_s=self._check_small(missing))
         with ThreadPoolExecutor(_SMALL_AT_ONCE) as pool:
-            paths = list(pool.map(lambda name: self.fetch(name, downloads), names))
-        return dict(zip(names, paths, strict=True))
+            paths = list(pool.map(lambda name: self._download(name, patience, downloads), missing))
+        return found | dict(zip(missing, paths, strict=True))
+
+    def _check_small(self, names: list[str]) -> float:
+        """Refuse what the list says is too much; the seconds that the rest may take."""
+        if len(names) > limits.MAX_SMALL_FILES:
+            raise self._too_much(f"{len(names)} small files", f"at most {limits.MAX_SMALL_FILES}")
+        total = 0
+        for name in names:
+            size, most = self._file(name).size or 0, _most_of_small(name)
+            if size > most:
+                raise self._too_much(f"{shown(name)} of {size} bytes", f"at most {most}")
+            total += size
+        if total > fmt.MAX_SMALL_FILES_BYTES:
+            raise self._too_much(
+                f"small files of {total} bytes together", f"at most {fmt.MAX_SMALL_FILES_BYTES}"
+            )
+        return limits.SMALL_FILES_S + total / limits.SMALL_FILES_BYTES_PER_S
+
+    def _too_much(self, what: str, expected: str) -> HubError:
+        return HubError(
+            f"{self.label} has {what}; expected {expected}.",
+            hint="Such a file is no part of a model; look what it is before you fetch it.",
+            repo=self.repo,
+            revision=self.commit,
+        )
+
+    def _file(self, filename: str) -> HubFile:
+        return (self.files or {}).get(filename) or HubFile(filename, None, None)
 
     def fetch(self, filename: str, downloads: Downloads) -> Path:
-        """The file's path in the local cache, downloaded if it is not there.
+        """A weight file's path in the local cache, downloaded if it is not there.
 
         What is downloaded is compared with the hub's own sha256 where it gives one.
 
         Raises:
             HubError: It cannot be had, or is not what the hub says it is.
             NoSpaceError: The cache's file system is full.
-            CheckpointError: The cache cannot be written or read.
         """
         found = self.cached(filename)
         if found is not None:
             return found
-        import huggingface_hub
+        if self._file(filename).size is None:
+            raise HubError(
+                f"The hub does not say how large {filename} of {self.label} is.",
+                hint=f"Fetch it beforehand: `{self.command}`.",
+                repo=self.repo,
+                revision=self.commit,
+            )
+        return self._download(filename, Patience(), downloads)
 
-        file = (self.files or {}).get(filename) or HubFile(filename, None, None)
+    def _download(self, filename: str, patience: Patience, downloads: Downloads) -> Path:
+        file = self._file(filename)
         nbytes = file.size or 0
-        reporter = Reporter(downloads)
+        watched = _Watched(downloads)
         downloads.begin_download(filename, nbytes)
         try:
-            path = Path(
-                retrying(
-                    lambda: huggingface_hub.hf_hub_download(
-                        self.repo,
-                        filename,
-                        revision=self.commit,
-                        tqdm_class=reporter.bar_class(),
-                        library_name="deltastore",
-                    ),
-                    cut=True,
-                )
-            )
+            path = download(self, file, _most_of_small(filename), patience, watched)
+        except DeltastoreError:
+            raise
         except Exception as error:
-            if reporter.stopped is not None:
-                raise reporter.stopped from None
+            if watched.stopped is not None:
+                raise watched.stopped from None
             raise hub_error(
                 error,
                 repo=self.repo,
@@ -141,9 +155,9 @@ class Snapshot:
             ) from error
         finally:
             downloads.end_download(nbytes)
-        if file.sha256 is not None:
-            self._verify(path, file)
-        self._record_revision()
+        if not self._recorded:
+            self._recorded = True
+            write_ref(self.repo, self.revision or "main", self.commit)
         return path
 
     def require_space(self, filenames: Iterable[str]) -> None:
@@ -166,40 +180,30 @@ class Snapshot:
                 available=free,
             )
 
-    def _verify(self, path: Path, file: HubFile) -> None:
-        """The library compares sizes only; digests that are remembered must be of these bytes."""
-        digest = hashlib.sha256()
-        try:
-            with path.open("rb") as opened:
-                while piece := opened.read(_PIECE_BYTES):
-                    digest.update(piece)
-            if digest.hexdigest() == file.sha256:
-                return
-            # Both: the blob would be linked to again, and found whole by its name.
-            blob = Path(os.path.realpath(path))
-            path.unlink()
-            blob.unlink(missing_ok=True)
-        except OSError as error:
-            raise file_error(error, path, "read") from error
-        raise HubError(
-            f"{file.name} of {self.label} was not fetched whole: expected sha256 {file.sha256}, "
-            f"got {digest.hexdigest()}.",
-            hint="It was removed from the cache; run the command again.",
-            repo=self.repo,
-            revision=self.commit,
-        )
 
-    def _record_revision(self) -> None:
-        """Note which commit the branch meant, as the library does, so that it is found offline."""
-        revision = self.revision or "main"
-        parts = PurePosixPath(revision)
-        if self._recorded or revision == self.commit or parts.is_absolute() or ".." in parts.parts:
-            return
-        self._recorded = True
-        place = self.folder.parent.parent / "refs" / parts
-        # What cannot be noted is only not found offline.
-        with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            new = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-            new.write_text(self.commit)
-            new.replace(place)
+def _most_of_small(name: str) -> int:
+    return limits.MAX_INDEX_BYTES if name.endswith(".index.json") else fmt.MAX_SMALL_FILE_BYTES
+
+
+class _Watched:
+    """Passes on what happens; an exception of the watcher is kept, to come out as what it is."""
+
+    def __init__(self, watcher: Downloads) -> None:
+        self._watcher = watcher
+        self.stopped: BaseException | None = None
+
+    def begin_download(self, filename: str, nbytes: int) -> None:
+        self._watcher.begin_download(filename, nbytes)
+
+    def advance_download(self, done_bytes: int) -> None:
+        try:
+            self._watcher.advance_download(done_bytes)
+        except BaseException as error:
+            self.stopped = error
+            raise
+
+    def end_download(self, nbytes: int) -> None:
+        self._watcher.end_download(nbytes)
+
+    def warn(self, message: str) -> None:
+        self._watcher.warn(message)
