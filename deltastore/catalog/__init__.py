@@ -1,8 +1,9 @@
 """The SQL index over the artifacts. The only package that knows SQL."""
 
 from deltastore.catalog.catalog import Catalog
+from deltastore.catalog.digests import DigestMemory, FileIdentity
 from deltastore.catalog.local import LocalIndex
-from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing, Summary, VersionRow
+from deltastore.catalog.rows import UNREADABLE, Artifact, Listing, Summary, VersionRow
 from deltastore.catalog.schema import HEAD
 from deltastore.catalog.writer import CatalogWriter
 
@@ -12,6 +13,7 @@ __all__ = [
     "Artifact",
     "Catalog",
     "CatalogWriter",
+    "DigestMemory",
     "FileIdentity",
     "Listing",
     "LocalIndex",

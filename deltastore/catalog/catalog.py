@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from deltastore.catalog import schema
+from deltastore.catalog.checking import (
+    ARTIFACT,
+    DIGEST_COLUMN,
+    LISTING,
+    NAME_COLUMN,
+    TAG_COLUMN,
+    VERSION_COLUMN,
+    Column,
+    check,
+)
 from deltastore.catalog.failures import damaged
-from deltastore.catalog.rows import UNREADABLE, Artifact, FileIdentity, Listing
+from deltastore.catalog.rows import UNREADABLE, Artifact, Listing
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
-
-_CLOCK_GRAIN_NS = 2_000_000_000
-"""FAT counts in two seconds, no file system in use is coarser."""
 
 # In the order of Artifact's fields.
 _ARTIFACTS = """
@@ -39,7 +44,9 @@ ORDER BY v.name, v.version
 
 
 class Catalog:
-    """An index over records and manifests; everything but remembered files can be rebuilt.
+    """An index over records and manifests, from which it can be rebuilt.
+
+    What comes out of it was checked, whatever its database holds.
 
     Methods may be called from several threads and processes at once. Each reading method sees one
     state; ``writing`` is the one way to change it. Every method may raise CatalogError.
@@ -48,19 +55,15 @@ class Catalog:
         database: Where the tables are.
     """
 
+    _more_tables: ClassVar[tuple[str, ...]] = ()
+    """Statements that make what a kind of catalog has besides."""
+
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
 
     @classmethod
     def at(cls, path: Path, *, read_only: bool) -> Catalog:
-        """The catalog in a SQLite file.
-
-        Raises:
-            CatalogError: A link, a pipe or the like is in its place. SQLite would follow it, and
-                make its tables in whatever database it leads to.
-        """
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-            raise damaged(str(path), "it is no regular file")
+        """The catalog in a SQLite file."""
         return cls(SqliteDatabase(path, read_only=read_only))
 
     @classmethod
@@ -78,6 +81,8 @@ class Catalog:
         Raises:
             StoreOutdatedError: The schema is older than this program.
             StoreTooNewError: The schema is newer.
+            CatalogError: It has other tables than its revision, a view or a trigger, with the fact
+                ``damaged``.
         """
         where = self._database.where
         found = self.revision()
@@ -92,9 +97,16 @@ class Catalog:
         schema.check_revision(found, where)
 
     def revision(self) -> str | None:
-        """The schema's revision; None where the database is empty."""
+        """The schema's revision; None where the database is empty.
+
+        Raises:
+            CatalogError: It does not have the tables of that revision, with the fact ``damaged``.
+        """
         with self._database.reading() as session:
-            return schema.revision(session, self._database.where)
+            found = schema.revision(session, self._database.where)
+            if found in schema.REVISIONS_KNOWN:
+                schema.check_tables(session, self._more_tables, at=found)
+        return found
 
     def check(self) -> None:
         """Read the whole database.
@@ -165,23 +177,23 @@ class Catalog:
             conditions.append("v.digest >= :low AND v.digest < :high")
             values |= {"low": digest_prefix, "high": digest_prefix + "g"}
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        rows = self._tagged(f"{_ARTIFACTS} {where} ORDER BY v.name, v.version", values)
+        rows = self._tagged(f"{_ARTIFACTS} {where} ORDER BY v.name, v.version", values, ARTIFACT)
         return [_artifact(row) for row in rows]
 
     def listings(self) -> list[Listing]:
         """All versions by name and version, with what a list shows."""
-        return [Listing(*fields) for fields in self._tagged(_LISTINGS, {})]
+        return [Listing(*fields) for fields in self._tagged(_LISTINGS, {}, LISTING)]
 
     def newest(self, name: str) -> Artifact | None:
         """The name's version with the highest number."""
         query = f"{_ARTIFACTS} WHERE v.name = :name ORDER BY v.version DESC LIMIT 1"
-        for row in self._tagged(query, {"name": name}):
+        for row in self._tagged(query, {"name": name}, ARTIFACT):
             return _artifact(row)
         return None
 
     def names(self) -> list[str]:
         """All names that have a version, sorted."""
-        rows = self._rows("SELECT DISTINCT name FROM versions ORDER BY name")
+        rows = self._rows("SELECT DISTINCT name FROM versions ORDER BY name", (NAME_COLUMN,))
         return [name for (name,) in rows]
 
     def tags(self, name: str | None = None) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -195,76 +207,32 @@ class Catalog:
             "SELECT a.digest FROM artifacts AS a JOIN versions AS v ON v.digest = a.digest "
             "WHERE a.base_content = :base AND a.post_content = :post AND a.codec = :codec "
             "AND a.codec <> :unreadable ORDER BY v.created, a.digest",
+            (DIGEST_COLUMN,),
             {"base": base_content, "post": post_content, "codec": codec, "unreadable": UNREADABLE},
         )
-        return list(dict.fromkeys(str(digest) for (digest,) in rows))
-
-    def remembered(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
-        """The BLAKE3 of the tensors of those files that are known and have not changed.
-
-        Returns:
-            By path, the tensors' hex digests by name.
-        """
-        found: dict[str, dict[str, str]] = {}
-        with self._database.reading() as session:
-            for file in files:
-                if not _encodable(file.path):
-                    continue
-                rows = session.rows(
-                    "SELECT tensors FROM files WHERE path = :path AND size = :size "
-                    "AND mtime_ns = :mtime_ns AND ctime_ns = :ctime_ns AND inode = :inode "
-                    "AND device = :device",
-                    dataclasses.asdict(file),
-                )
-                for (tensors,) in rows:
-                    # What is damaged is not remembered: the file is read again.
-                    with contextlib.suppress(ValueError, TypeError):
-                        found[file.path] = dict(json.loads(tensors))
-        return found
-
-    def files_with(self, blake3: str) -> list[str]:
-        """The paths of the known files that had a tensor of this digest, seen last first.
-
-        Whether they have it still, ``remembered`` says.
-        """
-        rows = self._rows(
-            "SELECT path FROM files WHERE instr(tensors, :blake3) > 0 ORDER BY seen_ns DESC, path",
-            {"blake3": blake3},
-        )
-        return [str(path) for (path,) in rows]
-
-    def remember(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:
-        """Remember the BLAKE3 of the tensors of files, where what is known of them is proof.
-
-        A file changed shortly before it was looked at could change again without its times
-        showing it; it is left out, and is remembered the next time.
-        """
-        proven = [
-            (file, tensors)
-            for file, tensors in files
-            if _encodable(file.path)
-            and max(file.mtime_ns, file.ctime_ns) + _CLOCK_GRAIN_NS < file.seen_ns
-        ]
-        if proven:
-            with self.writing() as writer:
-                for file, tensors in proven:
-                    writer.remember(file, tensors)
-                writer.forget_old_files()
+        return list(dict.fromkeys(digest for (digest,) in rows))
 
     def close(self) -> None:
         """Release what is open; idempotent."""
         self._database.close()
 
-    def _tagged(self, query: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    def _tagged(
+        self, query: str, values: Mapping[str, Any], columns: Sequence[Column]
+    ) -> Iterator[tuple[Any, ...]]:
         """The rows of a query that begins with name and version, each with its tags."""
         with self._database.reading() as session:
             rows = session.rows(query, values)
+            check(columns, rows, session.where)
             tags = _tags(session, values.get("name")) if rows else {}
         return ((*row, tags.get((row[0], row[1]), ())) for row in rows)
 
-    def _rows(self, query: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+    def _rows(
+        self, query: str, columns: Sequence[Column], values: Mapping[str, Any] | None = None
+    ) -> list[Any]:
         with self._database.reading() as session:
-            return session.rows(query, values or {})
+            rows = session.rows(query, values or {})
+            check(columns, rows, session.where)
+        return rows
 
 
 def _artifact(row: tuple[Any, ...]) -> Artifact:
@@ -278,16 +246,8 @@ def _tags(session: Session, name: str | None) -> dict[tuple[str, int], tuple[str
     if name is not None:
         query += " WHERE name = :name"
     rows = session.rows(f"{query} ORDER BY tag", {} if name is None else {"name": name})
+    check((NAME_COLUMN, VERSION_COLUMN, TAG_COLUMN), rows, session.where)
     found: dict[tuple[str, int], list[str]] = defaultdict(list)
     for tagged_name, version, tag in rows:
         found[tagged_name, version].append(tag)
     return {key: tuple(tags) for key, tags in found.items()}
-
-
-def _encodable(path: str) -> bool:
-    """File names need not be Unicode; a database's text must."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from deltastore.errors import CatalogError, DeltastoreError, NoSpaceError, StoreReadOnlyError
 
+_DOCTOR = "Run `deltastore doctor` for the state of the store."
 _REBUILD = "Run `deltastore reindex`, which rebuilds the catalog from the records."
 
 
@@ -29,6 +30,11 @@ def translated(where: str) -> Iterator[None]:
         raise _from_driver(error, where) from error
     except UnicodeDecodeError as error:
         raise damaged(where, "a text in it is not UTF-8") from error
+
+
+def cannot_be_made(where: str, cause: OSError) -> CatalogError:
+    """There is no database, and none can be made."""
+    return CatalogError(f"The catalog {where} cannot be made: {cause.strerror}.", hint=_DOCTOR)
 
 
 def damaged(where: str, why: str) -> CatalogError:
@@ -56,10 +62,17 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(where, str(cause))
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return damaged(where, "a query found no end")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return damaged(where, "a value in it is too long")
+    if not code and "decode to UTF-8" in str(cause):
+        # The driver's own, which has the text in it.
+        return damaged(where, "a text in it is not UTF-8")
     if code == sqlite3.SQLITE_CANTOPEN:
         return CatalogError(
             f"The catalog {where} cannot be opened: {cause}.",
-            hint="Run `deltastore doctor` for the state of the store.",
+            hint=_DOCTOR,
         )
     if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH):
         # Statements are fixed and held against the schema by tests: it is the schema or the rows

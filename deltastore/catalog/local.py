@@ -7,17 +7,16 @@ store or of another schema is thrown away and made anew from the records.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from deltastore.catalog import schema
+from deltastore.catalog import checking, schema
 from deltastore.catalog.catalog import Catalog
 from deltastore.catalog.failures import damaged
+from deltastore.catalog.private import MODE, open_private
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
-from deltastore.errors import CatalogError, StoreError, StoreOutdatedError, StoreTooNewError
 
 _TABLES = (
     "CREATE TABLE local_store (id TEXT NOT NULL)",
@@ -49,6 +48,8 @@ class FollowingWriter(CatalogWriter):
 class LocalIndex(Catalog):
     """A catalog outside the store. Made by ``open`` or ``unshared``."""
 
+    _more_tables = _TABLES
+
     def __init__(self, database: SqliteDatabase) -> None:
         super().__init__(database)
         self._file = database
@@ -60,22 +61,7 @@ class LocalIndex(Catalog):
         Raises:
             StoreError: It cannot be made there.
         """
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Of several processes that find the index damaged one throws it away: the others
-            # look again when they have the lock, and find the new one.
-            with open(path.with_name(f"{path.name}.lock"), "ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                try:
-                    return cls._opened(path, store_id)
-                except (CatalogError, StoreOutdatedError, StoreTooNewError) as error:
-                    if isinstance(error, CatalogError) and not error.facts.get("damaged"):
-                        raise
-                path.unlink(missing_ok=True)
-                path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-                return cls._opened(path, store_id)
-        except OSError as error:
-            raise StoreError(f"The index {path} cannot be made: {error.strerror}.") from error
+        return open_private(path, lambda real: cls._opened(real, store_id))
 
     @classmethod
     def unshared(cls, store_id: str) -> Self:
@@ -86,9 +72,7 @@ class LocalIndex(Catalog):
 
     @classmethod
     def _opened(cls, path: Path, store_id: str) -> Self:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise damaged(str(path), "it is no regular file")
-        index = cls(SqliteDatabase(path))
+        index = cls(SqliteDatabase(path, mode=MODE))
         index._prepare(store_id)
         return index
 
@@ -108,13 +92,13 @@ class LocalIndex(Catalog):
                 raise damaged(where, str(found))
             if session.rows("SELECT id FROM local_store") != [(store_id,)]:
                 raise damaged(where, "it is of another store")
-            # A table that is missing is found here, where the index can still be made anew.
-            session.rows("SELECT name, stamp FROM local_seen LIMIT 0")
 
     def seen(self) -> dict[str, str]:
         """What each name looked like when it was last read."""
         with self._file.reading() as session:
-            return dict(session.rows("SELECT name, stamp FROM local_seen"))
+            rows = session.rows("SELECT name, stamp FROM local_seen")
+        checking.check((checking.NAME_COLUMN, checking.STAMP_COLUMN), rows, self._file.where)
+        return dict(rows)
 
     @contextlib.contextmanager
     def following(self) -> Iterator[FollowingWriter]:

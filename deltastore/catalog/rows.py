@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
+"""A time as records and rows have it."""
 
 UNREADABLE = "unreadable"
 """The codec of an artifact whose manifest or config could not be read when it was indexed."""
@@ -127,54 +129,3 @@ class Listing:
     stored_bytes: int
     created: str
     tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What the system says of a file; while it stays the same, so do the file's bytes.
-
-    ``seen_ns`` is when it was asked, in nanoseconds since the epoch: a file changed again within
-    the same tick of the clock looks the same, so what was changed just before proves nothing.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    device: int
-    seen_ns: int = field(compare=False)
-
-    @classmethod
-    def of(cls, path: str | os.PathLike[str]) -> FileIdentity:
-        """Ask the system; before the file is read.
-
-        Raises:
-            OSError: There is no such file.
-        """
-        seen_ns = time.time_ns()
-        real = os.path.realpath(path)
-        status = os.stat(real)  # noqa: PTH116 - a Path would be made only to be asked once
-        return cls(
-            path=real,
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
-            ctime_ns=status.st_ctime_ns,
-            # Inodes of 64 bits do not fit the signed integers of SQL.
-            inode=status.st_ino & (1 << 63) - 1,
-            device=status.st_dev & (1 << 63) - 1,
-            seen_ns=seen_ns,
-        )
-
-    @classmethod
-    def of_content(cls, sha256: str, size: int) -> FileIdentity:
-        """A file that is known by its sha256 (hex), wherever it is; no path looks like this."""
-        return cls(
-            path=f"sha256:{sha256}",
-            size=size,
-            mtime_ns=0,
-            ctime_ns=0,
-            inode=0,
-            device=0,
-            seen_ns=time.time_ns(),
-        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -11,11 +12,28 @@ from deltastore.catalog.failures import damaged, translated
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
 
-REVISIONS_KNOWN = ("0001",)
+REVISIONS_KNOWN = ("0001", "0002")
 """Every released revision, oldest first."""
 
 HEAD = REVISIONS_KNOWN[-1]
+
+_SINCE_DROPPED = {
+    "0001": (
+        "CREATE TABLE files (path TEXT NOT NULL, size BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, "
+        "ctime_ns BIGINT NOT NULL, inode BIGINT NOT NULL, device BIGINT NOT NULL, "
+        "seen_ns BIGINT NOT NULL, tensors TEXT NOT NULL, PRIMARY KEY (path))",
+        "CREATE INDEX ix_files_seen ON files (seen_ns)",
+    )
+}
+"""What an older revision has besides the schema at head."""
+
 _REVISION = re.compile(r"[0-9]{4}", re.ASCII)
+
+
+_Entry = tuple[str, str, str, str]
+"""A row of sqlite_master: type, name, table, and the statement but for white space."""
+
+_MADE = re.compile(r"CREATE (TABLE|INDEX) (\w+)(?: ON (\w+))?", re.ASCII)
 
 
 def revision(session: Session, where: str) -> str | None:
@@ -28,15 +46,44 @@ def revision(session: Session, where: str) -> str | None:
     Raises:
         CatalogError: The database holds something else.
     """
-    tables = {name for (name,) in session.rows("SELECT name FROM sqlite_master")}
-    if "alembic_version" in tables:
-        found = session.rows("SELECT version_num FROM alembic_version")
-        if len(found) == 1 and _REVISION.fullmatch(str(found[0][0])):
-            return str(found[0][0])
-        raise damaged(where, "its schema's revision is unreadable")
-    if not tables:
+    if not (found := _schema(session)):
         return None
-    raise damaged(where, "it holds tables that are not deltastore's")
+    # Before anything is asked of a table: a view of that name may have no end.
+    if _entry(statements_at_head()[-1]) not in found:
+        raise damaged(where, "it holds tables that are not deltastore's")
+    rows = session.rows("SELECT version_num FROM alembic_version")
+    if len(rows) == 1 and _REVISION.fullmatch(str(rows[0][0])):
+        return str(rows[0][0])
+    raise damaged(where, "its schema's revision is unreadable")
+
+
+def check_tables(session: Session, more: Iterable[str] = (), *, at: str | None = None) -> None:
+    """Refuse a database that has other tables than a catalog, or a view or a trigger.
+
+    Args:
+        session: Reads the database, which is of a known revision.
+        more: Statements that make further tables.
+        at: The revision; the newest if None.
+
+    Raises:
+        CatalogError: It has, with the fact ``damaged``.
+    """
+    check_only(session, (*statements_at_head(), *_SINCE_DROPPED.get(at or HEAD, ()), *more))
+
+
+def check_only(session: Session, statements: Iterable[str]) -> None:
+    """Refuse a database that has anything but what these statements make.
+
+    Raises:
+        CatalogError: It has, with the fact ``damaged``.
+    """
+    if _schema(session) != set(map(_entry, statements)):
+        raise damaged(session.where, "its tables are not those that deltastore makes")
+
+
+def is_empty(session: Session) -> bool:
+    """Whether nothing was made in a database yet."""
+    return not _schema(session)
 
 
 def check_revision(found: str, where: str) -> None:
@@ -65,11 +112,17 @@ def check_revision(found: str, where: str) -> None:
 
 def create_schema(session: Session) -> None:
     """Make all tables, at head, within the session's transaction."""
-    script = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-    lines = [line for line in script.splitlines() if not line.startswith("--")]
-    for statement in "\n".join(lines).split(";"):
+    for statement in statements_at_head():
         session.run(statement)
     session.run("INSERT INTO alembic_version (version_num) VALUES (:head)", {"head": HEAD})
+
+
+@functools.cache
+def statements_at_head() -> tuple[str, ...]:
+    """What makes the schema at head; the revision's table is the last."""
+    script = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+    lines = [line for line in script.splitlines() if not line.startswith("--")]
+    return tuple(found.strip() for found in "\n".join(lines).split(";") if found.strip())
 
 
 def migrations_directory() -> Path:
@@ -107,8 +160,14 @@ def upgrade(database: SqliteDatabase, *, written: Callable[[], None] = lambda: N
 
     with database.reading() as session:
         found = revision(session, database.where)
+        if found in REVISIONS_KNOWN:
+            check_tables(session, at=found)
     if found is not None and found not in REVISIONS_KNOWN:
         check_revision(found, database.where)
+    if found == "0001":
+        # It has paths of its users. Nothing of them stays, neither in what was deleted before;
+        # and the revision is moved only after that.
+        database.rewrite("DELETE FROM files")
     config = Config()
     # Config reads "%" as an interpolation.
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
@@ -120,3 +179,28 @@ def upgrade(database: SqliteDatabase, *, written: Callable[[], None] = lambda: N
     except DBAPIError as error:
         with translated(database.where):
             raise error.orig or error from error
+
+
+def _schema(session: Session) -> set[_Entry]:
+    rows = session.rows("SELECT type, name, tbl_name, sql FROM sqlite_master")
+    # Those that SQLite makes for primary keys have no statement, and no name of their own.
+    return {
+        (str(kind), str(name), str(table), _normal(str(sql)))
+        for kind, name, table, sql in rows
+        if sql is not None or kind != "index"
+    }
+
+
+def _entry(statement: str) -> _Entry:
+    match = _MADE.match(statement.strip())
+    assert match is not None, statement
+    kind, name, table = match.groups()
+    return kind.lower(), name, table or name, _normal(statement)
+
+
+def _normal(sql: str) -> str:
+    """Alembic writes the same statements with other white space, and names that it changed quoted.
+
+    Nothing else is made equal by this: deltastore's statements have no text in quotes.
+    """
+    return re.sub(r" ?([(),]) ?", r"\1", " ".join(sql.replace('"', "").split()))

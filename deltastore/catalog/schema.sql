@@ -47,19 +47,6 @@ CREATE TABLE tags (
         REFERENCES versions (name, version) ON DELETE CASCADE
 );
 
-CREATE TABLE files (
-    path TEXT NOT NULL,
-    size BIGINT NOT NULL,
-    mtime_ns BIGINT NOT NULL,
-    ctime_ns BIGINT NOT NULL,
-    inode BIGINT NOT NULL,
-    device BIGINT NOT NULL,
-    seen_ns BIGINT NOT NULL,
-    tensors TEXT NOT NULL,
-    PRIMARY KEY (path)
-);
-CREATE INDEX ix_files_seen ON files (seen_ns);
-
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)

@@ -80,22 +80,6 @@ TAGS = Table(
 )
 """One row per tag file whose version exists."""
 
-FILES = Table(
-    "files",
-    METADATA,
-    Column("path", Text, primary_key=True),
-    Column("size", BigInteger, nullable=False),
-    Column("mtime_ns", BigInteger, nullable=False),
-    Column("ctime_ns", BigInteger, nullable=False),
-    Column("inode", BigInteger, nullable=False),
-    Column("device", BigInteger, nullable=False),
-    Column("seen_ns", BigInteger, nullable=False),
-    Column("tensors", Text, nullable=False),
-    Index("ix_files_seen", "seen_ns"),
-)
-"""The tensors' BLAKE3 of local files, by what the system says of the file. A cache: it cannot be
-rebuilt, and need not be."""
-
 REVISION_METADATA = MetaData()
 REVISIONS = Table(
     "alembic_version",

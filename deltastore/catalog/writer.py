@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deltastore.catalog.rows import UNREADABLE, FileIdentity, Summary, VersionRow
+from deltastore.catalog.checking import DIGEST_COLUMN, TAG_COLUMN, VERSION_COLUMN, check
+from deltastore.catalog.rows import UNREADABLE, Summary, VersionRow
 from deltastore.catalog.sqlite import Session
-
-FILES_KEPT = 4096
-"""How many files' digests are remembered; the oldest are forgotten."""
 
 
 def _insert(table: str, kind: type[Any]) -> str:
@@ -46,7 +43,9 @@ class CatalogWriter:
     def versions(self, name: str) -> dict[int, str]:
         """The digests of a name's versions."""
         query = "SELECT version, digest FROM versions WHERE name = :name"
-        return dict(self._session.rows(query, {"name": name}))
+        rows = self._session.rows(query, {"name": name})
+        check((VERSION_COLUMN, DIGEST_COLUMN), rows, self._session.where)
+        return dict(rows)
 
     def unreadable(self, name: str) -> set[int]:
         """The versions of a name whose artifact could not be read when it was indexed."""
@@ -55,12 +54,15 @@ class CatalogWriter:
             "WHERE v.name = :name AND a.codec = :unreadable"
         )
         rows = self._session.rows(query, {"name": name, "unreadable": UNREADABLE})
+        check((VERSION_COLUMN,), rows, self._session.where)
         return {version for (version,) in rows}
 
     def tags(self, name: str) -> dict[str, int]:
         """The versions that a name's tags mean."""
         query = "SELECT tag, version FROM tags WHERE name = :name"
-        return dict(self._session.rows(query, {"name": name}))
+        rows = self._session.rows(query, {"name": name})
+        check((TAG_COLUMN, VERSION_COLUMN), rows, self._session.where)
+        return dict(rows)
 
     def put_version(self, version: VersionRow, summary: Summary) -> None:
         """Add a version, or bring it up to date. Idempotent."""
@@ -107,33 +109,12 @@ class CatalogWriter:
         versions: Iterable[VersionRow],
         tags: Iterable[tuple[str, str, int]],
     ) -> None:
-        """Replace everything that can be rebuilt; what is remembered of files stays."""
+        """Replace everything."""
         for table in ("tags", "versions", "artifacts"):
             self._session.run(f"DELETE FROM {table}")  # noqa: S608 - one of these three
         self._session.run_each(_INSERT_ARTIFACT, map(dataclasses.asdict, summaries))
         self._session.run_each(_INSERT_VERSION, map(dataclasses.asdict, versions))
         self._insert_tags(tags)
-
-    def remember(self, file: FileIdentity, tensors: Mapping[str, str]) -> None:
-        """Remember the BLAKE3 of a file's tensors in place of what was known of its path."""
-        self._session.run("DELETE FROM files WHERE path = :path", {"path": file.path})
-        self._session.run(
-            "INSERT INTO files "
-            "(path, size, mtime_ns, ctime_ns, inode, device, seen_ns, tensors) VALUES "
-            "(:path, :size, :mtime_ns, :ctime_ns, :inode, :device, :seen_ns, :tensors)",
-            {
-                **dataclasses.asdict(file),
-                "tensors": json.dumps(dict(tensors), separators=(",", ":")),
-            },
-        )
-
-    def forget_old_files(self) -> None:
-        """Forget the files seen longest ago, beyond ``FILES_KEPT``."""
-        self._session.run(
-            "DELETE FROM files WHERE path NOT IN "
-            "(SELECT path FROM files ORDER BY seen_ns DESC LIMIT :kept)",
-            {"kept": FILES_KEPT},
-        )
 
     def _insert_tags(self, tags: Iterable[tuple[str, str, int]]) -> None:
         self._session.run_each(

@@ -17,6 +17,7 @@ from itertools import pairwise
 from os import PathLike
 
 from deltastore.checkpoint import Checkpoint, Weights
+from deltastore.digest import sha256_digest
 from deltastore.errors import (
     IncompatibleError,
     ManifestInvalidError,
@@ -24,7 +25,7 @@ from deltastore.errors import (
     RestoreOnlyError,
     UsageError,
 )
-from deltastore.manifest import Config, Descriptor, Manifest
+from deltastore.manifest import Config, Descriptor, Manifest, manifest_bytes
 from deltastore.operations import hashing, small_files
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.embeddings import may_tie
@@ -132,7 +133,7 @@ def compose(
         first, last = steps[0], steps[-1]
         pair = (first.config.base.content, last.config.post.content, _CODEC)
         with store.lease("compose"):
-            found = _stored(store, first, last, store.find_pair(*pair))
+            found = _stored(store, first, last, store.find_made(*pair))
             reused = found is not None
             blobs = CountedBlobs(store)
             cosine = None
@@ -152,8 +153,9 @@ def compose(
                 manifest, config, wanted, cosine = _encode(
                     store, blobs, checkpoint, steps, threads, watcher
                 )
+                store.remember_made(config, sha256_digest(manifest_bytes(manifest)))
                 # The same pair, encoded by another version of deltastore, stays what it was.
-                found = reusable(store, store.find_pair(*pair), wanted)
+                found = reusable(store, store.find_made(*pair), wanted)
                 reused = found is not None
             if found is not None:
                 manifest, config = found

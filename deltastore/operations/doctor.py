@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -153,8 +154,11 @@ def _index(store: Store) -> Check:
             index.reason,
             "Every command reads all records; name a directory for indexes in DELTASTORE_INDEX.",
         )
-    unused = "; catalog.db in the store is not used" if layout.catalog.exists() else ""
-    return Check("index", "ok", f"{index.path}: {index.reason}{unused}")
+    if os.path.lexists(layout.catalog):
+        found = f"{index.path}: {index.reason}; catalog.db in the store is not used"
+        # One that an older deltastore made has paths of local files in it.
+        return Check("index", "ok", found, f"Delete it: `rm {shlex.quote(str(layout.catalog))}`.")
+    return Check("index", "ok", f"{index.path}: {index.reason}")
 
 
 def _file_system(store: Store) -> Check:

@@ -12,9 +12,9 @@ from typing import Any, Self
 from deltastore.checkpoint import Checkpoint, quantisation
 from deltastore.checkpoint.index import listed
 from deltastore.codecs import get_codec
-from deltastore.digest import fingerprint
+from deltastore.digest import fingerprint, sha256_digest
 from deltastore.errors import QuantisedCheckpointError
-from deltastore.manifest import Config, Manifest
+from deltastore.manifest import Config, Manifest, manifest_bytes
 from deltastore.operations import hashing, small_files
 from deltastore.operations.calling import called_alike
 from deltastore.operations.embeddings import may_tie
@@ -240,8 +240,9 @@ def extract(
                 ):
                     checkpoint.check_unchanged()
                     hashing.remember(store, checkpoint, identities, digests)
+                store.remember_made(config, sha256_digest(manifest_bytes(manifest)))
                 # The same pair, encoded by another version of deltastore, stays what it was.
-                pairs = store.find_pair(config.base.content, config.post.content, codec)
+                pairs = store.find_made(config.base.content, config.post.content, codec)
                 found = reusable(store, pairs, wanted)
                 reused = found is not None
             if found is not None:
@@ -279,19 +280,21 @@ def _already_there(
     """The stored artifacts of this pair of weights, found without encoding anything.
 
     Files whose digests are not remembered are only read ahead of time where the store holds an
-    artifact of this structure, so that it is likely that it pays.
+    artifact of this structure that this user made, so that it is likely that it pays.
     """
     known_base, known_post = (
         hashing.remembered(store, side, trust_cache=True) for side in (before, after)
     )
     if known_base is None or known_post is None:
         structure = fingerprint((t.name, t.shape) for t in before.tensors.values())
+        made = store.made()
         alike = [
             artifact
-            for artifact in store.artifacts()
+            for artifact in (store.artifacts() if made else ())
             if artifact.base_fingerprint == structure
             and artifact.codec == codec
             and artifact.raw_bytes == after.nbytes
+            and artifact.digest in made
         ]
         if not alike:
             return []
@@ -302,7 +305,7 @@ def _already_there(
             return []
         if known_post is None:
             known_post = hashing.hash_checkpoint(store, after, job_count(jobs), progress)
-    return store.find_pair(
+    return store.find_made(
         hashing.content_of(before, known_base), hashing.content_of(after, known_post), codec
     )
 

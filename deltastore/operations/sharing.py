@@ -32,7 +32,8 @@ def look_at_sharing(store: Store) -> Sharing:
     """Look at the store's permissions, which the umask of whoever made each file decided on."""
     root = store.path
     own = root.stat()
-    if not own.st_mode & stat.S_IWGRP:
+    # Where the index is in the store, nobody else may write: its group has no other member.
+    if not store.parts.index.local or not own.st_mode & stat.S_IWGRP:
         return Sharing(
             f"{_owner(own.st_uid)} alone may write (mode {stat.S_IMODE(own.st_mode):04o})"
         )
@@ -40,7 +41,7 @@ def look_at_sharing(store: Store) -> Sharing:
     closed = [
         (path, problem)
         for path, status in _looked_at(store)
-        if (problem := _closed(path, status, own.st_gid, _needs_writing(store, path)))
+        if (problem := _closed(path, status, own.st_gid))
     ]
     if closed:
         path, problem = closed[0]
@@ -67,8 +68,6 @@ def _looked_at(store: Store) -> Iterator[tuple[Path, os.stat_result]]:
         yield from _status(path)
     for path in (layout.temp, layout.leases):
         yield from _status(path)
-    if not store.parts.index.local:
-        yield from _status(layout.catalog)
     for name in store.parts.names.all()[:_NAMES_LOOKED_AT]:
         directory = layout.names / name
         yield from _status(directory)
@@ -90,15 +89,11 @@ def _status(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         return
 
 
-def _needs_writing(store: Store, path: Path) -> bool:
-    """Files are replaced, not written: for that the directory is what counts."""
-    return path == store.parts.layout.catalog
-
-
-def _closed(path: Path, status: os.stat_result, group: int, writes: bool) -> str:
+def _closed(path: Path, status: os.stat_result, group: int) -> str:
+    # Files are replaced, not written: for that the directory is what counts.
     mode = status.st_mode
     shown = f"of {_owner(status.st_uid)} has mode {stat.S_IMODE(mode):04o}"
-    needed = stat.S_IRGRP | (stat.S_IWGRP if writes else 0)
+    needed = stat.S_IRGRP
     if stat.S_ISDIR(mode):
         needed = stat.S_IRWXG
         if not mode & stat.S_ISGID:
@@ -115,8 +110,6 @@ def _repair(store: Store, group: str) -> str:
         f"chmod -R g+rX {path}",
         f"find {path} -type d -exec chmod g+ws {{}} +",
     ]
-    if not store.parts.index.local:
-        steps.append(f"chmod g+w {path}/catalog.db")
     return f"`{' && '.join(steps)}`, and have everybody use `umask 002`."
 
 

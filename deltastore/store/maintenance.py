@@ -7,8 +7,8 @@ from pathlib import Path
 from deltastore.blobs import steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
-from deltastore.catalog import HEAD, Catalog
-from deltastore.errors import CatalogError
+from deltastore.catalog import HEAD, Catalog, lying
+from deltastore.errors import CatalogError, StoreOutdatedError
 from deltastore.store import layout
 from deltastore.store.indexing import Indexed
 from deltastore.store.layout import Layout
@@ -28,7 +28,7 @@ def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str 
     place, where = _place(path, index)
     before = None
     if not where.local and place.catalog.exists():
-        catalog = Catalog.at(place.catalog, read_only=False)
+        catalog = Catalog.at(where.path, read_only=False)
         before = catalog.revision()
         if before is not None and before != HEAD:
             catalog.upgrade(written=lambda: steps.reached(Step.UPGRADED))
@@ -44,9 +44,9 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     Raises:
         StoreNotFoundError: There is no store.
         StoreReadOnlyError: It cannot be written.
-        StoreOutdatedError: The catalog has an older schema.
         StoreTooNewError: A newer deltastore wrote it.
         CatalogError: It is locked.
+        StoreError: What lies in its place cannot be removed.
     """
     place, where = _place(path, index)
     try:
@@ -54,12 +54,13 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
             store.require_writable()
             store.parts.catalog.check()
             return store.reindex()
+    except StoreOutdatedError:
+        pass  # nothing is in it that the records do not say
     except CatalogError as error:
         if not error.facts.get("damaged"):
             raise
     with translated(where.path):
-        # A journal that the old one left stays: beside an empty database SQLite discards it.
-        where.path.unlink(missing_ok=True)
+        lying.discard_files(where.path)
     steps.reached(Step.DISCARDED)
     with open_store(place.root, create=False, index=index) as store:
         return store.reindex()

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from deltastore.blobs import LocalBlobs, durable
-from deltastore.catalog import Catalog, CatalogWriter, LocalIndex
+from deltastore.catalog import Catalog, CatalogWriter, DigestMemory, LocalIndex
 from deltastore.errors import NotAStoreError, StoreError
 from deltastore.store import indexing, layout, placing
 from deltastore.store.claims import Claims
@@ -52,7 +52,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         refresh(names, blobs, local, leases, writable=not closed)
         catalog = local
     else:
-        catalog = Catalog.at(place.catalog, read_only=bool(closed))
+        catalog = Catalog.at(where.path, read_only=bool(closed))
         catalog.prepare(lambda writer: _fill(names, blobs, writer))
     parts = Parts(
         layout=place,
@@ -62,6 +62,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         leases=leases,
         claims=Claims(place.leases, place.temp),
         catalog=catalog,
+        digests=DigestMemory(placing.place_digests(index)),
         index=where,
         closed=closed,
     )

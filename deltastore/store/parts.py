@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.blobs import LocalBlobs
-from deltastore.catalog import Catalog
+from deltastore.catalog import Catalog, DigestMemory
 from deltastore.errors import StoreReadOnlyError
 from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
@@ -37,6 +37,7 @@ class Parts:
     leases: Leases
     claims: Claims
     catalog: Catalog
+    digests: DigestMemory
     index: IndexPlace
     closed: tuple[Path, ...]
     recovered: Recovered = Recovered()

@@ -1,8 +1,10 @@
 """Where the index of a store lies: beside the records, or on this machine, one for each user.
 
-SQLite relies on locks that do not hold on every network file system, and two machines that write
-to one ``catalog.db`` there can damage it. So the records alone are shared there, and each user has
-an index of them that can be thrown away.
+A database is opened as it lies only where nobody else may write: what is in one, and beside one, is
+obeyed by SQLite. And SQLite relies on locks that do not hold on every network file system, so that
+two machines that write to one ``catalog.db`` there can damage it. So wherever somebody else may
+write, or another machine, the records alone are shared, and each user has an index of them that can
+be thrown away.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.blobs import durable
+from deltastore.catalog.lying import files
+from deltastore.catalog.ownership import other_mover, other_writer
 from deltastore.errors import StoreError, UsageError
 from deltastore.store import filesystem
 from deltastore.store.layout import Layout, StoreInfo
@@ -47,6 +51,7 @@ def place_index(
         StoreError: It asks for an index in a store where there can be none.
     """
     setting = setting or os.environ.get(VARIABLE) or None
+    catalog = Path(os.path.realpath(layout.root)) / layout.catalog.name
     kind = filesystem.file_system_type(layout.root)
     network = kind in filesystem.NETWORK_TYPES
     if setting == "store":
@@ -66,7 +71,15 @@ def place_index(
                 "and run `deltastore reindex`.",
                 path=str(layout.root),
             )
-        return IndexPlace(layout.catalog, local=False, reason="as asked for")
+        if reason := _not_alone(layout, catalog):
+            raise StoreError(
+                f"The index of the store at {layout.root} cannot lie in it: {reason}; a database "
+                "is not opened where anybody but the user may write.",
+                hint=f'Unset {VARIABLE} and the key "index" of the config file: the index is then '
+                "on this machine.",
+                path=str(layout.root),
+            )
+        return IndexPlace(catalog, local=False, reason="as asked for")
     if setting is not None:
         return IndexPlace(_local_path(layout, info, setting), local=True, reason="as asked for")
     if network:
@@ -75,10 +88,23 @@ def place_index(
     if layout.local_index.exists():
         reason = f"{layout.local_index.name} in the store asks for it"
         return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+    if reason := _not_alone(layout, catalog):
+        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
     if not writable and not (layout.catalog.exists() and layout.catalog.stat().st_size):
         reason = "the store has no catalog and cannot be written"
         return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
-    return IndexPlace(layout.catalog, local=False, reason="in the store")
+    return IndexPlace(catalog, local=False, reason="in the store")
+
+
+def place_digests(setting: str | None) -> Path:
+    """Where this user's deltastore remembers what it computed, for all stores.
+
+    Args:
+        setting: As for ``place_index``; where it is a directory, it lies there.
+    """
+    setting = setting or os.environ.get(VARIABLE) or "local"
+    directory = Path(setting).expanduser().absolute() if os.sep in setting else _cache()
+    return directory / "digests.db"
 
 
 def mark_local(layout: Layout) -> None:
@@ -101,9 +127,7 @@ def mark_local(layout: Layout) -> None:
 
 def _local_path(layout: Layout, info: StoreInfo, setting: str) -> Path:
     if setting == "local":
-        import platformdirs
-
-        directory = platformdirs.user_cache_path("deltastore", appauthor=False) / "indexes"
+        directory = _cache() / "indexes"
     elif os.sep in setting:
         directory = Path(setting).expanduser().absolute()
     else:
@@ -116,3 +140,21 @@ def _local_path(layout: Layout, info: StoreInfo, setting: str) -> Path:
     # The place counts as well: a copy of a store has its id, and other records.
     key = hashlib.sha256(f"{info.id}\n{layout.root.resolve()}".encode(errors="surrogateescape"))
     return directory / f"{key.hexdigest()[:32]}.db"
+
+
+def _not_alone(layout: Layout, catalog: Path) -> str:
+    """Who else may write to the store, as a sentence's end; empty if nobody."""
+    for path in (*files(catalog), layout.marker):
+        if reason := other_writer(path, follow=False):
+            return reason
+    # Links of the user's in place of these are followed.
+    for path in (layout.root, layout.names, layout.blobs.parent, layout.blobs):
+        if reason := other_writer(path):
+            return reason
+    return other_mover(catalog)
+
+
+def _cache() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("deltastore", appauthor=False)

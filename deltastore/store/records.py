@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deltastore.catalog.rows import TIME
 from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
@@ -15,7 +15,6 @@ RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 64 << 10
 MAX_LABEL_CHARS = 1024
 _DAMAGED = "Run `deltastore verify` to see what else is damaged."
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +189,7 @@ def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
 
 def _time(fields: Mapping[str, Any], field: str, where: str) -> str:
     value = fields.get(field)
-    if not isinstance(value, str) or not _TIME.match(value):
+    if not isinstance(value, str) or not TIME.match(value):
         raise _invalid(where, field, "a time such as 2025-01-31T12:00:00.000000Z", value)
     return value
 

@@ -158,12 +158,33 @@ class Store:
         """
         return self.parts.catalog.listings()
 
-    def find_pair(self, base_content: str, post_content: str, codec: str) -> list[str]:
-        """The digests of the artifacts of this pair of weights and codec, oldest first.
+    def find_made(self, base_content: str, post_content: str, codec: str) -> list[str]:
+        """The digests of the artifacts of this pair of weights and codec that the user made.
 
-        They differ in the small files of post, or in the version that encoded them.
+        Oldest first. They differ in the small files of post, or in the version that encoded them.
+        Artifacts that others published, and that say that they are of this pair, are not among
+        them: whether they are, only reading the pair can tell.
         """
-        return self.parts.catalog.find_pair(base_content, post_content, codec)
+        made = self.parts.digests.made(base_content, post_content, codec)
+        if not made:
+            return []
+        found = self.parts.catalog.find_pair(base_content, post_content, codec)
+        return [digest for digest in found if digest in made]
+
+    def made(self) -> set[str]:
+        """The digests of all artifacts that the user made, here or in another store."""
+        return self.parts.digests.all_made()
+
+    def remember_made(self, config: Config, digest: str) -> None:
+        """Remember that an artifact was made of its pair, of which all bytes were read.
+
+        Args:
+            config: The artifact's.
+            digest: The manifest's digest.
+        """
+        self.parts.digests.remember_made(
+            config.base.content, config.post.content, config.codec, digest
+        )
 
     def tag(self, ref: str, tag: str) -> Artifact:
         """Make a tag mean the version that ``ref`` means; the version with its tags.
@@ -226,16 +247,16 @@ class Store:
         return collecting.collect(self.parts, grace_s=grace_s, dry_run=dry_run)
 
     def remembered_digests(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
-        """The BLAKE3 of the tensors of those files that have not changed since they were read.
+        """The BLAKE3 of the tensors of those files that have not changed since the user read them.
 
         Returns:
             By path, the tensors' hex digests by name.
         """
-        return self.parts.catalog.remembered(files)
+        return self.parts.digests.remembered(files)
 
     def files_with(self, blake3: str) -> list[str]:
         """The paths of files that had a tensor of this BLAKE3 (hex) when they were last read."""
-        return self.parts.catalog.files_with(blake3)
+        return self.parts.digests.files_with(blake3)
 
     def remember_digests(self, files: Iterable[tuple[FileIdentity, Mapping[str, str]]]) -> None:
         """Remember the BLAKE3 of the tensors of files, for the next time.
@@ -243,8 +264,7 @@ class Store:
         Args:
             files: Each file as it was *before* it was read, and its tensors' hex digests by name.
         """
-        if self.parts.writable:
-            self.parts.catalog.remember(files)
+        self.parts.digests.remember(files)
 
     def free_bytes(self) -> int:
         """How many bytes this user may still write on the store's file system."""
@@ -264,6 +284,7 @@ class Store:
     def close(self) -> None:
         """Release what is open; idempotent."""
         self.parts.catalog.close()
+        self.parts.digests.close()
 
     def __enter__(self) -> Self:
         return self

@@ -67,7 +67,7 @@ def store(tmp_path: Path) -> Iterator[deltastore.DeltaStore]:
 @pytest.fixture
 def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files written just now count as long settled, so that their digests are remembered."""
-    monkeypatch.setattr("deltastore.catalog.catalog._CLOCK_GRAIN_NS", -(10**9))
+    monkeypatch.setattr("deltastore.catalog.digests._CLOCK_GRAIN_NS", -(10**9))
 
 
 @pytest.fixture
@@ -701,7 +701,7 @@ def test_the_base_is_remembered_afterwards(
     places: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("deltastore.catalog.catalog._CLOCK_GRAIN_NS", -(10**9))
+    monkeypatch.setattr("deltastore.catalog.digests._CLOCK_GRAIN_NS", -(10**9))
     result = store.compose(chain, base=places[0], name="whole")
     store.rm("whole")
     assert store.compose(chain, name="whole").digest == result.digest

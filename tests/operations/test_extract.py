@@ -85,7 +85,7 @@ def pair(base: Tensors, post: Tensors, tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files written just now count as long settled, so that their digests are remembered."""
-    monkeypatch.setattr("deltastore.catalog.catalog._CLOCK_GRAIN_NS", -(10**9))
+    monkeypatch.setattr("deltastore.catalog.digests._CLOCK_GRAIN_NS", -(10**9))
 
 
 @pytest.fixture
