@@ -76,6 +76,10 @@ class Fault:
     name: str = ""
 
 
+Behaviour = Callable[["_Handler", str], bool]
+"""What a hostile hub does with a request of a kind for a path; False if it answers as any other."""
+
+
 class HubServer:
     """The hub; ``with`` starts and stops it."""
 
@@ -85,6 +89,7 @@ class HubServer:
         self.sent: Counter[str] = Counter()
         self.faults: list[Fault] = []
         self.before: Callable[[Request], None] = lambda request: None
+        self.behaviours: dict[str, Behaviour] = {}
         self.ignore_ranges = False
         self.corrupt: set[str] = set()
         self.links = 0
@@ -136,6 +141,11 @@ class HubServer:
     def endpoint(self) -> str:
         return self._address(0)
 
+    @property
+    def elsewhere(self) -> str:
+        """Another server, whose requests are noted as ``cdn``."""
+        return self._address(1)
+
     # --- the server
 
     def __enter__(self) -> Self:
@@ -179,6 +189,17 @@ class HubServer:
         self.before(request)
         return fault
 
+    def behaves(self, handler: _Handler, kind: str, path: str) -> bool:
+        """Let a hostile hub answer; whether it did."""
+        behaviour = self.behaviours.get(kind)
+        if behaviour is None:
+            return False
+        try:
+            return behaviour(handler, path)
+        except OSError:  # the client hung up, which is right
+            handler.close_connection = True
+            return True
+
     def hub_answer(self, handler: _Handler) -> None:
         url = urlsplit(handler.path)
         # Taken apart before it is decoded: a revision may hold slashes.
@@ -194,6 +215,8 @@ class HubServer:
             return
         kind = "api" if api else "head" if handler.command == "HEAD" else "get"
         fault = self.record(handler, kind, unquote(path))
+        if self.behaves(handler, kind, unquote(path)):
+            return
         if fault is not None and fault.status:
             handler.refuse(fault.status, "", fault.headers)
         elif api:
@@ -268,15 +291,17 @@ class HubServer:
 
     def cdn_answer(self, handler: _Handler) -> None:
         url = urlsplit(handler.path)
-        _, org, name, commit, path = unquote(url.path).split("/", 4)
         fault = self.record(handler, "cdn", unquote(url.path))
+        if self.behaves(handler, "cdn", unquote(url.path)):
+            return
         if fault is not None and fault.status:
             handler.refuse(fault.status, "", fault.headers)
         elif handler.headers.get("Authorization"):
             handler.refuse(400, "")  # as S3 does: a signed address and a token are one too many
-        elif parse_qs(url.query)["link"][0] in self.expired:
+        elif parse_qs(url.query).get("link", ["0"])[0] in self.expired:
             handler.refuse(403, "")
         else:
+            _, org, name, commit, path = unquote(url.path).split("/", 4)
             file = self.repositories[f"{org}/{name}"].commits[commit][path]
             self.send_file(handler, file, {"ETag": f'"{file.sha256}"'}, "cdn", fault)
 

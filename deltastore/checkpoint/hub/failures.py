@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 
 from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
+from deltastore.checkpoint.hub.cache import cache_root
 from deltastore.checkpoint.hub.exchange import RefusedError
 from deltastore.checkpoint.hub.patience import TooSlowError
-from deltastore.checkpoint.hub.retrying import retry_after, status_of
+from deltastore.checkpoint.hub.retrying import is_transport, retry_after, status_of
 from deltastore.errors import HubError, NoSpaceError
 
 _NOT_A_HUB = "Check HF_ENDPOINT: {} does not behave as a model hub does."
@@ -40,6 +41,13 @@ def hub_error(
             f"{doing} the file system of the hub's local cache is full ({cause.strerror}).",
             hint="Free some space, or put the cache elsewhere: `export HF_HOME=DIR`.",
             repo=repo,
+        )
+    if isinstance(cause, OSError) and cause.errno is not None and not is_transport(cause):
+        return HubError(
+            f"{doing} the hub's local cache cannot be used ({cause.strerror}).",
+            hint=f"Check the permissions: `ls -ld {cache_root()}`; or `export HF_HOME=DIR`.",
+            repo=repo,
+            revision=revision,
         )
     problem, help_ = _explained(cause, repo, revision, hint)
     return HubError(

@@ -24,7 +24,7 @@ MAX_REDIRECT_CHARS = 8192
 MAX_ASIDE_BYTES = 64 << 10
 """The body of a redirect or a refusal, which is read only to use the connection again."""
 
-PATIENCE_S = 25.0
+PATIENCE_S = 20.0
 """How long a server may keep us waiting before it has to have sent something."""
 
 BYTES_PER_S = 16 << 10
