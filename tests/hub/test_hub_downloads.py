@@ -14,7 +14,7 @@ from safetensors import deserialize
 
 import deltastore
 from deltastore.checkpoint import open_checkpoint
-from deltastore.checkpoint.hub import Unwatched
+from deltastore.checkpoint.hub import Unwatched, downloading
 from deltastore.errors import HubError, IncompatibleError, LineageError, NoSpaceError
 from deltastore.operations import hashing
 
@@ -203,6 +203,62 @@ def test_a_cut_download_goes_on(models: HubServer, sources: Path, tmp_path: Path
         data = bytearray(tensor.nbytes)
         checkpoint.read_into("layers.0.weight", 0, data)
     assert bytes(data) == raw(sources / "base" / SHARDS[0])["layers.0.weight"]
+
+
+@pytest.mark.parametrize("odd", ["", "cut", "busy", "no parts", "moved"])
+def test_a_large_shard_comes_in_parts(
+    models: HubServer, sources: Path, monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    monkeypatch.setattr(downloading, "PART_BYTES", 100_001)
+    done: list[int] = []
+
+    class Watcher(Unwatched):
+        def advance_download(self, done_bytes: int) -> None:
+            done.append(done_bytes)
+
+    with open_checkpoint("org/base", downloads=Watcher()) as checkpoint:
+        done.clear()
+        models.reset()
+        if odd == "cut":
+            models.cut("cdn", after=50_000, times=4)
+        elif odd == "busy":
+            models.fail("cdn", 503, times=3)
+        elif odd == "moved":
+            models.expire_links()
+        models.ignore_ranges = odd == "no parts"
+        tensor = checkpoint.tensors["layers.0.weight"]
+        data = bytearray(tensor.nbytes)
+        checkpoint.read_into("layers.0.weight", 0, data)
+    assert bytes(data) == raw(sources / "base" / SHARDS[0])["layers.0.weight"]
+    size = (sources / "base" / SHARDS[0]).stat().st_size
+    assert sum(done) == size
+    if odd == "no parts":
+        assert models.count("cdn") == 2
+    else:
+        assert models.count("cdn") >= -(-size // 100_001)
+
+
+def test_who_watches_can_stop_a_download_in_parts(
+    models: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    class Watcher(Unwatched):
+        def advance_download(self, done_bytes: int) -> None:
+            if done_bytes > 0:
+                raise Enough
+
+    with open_checkpoint("org/base") as checkpoint:
+        pass
+    monkeypatch.setattr(downloading, "PART_BYTES", 10_000)
+    with open_checkpoint("org/base", downloads=Watcher()) as checkpoint:
+        models.reset()
+        with pytest.raises(Enough):
+            checkpoint.read_into("norm.weight", 0, bytearray(2))
+        assert models.count("cdn") < 30
+        assert not list(cache.rglob("*.safetensors"))
+        assert not list(cache.rglob("*.incomplete"))
 
 
 def test_old_pickles_are_downloaded_whole(models: HubServer, sources: Path, tmp_path: Path) -> None:

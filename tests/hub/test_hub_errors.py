@@ -153,7 +153,7 @@ def test_a_full_cache(models: HubServer, monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with open_checkpoint("org/base") as checkpoint:
-        monkeypatch.setattr("deltastore.checkpoint.hub.downloading._write", full)
+        monkeypatch.setattr("deltastore.checkpoint.hub.downloading._write_all", full)
         with pytest.raises(NoSpaceError, match="No space left") as caught:
             checkpoint.read_into("norm.weight", 0, bytearray(2))
     assert "HF_HOME" in caught.value.hint

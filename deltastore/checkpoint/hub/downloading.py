@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
 from deltastore.checkpoint.hub.cache import Blobs, open_blobs, snapshot_folder
-from deltastore.checkpoint.hub.downloads import Downloads
-from deltastore.checkpoint.hub.exchange import Head, Hub, ask
+from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
+from deltastore.checkpoint.hub.exchange import Head, ask
 from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.patience import Patience
+from deltastore.checkpoint.hub.ranges import RemoteFile, file_url, require_range
 from deltastore.checkpoint.hub.retrying import CutError, persist
 from deltastore.errors import HubError, shown
 
@@ -21,25 +23,12 @@ if TYPE_CHECKING:
     from deltastore.checkpoint.hub.snapshot import Snapshot
 
 _PIECE_BYTES = 1 << 20
+_LOOK_S = 0.1
 
+PART_BYTES = 64 << 20
+"""A file of more than two such parts comes by several connections: one seldom fills a line."""
 
-def file_url(hub: Hub, repo: str, commit: str, filename: str) -> str:
-    """Where a file of a commit is."""
-    return f"{hub.endpoint}/{repo}/resolve/{commit}/{quote(filename)}"
-
-
-def require_range(head: Head, begin: int, end: int, size: int) -> None:
-    """Make sure that an answer is the part that was asked for.
-
-    Raises:
-        MisbehavedError: It is not.
-    """
-    if head.status != 206:
-        # Reading on would be a download of the whole file.
-        raise NoPartsError(f"answers a request for a part with status {head.status}")
-    expected, found = f"bytes {begin}-{end - 1}/{size}", head.headers.get("Content-Range")
-    if found != expected:
-        raise MisbehavedError(f"sends {shown(found)}; expected {expected!r}")
+PARTS_AT_ONCE = 6
 
 
 def download(
@@ -89,7 +78,7 @@ def _fetch(
     temporary, descriptor = blobs.begin(file.sha256 or file.blob or "unnamed")
     try:
         try:
-            _Filling(snapshot, file, most, descriptor, patience, downloads).run()
+            _fill(snapshot, file, most, descriptor, patience, downloads)
             name = _name(snapshot, file, descriptor)
         finally:
             os.close(descriptor)
@@ -100,8 +89,100 @@ def _fetch(
     return name
 
 
+def _fill(
+    snapshot: Snapshot,
+    file: HubFile,
+    most: int,
+    descriptor: int,
+    patience: Patience,
+    downloads: Downloads,
+) -> None:
+    if file.size is not None and file.size > 2 * PART_BYTES:
+        parts = _Parts(snapshot, file, descriptor, patience, downloads)
+        try:
+            parts.run()
+            return
+        except NoPartsError:
+            downloads.advance_download(-parts.told)
+            os.ftruncate(descriptor, 0)
+    _Filling(snapshot, file, most, descriptor, patience, downloads).run()
+
+
+class _LeftError(Exception):
+    """Another part has failed, or the user wants to stop."""
+
+
+class _Parts(Unwatched):
+    """Fills a file by several connections; its own watcher for them."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        file: HubFile,
+        descriptor: int,
+        patience: Patience,
+        downloads: Downloads,
+    ) -> None:
+        assert file.size is not None
+        self._remote = RemoteFile(snapshot, file, self)
+        self._size = file.size
+        self._descriptor = descriptor
+        self._patience = patience
+        self._downloads = downloads
+        self._done = 0
+        self._left = False
+        self._lock = threading.Lock()
+        self.told = 0
+
+    def run(self) -> None:
+        # The first alone: where it shows that there are no parts, nothing else is to be stopped.
+        begins = range(0, self._size, PART_BYTES)
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            try:
+                self._wait_for([pool.submit(self._part, begins[0])])
+                self._wait_for([pool.submit(self._part, begin) for begin in begins[1:]])
+            finally:
+                self._left = True
+
+    def _wait_for(self, parts: list[Future[None]]) -> None:
+        pending = set(parts)
+        try:
+            while pending:
+                ended, pending = wait(pending, _LOOK_S, FIRST_EXCEPTION)
+                done = self._done
+                new, self.told = done - self.told, done
+                self._downloads.advance_download(new)
+                for part in ended:
+                    part.result()
+        finally:
+            for part in pending:
+                part.cancel()
+
+    def _part(self, begin: int) -> None:
+        position = begin
+
+        def takes(piece: bytes) -> None:
+            nonlocal position
+            _write_all(self._descriptor, piece, position)
+            position += len(piece)
+            with self._lock:
+                self._done += len(piece)
+
+        nbytes = min(PART_BYTES, self._size - begin)
+        self._remote.stream(begin, nbytes, takes, self._patience)
+
+    def advance_download(self, done_bytes: int) -> None:
+        """Asked by each part now and then."""
+        if self._left:
+            raise _LeftError
+
+    def warn(self, message: str) -> None:
+        """Passed on."""
+        self._downloads.warn(message)
+
+
 class _Filling:
-    """Fills a file, in as many attempts as it takes."""
+    """Fills a file by one connection, in as many attempts as it takes."""
 
     def __init__(
         self,
@@ -165,11 +246,8 @@ class _Filling:
             self._done = 0
 
     def _takes(self, piece: bytes) -> None:
-        view = memoryview(piece)
-        while view:
-            written = _write(self._descriptor, view, self._done)
-            self._done += written
-            view = view[written:]
+        _write_all(self._descriptor, piece, self._done)
+        self._done += len(piece)
 
     def _tell(self) -> None:
         done = self._done
@@ -177,8 +255,12 @@ class _Filling:
         self._downloads.advance_download(new)
 
 
-def _write(descriptor: int, view: memoryview, position: int) -> int:
-    return os.pwrite(descriptor, view, position)
+def _write_all(descriptor: int, piece: bytes, position: int) -> None:
+    view = memoryview(piece)
+    while view:
+        written = os.pwrite(descriptor, view, position)
+        position += written
+        view = view[written:]
 
 
 def _name(snapshot: Snapshot, file: HubFile, descriptor: int) -> str:

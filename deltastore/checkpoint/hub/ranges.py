@@ -5,18 +5,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from deltastore.checkpoint.hub.downloading import file_url, require_range
+from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
 from deltastore.checkpoint.hub.downloads import Downloads
-from deltastore.checkpoint.hub.exchange import Head, RefusedError, ask
+from deltastore.checkpoint.hub.exchange import Head, Hub, RefusedError, ask
 from deltastore.checkpoint.hub.failures import hub_error
+from deltastore.checkpoint.hub.patience import Patience
 from deltastore.checkpoint.hub.retrying import CutError, persist
-from deltastore.errors import HubError
+from deltastore.errors import HubError, shown
 
 if TYPE_CHECKING:
     from deltastore.checkpoint.hub.listing import HubFile
     from deltastore.checkpoint.hub.snapshot import Snapshot
+
+
+def file_url(hub: Hub, repo: str, commit: str, filename: str) -> str:
+    """Where a file of a commit is."""
+    return f"{hub.endpoint}/{repo}/resolve/{commit}/{quote(filename)}"
+
+
+def require_range(head: Head, begin: int, end: int, size: int) -> None:
+    """Make sure that an answer is the part that was asked for.
+
+    Raises:
+        MisbehavedError: It is not.
+    """
+    if head.status != 206:
+        # Reading on would be a download of the whole file.
+        raise NoPartsError(f"answers a request for a part with status {head.status}")
+    expected, found = f"bytes {begin}-{end - 1}/{size}", head.headers.get("Content-Range")
+    if found != expected:
+        raise MisbehavedError(f"sends {shown(found)}; expected {expected!r}")
 
 
 class RemoteFile:
@@ -55,8 +75,6 @@ class RemoteFile:
         """
         if offset < 0 or offset + len(view) > self.size:
             raise ValueError(f"bytes {offset} to {offset + len(view)} of {self.size}")
-        if not len(view):
-            return
         done = 0
 
         def takes(piece: bytes) -> None:
@@ -64,14 +82,8 @@ class RemoteFile:
             view[done : done + len(piece)] = piece
             done += len(piece)
 
-        def attempt() -> None:
-            self._ask(offset, done, len(view), takes)
-            if done < len(view):
-                raise CutError(f"{done} of {len(view)} bytes came")
-
-        patience = self._snapshot.patience
         try:
-            persist(attempt, patience, self._downloads, cut=True)
+            self.stream(offset, len(view), takes, self._snapshot.patience)
         except HubError:
             raise
         except Exception as error:
@@ -84,13 +96,43 @@ class RemoteFile:
             )
             raise problem from error
 
-    def _ask(self, offset: int, done: int, nbytes: int, takes: Callable[[bytes], None]) -> None:
+    def stream(
+        self, offset: int, nbytes: int, takes: Callable[[bytes], None], patience: Patience
+    ) -> None:
+        """Hand on a part of the file, piece by piece in order.
+
+        Raises:
+            Exception: The network's failures and the hub's refusals; for ``hub_error``.
+        """
+        done = 0
+
+        def counts(piece: bytes) -> None:
+            nonlocal done
+            takes(piece)
+            done += len(piece)
+
+        def attempt() -> None:
+            self._ask(offset, done, nbytes, counts, patience)
+            if done < nbytes:
+                raise CutError(f"{done} of {nbytes} bytes came")
+
+        if nbytes:
+            persist(attempt, patience, self._downloads, cut=True)
+
+    def _ask(
+        self,
+        offset: int,
+        done: int,
+        nbytes: int,
+        takes: Callable[[bytes], None],
+        patience: Patience,
+    ) -> None:
         begin, end = offset + done, offset + nbytes
         with self._lock:
             direct = self._direct
         if direct is not None:
             try:
-                self._ask_at(direct, begin, end, takes)
+                self._ask_at(direct, begin, end, takes, patience)
                 return
             except RefusedError as error:
                 if error.status in (408, 429) or error.status >= 500:
@@ -98,9 +140,16 @@ class RemoteFile:
                 # Signed addresses expire: ask the hub for a new one.
                 with self._lock:
                     self._direct = None
-        self._ask_at(self._url, begin, end, takes)
+        self._ask_at(self._url, begin, end, takes, patience)
 
-    def _ask_at(self, url: str, begin: int, end: int, takes: Callable[[bytes], None]) -> None:
+    def _ask_at(
+        self,
+        url: str,
+        begin: int,
+        end: int,
+        takes: Callable[[bytes], None],
+        patience: Patience,
+    ) -> None:
         def begins(head: Head) -> int:
             require_range(head, begin, end, self.size)
             if urlsplit(head.url).netloc != urlsplit(self._url).netloc:
@@ -113,7 +162,7 @@ class RemoteFile:
             url,
             begins=begins,
             takes=takes,
-            patience=self._snapshot.patience,
+            patience=patience,
             tells=lambda _: self._downloads.advance_download(0),
             byte_range=f"bytes={begin}-{end - 1}",
             commit=self._snapshot.commit,
