@@ -98,7 +98,7 @@ def _ask(repo: str, revision: str | None, downloads: Downloads) -> Snapshot:
     commit, files = parse_listing(bytes(data))
     if revision is not None and COMMIT.match(revision) and commit != revision:
         raise MisbehavedError(f"names the commit {shown(commit)}; expected {shown(revision)}")
-    return Snapshot(repo, revision, commit, files, snapshot_folder(repo, commit), hub=hub)
+    return Snapshot(repo, revision, commit, files, snapshot_folder(repo, commit), hub)
 
 
 def _look(repo: str, revision: str | None) -> Snapshot:
@@ -113,4 +113,5 @@ def _look(repo: str, revision: str | None) -> Snapshot:
         raise LocalEntryNotFoundError(f"no commit is known for {commit}")
     # That it is there, and whole as far as the library knows.
     folder = Path(huggingface_hub.snapshot_download(repo, revision=commit, local_files_only=True))
-    return Snapshot(repo, revision, commit, None, folder)
+    # Nobody to ask: not even the token is looked for, which the library may have to renew.
+    return Snapshot(repo, revision, commit, None, folder, Hub("", {}, None))

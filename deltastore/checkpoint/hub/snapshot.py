@@ -32,8 +32,8 @@ class Snapshot:
         commit: 40 hex digits.
         files: All files by name; None where only the local cache was asked.
         folder: Where the local cache keeps this commit's files, as far as it has them.
-        unreachable: Why the hub could not be asked, though it should have been.
         hub: Whom to ask for the files.
+        unreachable: Why the hub could not be asked, though it should have been.
         patience: How long all short reads together are waited for.
     """
 
@@ -42,8 +42,8 @@ class Snapshot:
     commit: str
     files: dict[str, HubFile] | None
     folder: Path
+    hub: Hub
     unreachable: str = ""
-    hub: Hub = field(default_factory=Hub.at_hand, repr=False)
     patience: Patience = field(default_factory=Patience, repr=False)
     _recorded: bool = field(default=False, repr=False)
 
