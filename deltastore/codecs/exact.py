@@ -41,6 +41,7 @@ _WEIGHT = {False: 1.0, True: 1.06}
 """A mask costs half as much time again, so it has to save more than a few per cent."""
 
 _MAX_PALETTE = 255
+_FEW = 1 << 12
 
 
 class ExactCodec:
@@ -271,10 +272,14 @@ def _singles(delta: DeltaChunk) -> npt.NDArray[np.uint32]:
 def _choose_palette(singles: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint16]:
     """The most frequent bfloat16 values, in ascending order of their bits."""
     high = (singles >> np.uint32(16))[(singles & np.uint32(0xFFFF)) == 0]
-    counts = np.bincount(high, minlength=1 << 16)
-    counts[fmt.ESCAPE_HIGH] = 0
-    values = np.flatnonzero(counts)
-    frequent = values[np.argsort(-counts[values], kind="stable")[:_MAX_PALETTE]]
+    if high.size < _FEW:  # a table of all values takes longer than a tensor of a few
+        values, counts = np.unique(high[high != fmt.ESCAPE_HIGH], return_counts=True)
+    else:
+        table = np.bincount(high, minlength=1 << 16)
+        table[fmt.ESCAPE_HIGH] = 0
+        values = np.flatnonzero(table)
+        counts = table[values]
+    frequent = values[np.argsort(-counts, kind="stable")[:_MAX_PALETTE]]
     return np.sort(frequent).astype(np.uint16)
 
 

@@ -14,15 +14,25 @@ from deltastore.manifest.format import MAX_JSON_DEPTH
 
 def is_nested_too_deeply(document: Any) -> bool:
     """Whether arrays and objects stand in each other more than ``MAX_JSON_DEPTH`` deep."""
+    return keys_within_depth(document) is None
+
+
+def keys_within_depth(document: Any) -> int | None:
+    """How many keys all objects of a document have; None where it is nested too deeply."""
     level = [document]
+    keys = 0
     for _ in range(MAX_JSON_DEPTH + 1):
-        level = [
-            child
-            for holder in level
-            if isinstance(holder, (dict, list))
-            for child in (holder.values() if isinstance(holder, dict) else holder)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
+        deeper: list[Any] = []
+        for holder in level:
+            if isinstance(holder, dict):
+                keys += len(holder)
+                values: Any = holder.values()
+            elif isinstance(holder, list):
+                values = holder
+            else:
+                continue
+            deeper += [value for value in values if isinstance(value, (dict, list))]
+        if not deeper:
+            return keys
+        level = deeper
+    return None

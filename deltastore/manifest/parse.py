@@ -30,10 +30,13 @@ from deltastore.manifest.model import (
     TensorKind,
     TensorSide,
 )
-from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.nesting import keys_within_depth
 from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
+_BLANK_BEFORE_COLON = re.compile(r'"[ \t\r\n]+:')
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+_DTYPES = tuple(fmt.DTYPE_BYTES)
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
 _TOO_DEEP = f"it is nested more than {fmt.MAX_JSON_DEPTH} deep"
 _HINT = "Run `deltastore verify` to see what else is damaged, then fetch the artifact again."
@@ -96,7 +99,8 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
         read.fail(f"layers[{parts}].size", f"<= {fmt.MAX_SAMPLE_BYTES}", samples_layer.size)
     rows = read.array(fields.get("tensors"), "tensors", limit=fmt.MAX_TENSORS)
     tensors = tuple(
-        _tensor(read, row, f"tensors[{i}]", chunk=chunk, parts=parts) for i, row in enumerate(rows)
+        _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts)
+        for i, row in enumerate(rows)
     )
     names = [entry.name for entry in tensors]
     if names != sorted(set(names)):
@@ -129,25 +133,46 @@ def load_json(data: bytes, *, limit: int, where: str) -> Any:
             f"{where} has {len(data)} bytes; the format allows {limit}.", hint=_HINT
         )
 
-    def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return result
-
     def no_constants(name: str) -> NoReturn:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        document = json.loads(
-            data.decode("utf-8"), object_pairs_hook=no_repeats, parse_constant=no_constants
-        )
+        text = data.decode("utf-8")
+        document = json.loads(text, parse_constant=no_constants)
+        keys = keys_within_depth(document)
+        if keys is not None and keys != _count_keys(text, at_least=keys):
+            raise ValueError("a key stands twice in one object")
     except (ValueError, RecursionError) as error:
         reason = _TOO_DEEP if isinstance(error, RecursionError) else error
         raise ManifestInvalidError(f"{where} is not valid JSON: {reason}.", hint=_HINT) from error
-    if is_nested_too_deeply(document):
+    if keys is None:
         raise ManifestInvalidError(f"{where} is not valid JSON: {_TOO_DEEP}.", hint=_HINT)
     return document
+
+
+def _count_keys(text: str, *, at_least: int) -> int:
+    """How many keys there are in valid JSON, equal ones counted each time.
+
+    The parser keeps the last of equal keys. To ask it for the pairs of every object takes three
+    times as long as to count colons outside of strings.
+    """
+    # Each key ends with a quote and a colon, unless blanks part them; other things may, too.
+    if text.count('":') == at_least and not _BLANK_BEFORE_COLON.search(text):
+        return at_least
+    keys = end = 0
+    for string in _STRING.finditer(text):
+        keys += text.count(":", end, string.start())
+        end = string.end()
+    return keys + text.count(":", end)
+
+
+Field = str | int | tuple["Field", ...]
+"""A field's name, or what it is made of: of a million tensors the names are put together only for
+an error."""
+
+
+def _named(field: Field) -> str:
+    return "".join(map(_named, field)) if isinstance(field, tuple) else str(field)
 
 
 class _Reader:
@@ -156,33 +181,34 @@ class _Reader:
     def __init__(self, where: str) -> None:
         self.where = where
 
-    def fail(self, field: str, expected: str, got: object) -> NoReturn:
+    def fail(self, field: Field, expected: str, got: object) -> NoReturn:
+        named = _named(field)
         raise ManifestInvalidError(
-            f"{self.where}: field {field} should be {expected}, got {shown(got)}.",
+            f"{self.where}: field {named} should be {expected}, got {shown(got)}.",
             hint=_HINT,
-            field=field,
+            field=named,
         )
 
-    def expect(self, value: object, wanted: object, field: str) -> None:
+    def expect(self, value: object, wanted: object, field: Field) -> None:
         if value != wanted or type(value) is not type(wanted):
             self.fail(field, repr(wanted), value)
 
-    def mapping(self, value: object, field: str) -> dict[str, Any]:
+    def mapping(self, value: object, field: Field) -> dict[str, Any]:
         if not isinstance(value, dict):
             self.fail(field, "an object", value)
         return value
 
-    def array(self, value: object, field: str, *, limit: int) -> list[Any]:
+    def array(self, value: object, field: Field, *, limit: int) -> list[Any]:
         if not isinstance(value, list) or len(value) > limit:
             self.fail(field, f"an array of at most {limit} items", value)
         return value
 
-    def integer(self, value: object, field: str, *, low: int = 0, high: int = 1 << 62) -> int:
+    def integer(self, value: object, field: Field, *, low: int = 0, high: int = 1 << 62) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             self.fail(field, f"an integer in {low}..{high}", value)
         return value
 
-    def number(self, value: object, field: str) -> float:
+    def number(self, value: object, field: Field) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(field, "a number", value)
         try:
@@ -193,140 +219,146 @@ class _Reader:
             self.fail(field, "a finite number >= 0", value)
         return number
 
-    def boolean(self, value: object, field: str) -> bool:
+    def boolean(self, value: object, field: Field) -> bool:
         if not isinstance(value, bool):
             self.fail(field, "true or false", value)
         return value
 
-    def text(self, value: object, field: str, *, limit: int = fmt.MAX_NAME_CHARS) -> str:
+    def text(self, value: object, field: Field, *, limit: int = fmt.MAX_NAME_CHARS) -> str:
         if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isprintable():
             self.fail(field, f"printable text of 1..{limit} characters", value)
         return value
 
-    def tensor_name(self, value: object, field: str) -> str:
+    def tensor_name(self, value: object, field: Field) -> str:
         name = self.text(value, field)
         problem = name_problem(name)
         if problem is not None:
             self.fail(field, "a name that a tensor of a checkpoint may have", name)
         return name
 
-    def choice(self, value: object, field: str, choices: tuple[str, ...]) -> str:
+    def choice(self, value: object, field: Field, choices: tuple[str, ...]) -> str:
         if not isinstance(value, str) or value not in choices:
             self.fail(field, "one of " + ", ".join(choices), value)
         return value
 
-    def match(self, value: object, field: str, check: Callable[[object], bool], what: str) -> str:
+    def match(self, value: object, field: Field, check: Callable[[object], bool], what: str) -> str:
         if not check(value):
             self.fail(field, what, value)
         return cast("str", value)
 
-    def descriptor(self, value: object, field: str, *, limit: int = fmt.MAX_ELEMENTS) -> Descriptor:
+    def descriptor(
+        self, value: object, field: Field, *, limit: int = fmt.MAX_ELEMENTS
+    ) -> Descriptor:
         fields = self.mapping(value, field)
         title = None
         if "annotations" in fields:
-            notes = self.mapping(fields["annotations"], f"{field}.annotations")
+            notes = self.mapping(fields["annotations"], (field, ".annotations"))
             if fmt.TITLE_ANNOTATION in notes:
-                title = self.text(notes[fmt.TITLE_ANNOTATION], f"{field}.annotations.title")
+                title = self.text(notes[fmt.TITLE_ANNOTATION], (field, ".annotations.title"))
         return Descriptor(
-            media_type=self.text(fields.get("mediaType"), f"{field}.mediaType"),
+            media_type=self.text(fields.get("mediaType"), (field, ".mediaType")),
             digest=self.match(
-                fields.get("digest"), f"{field}.digest", is_digest, "sha256:<64 hex digits>"
+                fields.get("digest"), (field, ".digest"), is_digest, "sha256:<64 hex digits>"
             ),
-            size=self.integer(fields.get("size"), f"{field}.size", high=limit),
+            size=self.integer(fields.get("size"), (field, ".size"), high=limit),
             title=title,
         )
 
 
-def _source(read: _Reader, value: object, field: str) -> SourceModel:
+def _source(read: _Reader, value: object, field: Field) -> SourceModel:
     fields = read.mapping(value, field)
 
     def optional(key: str) -> str | None:
         item = fields.get(key)
-        return None if item is None else read.text(item, f"{field}.{key}")
+        return None if item is None else read.text(item, (field, ".", key))
 
     return SourceModel(
         content=read.match(
-            fields.get("content"), f"{field}.content", is_content_digest, "blake3:<64 hex digits>"
+            fields.get("content"), (field, ".content"), is_content_digest, "blake3:<64 hex digits>"
         ),
         fingerprint=read.match(
-            fields.get("fingerprint"), f"{field}.fingerprint", is_digest, "sha256:<64 hex digits>"
+            fields.get("fingerprint"), (field, ".fingerprint"), is_digest, "sha256:<64 hex digits>"
         ),
-        nbytes=read.integer(fields.get("nbytes"), f"{field}.nbytes"),
-        parameters=read.integer(fields.get("parameters"), f"{field}.parameters"),
+        nbytes=read.integer(fields.get("nbytes"), (field, ".nbytes")),
+        parameters=read.integer(fields.get("parameters"), (field, ".parameters")),
         repo=optional("repo"),
         revision=optional("revision"),
     )
 
 
-def _side(read: _Reader, value: object, field: str) -> TensorSide | None:
+def _is_hex64(value: object) -> bool:
+    return isinstance(value, str) and _HEX64.match(value) is not None
+
+
+def _side(read: _Reader, value: object, field: Field) -> TensorSide | None:
     if value is None:
         return None
     fields = read.mapping(value, field)
-    dims = read.array(fields.get("shape"), f"{field}.shape", limit=fmt.MAX_DIMENSIONS)
+    dims = read.array(fields.get("shape"), (field, ".shape"), limit=fmt.MAX_DIMENSIONS)
     shape = tuple(
-        read.integer(dim, f"{field}.shape[{i}]", high=fmt.MAX_ELEMENTS)
+        read.integer(dim, (field, ".shape[", i, "]"), high=fmt.MAX_ELEMENTS)
         for i, dim in enumerate(dims)
     )
     problem = shape_problem(shape)
     if problem is not None:
-        read.fail(f"{field}.shape", "a shape that checkpoints may have", problem)
+        read.fail((field, ".shape"), "a shape that checkpoints may have", problem)
     return TensorSide(
-        dtype=read.choice(fields.get("dtype"), f"{field}.dtype", tuple(fmt.DTYPE_BYTES)),
+        dtype=read.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES),
         shape=shape,
         blake3=read.match(
             fields.get("blake3"),
-            f"{field}.blake3",
-            lambda v: isinstance(v, str) and _HEX64.match(v) is not None,
+            (field, ".blake3"),
+            _is_hex64,
             "64 hex digits",
         ),
     )
 
 
 def _stream(
-    read: _Reader, value: object, field: str, *, frames: int, parts: int, sparse: bool
+    read: _Reader, value: object, field: Field, *, frames: int, parts: int, sparse: bool
 ) -> Stream:
     fields = read.mapping(value, field)
-    rows = read.array(fields.get("segments"), f"{field}.segments", limit=fmt.MAX_SEGMENTS)
+    rows = read.array(fields.get("segments"), (field, ".segments"), limit=fmt.MAX_SEGMENTS)
     segments = []
     last_part, next_frame = -1, 0
     for i, row in enumerate(rows):
-        at = f"{field}.segments[{i}]"
+        at = (field, ".segments[", i, "]")
         triple = read.array(row, at, limit=3)
         if len(triple) != 3:
             read.fail(at, "[part, first frame, frames]", row)
         segment = Segment(
-            part=read.integer(triple[0], f"{at}[0]", low=last_part + 1, high=parts - 1),
-            first=read.integer(triple[1], f"{at}[1]", low=next_frame, high=frames),
-            frames=read.integer(triple[2], f"{at}[2]", low=1, high=frames),
+            part=read.integer(triple[0], (at, "[0]"), low=last_part + 1, high=parts - 1),
+            first=read.integer(triple[1], (at, "[1]"), low=next_frame, high=frames),
+            frames=read.integer(triple[2], (at, "[2]"), low=1, high=frames),
         )
         if segment.first + segment.frames > frames or (not sparse and segment.first != next_frame):
             read.fail(at, f"frames that follow on each other within {frames}", row)
         last_part, next_frame = segment.part, segment.first + segment.frames
         segments.append(segment)
     if not sparse and next_frame != frames:
-        read.fail(f"{field}.segments", f"{frames} frames in all", next_frame)
+        read.fail((field, ".segments"), f"{frames} frames in all", next_frame)
     return Stream(
-        codec=read.text(fields.get("codec"), f"{field}.codec", limit=64),
-        params=read.mapping(fields.get("params"), f"{field}.params"),
+        codec=read.text(fields.get("codec"), (field, ".codec"), limit=64),
+        params=read.mapping(fields.get("params"), (field, ".params")),
         segments=tuple(segments),
-        stored_bytes=read.integer(fields.get("bytes"), f"{field}.bytes"),
+        stored_bytes=read.integer(fields.get("bytes"), (field, ".bytes")),
     )
 
 
-def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int) -> TensorEntry:
+def _tensor(read: _Reader, value: object, field: Field, *, chunk: int, parts: int) -> TensorEntry:
     fields = read.mapping(value, field)
-    name = read.tensor_name(fields.get("name"), f"{field}.name")
-    kind = cast("TensorKind", read.choice(fields.get("kind"), f"{field}.kind", _KINDS))
-    base = _side(read, fields.get("base"), f"{field}.base")
-    post = _side(read, fields.get("post"), f"{field}.post")
+    name = read.tensor_name(fields.get("name"), (field, ".name"))
+    kind = cast("TensorKind", read.choice(fields.get("kind"), (field, ".kind"), _KINDS))
+    base = _side(read, fields.get("base"), (field, ".base"))
+    post = _side(read, fields.get("post"), (field, ".post"))
     if (base is None) != (kind == "added") or (post is None) != (kind == "removed"):
         read.fail(field, f"the sides that kind {kind} has", "another set of sides")
 
     base_name = None
     if "base_name" in fields:
-        base_name = read.tensor_name(fields["base_name"], f"{field}.base_name")
+        base_name = read.tensor_name(fields["base_name"], (field, ".base_name"))
         if kind not in ("unchanged", "delta", "resized"):
-            read.fail(f"{field}.base_name", f"absent for kind {kind}", base_name)
+            read.fail((field, ".base_name"), f"absent for kind {kind}", base_name)
 
     def frames(elements: int) -> int:
         return -(-elements // chunk)
@@ -338,11 +370,11 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
         _check_pair(read, field, kind, base, post)
         common = min(base.elements, post.elements)
         if "delta" not in fields:
-            read.fail(f"{field}.delta", "an object", None)
+            read.fail((field, ".delta"), "an object", None)
         delta = _stream(
             read,
             fields["delta"],
-            f"{field}.delta",
+            (field, ".delta"),
             frames=frames(common),
             parts=parts,
             sparse=False,
@@ -351,7 +383,7 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
             patch = _stream(
                 read,
                 fields["patch"],
-                f"{field}.patch",
+                (field, ".patch"),
                 frames=frames(common),
                 parts=parts,
                 sparse=True,
@@ -363,27 +395,27 @@ def _tensor(read: _Reader, value: object, field: str, *, chunk: int, parts: int)
             read.fail(field, "equal sides, as the kind is unchanged", "sides that differ")
     has_values = kind in ("replaced", "added") or (kind == "resized" and further > 0)
     if ("values" in fields) != has_values:
-        read.fail(f"{field}.values", "present just where the kind has values", kind)
+        read.fail((field, ".values"), "present just where the kind has values", kind)
     if has_values:
         values = _stream(
             read,
             fields["values"],
-            f"{field}.values",
+            (field, ".values"),
             frames=frames(further),
             parts=parts,
             sparse=False,
         )
     for role in ("delta", "patch"):
         if role in fields and delta is None:
-            read.fail(f"{field}.{role}", f"absent for kind {kind}", "present")
+            read.fail((field, ".", role), f"absent for kind {kind}", "present")
     changed, l2, base_l2 = 0, 0.0, 0.0
     if delta is not None:
         assert base is not None
         assert post is not None
         common = min(base.elements, post.elements)
-        changed = read.integer(fields.get("changed"), f"{field}.changed", high=common)
-        l2 = read.number(fields.get("l2"), f"{field}.l2")
-        base_l2 = read.number(fields.get("base_l2"), f"{field}.base_l2")
+        changed = read.integer(fields.get("changed"), (field, ".changed"), high=common)
+        l2 = read.number(fields.get("l2"), (field, ".l2"))
+        base_l2 = read.number(fields.get("base_l2"), (field, ".base_l2"))
     return TensorEntry(
         name=name,
         kind=kind,
@@ -411,7 +443,7 @@ def _check_base_names(read: _Reader, tensors: tuple[TensorEntry, ...]) -> None:
 
 
 def _check_pair(
-    read: _Reader, field: str, kind: TensorKind, base: TensorSide, post: TensorSide
+    read: _Reader, field: Field, kind: TensorKind, base: TensorSide, post: TensorSide
 ) -> None:
     for side in (base, post):
         if side.dtype not in fmt.DELTA_DTYPES:
@@ -434,12 +466,12 @@ def _samples(
         triple = read.array(row, at, limit=3)
         if len(triple) != 3:
             read.fail(at, "[tensor, start, count]", row)
-        index = read.integer(triple[0], f"{at}[0]", high=len(tensors) - 1)
+        index = read.integer(triple[0], (at, "[0]"), high=len(tensors) - 1)
         side = tensors[index].own_base
         if side is None:
-            read.fail(f"{at}[0]", "a tensor of the base's own", tensors[index].name)
-        start = read.integer(triple[1], f"{at}[1]", high=side.elements)
-        count = read.integer(triple[2], f"{at}[2]", low=1, high=side.elements - start)
+            read.fail((at, "[0]"), "a tensor of the base's own", tensors[index].name)
+        start = read.integer(triple[1], (at, "[1]"), high=side.elements)
+        count = read.integer(triple[2], (at, "[2]"), low=1, high=side.elements - start)
         total += count * fmt.DTYPE_BYTES[side.dtype]
         runs.append(SampleRun(index, start, count))
     if len({run.tensor for run in runs}) > fmt.MAX_SAMPLE_TENSORS:
@@ -456,12 +488,12 @@ def _files(
     for i, row in enumerate(read.array(value, "files", limit=fmt.MAX_LAYERS)):
         at = f"files[{i}]"
         fields = read.mapping(row, at)
-        side = read.choice(fields.get("side"), f"{at}.side", ("base", "post"))
-        path = read.text(fields.get("path"), f"{at}.path", limit=255)
-        _check_path(read, path, f"{at}.path")
-        layer = read.integer(fields.get("layer"), f"{at}.layer", low=first)
+        side = read.choice(fields.get("side"), (at, ".side"), ("base", "post"))
+        path = read.text(fields.get("path"), (at, ".path"), limit=255)
+        _check_path(read, path, (at, ".path"))
+        layer = read.integer(fields.get("layer"), (at, ".layer"), low=first)
         if layer >= len(manifest.layers):
-            read.fail(f"{at}.layer", f"below {len(manifest.layers)}", layer)
+            read.fail((at, ".layer"), f"below {len(manifest.layers)}", layer)
         descriptor = manifest.layers[layer]
         read.expect(descriptor.media_type, fmt.FILE_MEDIA_TYPE, f"layers[{layer}].mediaType")
         if descriptor.size > fmt.MAX_SMALL_FILE_BYTES:
@@ -487,7 +519,7 @@ def _not_stored(read: _Reader, value: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_path(read: _Reader, path: str, field: str) -> None:
+def _check_path(read: _Reader, path: str, field: Field) -> None:
     """A small file's path is one or more plain components, so that it cannot leave a directory."""
     pure = PurePosixPath(path)
     plain = all(part not in ("", ".", "..") for part in path.split("/"))
