@@ -158,17 +158,18 @@ class Applier:
             yield _Check(blob)
 
     def _chunks(self, crew: Crew, recipe: Recipe) -> Iterator[_Chunk]:
-        spans, done = [], 0
-        while done < recipe.output.elements:
-            spans.append(_span_at(recipe, done, self._step))
-            done += spans[-1][1]
+        total = recipe.output.elements
         turns = Turns(crew) if self._hashed else None
         if turns is not None:
             self._hashers[recipe.output.name] = TensorHasher()
-            if not spans:
+            if not total:
                 self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()
-        for number, (start, count, values) in enumerate(spans):
-            yield _Chunk(recipe, start, count, values, turns, number, number + 1 == len(spans))
+        number = done = 0
+        while done < total:
+            start, count, values = _span_at(recipe, done, self._step)
+            done += count
+            yield _Chunk(recipe, start, count, values, turns, number, done == total)
+            number += 1
 
     def chunk(self, recipe: Recipe, element: int) -> tuple[int, Bytes]:
         """The chunk that an element is in: its first element, and its bytes.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
 from deltastore.blobs import BlobStore
 from deltastore.delta import Products, products
@@ -137,7 +138,7 @@ class Comparer:
             in_order.wait_for_room(task.number)
             in_order.put(task.number, (task, self._products(task, progress)))
 
-        crew.run(self._tasks(checked), work)
+        crew.run(self._tasks(checked, progress), work)
 
     def _entries(self) -> Iterator[TensorEntry]:
         """What is read: every delta that is in a pair, once for each artifact."""
@@ -165,7 +166,9 @@ class Comparer:
                     found[layer.digest] = layer
         return list(found.values())
 
-    def _tasks(self, checked: Sequence[Descriptor]) -> Iterator[_Chunk | Descriptor]:
+    def _tasks(
+        self, checked: Sequence[Descriptor], progress: Progress
+    ) -> Iterator[_Chunk | Descriptor]:
         waiting = list(reversed(checked))
         number = 0
         for name in self._names:
@@ -178,11 +181,25 @@ class Comparer:
                 alike = {i: entry for i, entry in entries.items() if _shape(entry) == shape}
                 chosen = [pair for pair in pairs if pair[0] in alike]
                 total = next(iter(alike.values())).common_elements
-                for start in range(0, total, self._step):
+                starts = self._starts(alike)
+                for start in map(int, starts):
                     count = min(self._step, total - start)
                     yield _Chunk(number, name, start, count, alike, chosen)
                     number += 1
+                read = min(total, starts.size * self._step)
+                for entry in alike.values():
+                    if entry.delta is not None:
+                        progress.advance(_bytes(entry, total - read))
         yield from reversed(waiting)
+
+    def _starts(self, entries: Mapping[int, TensorEntry]) -> npt.NDArray[np.int64]:
+        """Where the steps begin in which some delta is not empty: others add nothing to a sum."""
+        chunks = [
+            self._readers[index].filled(entry) * self._readers[index].config.chunk
+            for index, entry in entries.items()
+            if entry.delta is not None
+        ]
+        return np.unique(np.concatenate(chunks) // self._step) * self._step
 
     def _products(self, task: _Chunk, progress: Progress) -> list[Products]:
         chunks = {}
@@ -205,4 +222,8 @@ class Comparer:
 
 
 def _decoded_bytes(entry: TensorEntry) -> int:
-    return entry.common_elements * DTYPE_BYTES["F64" if entry.wide else "F32"]
+    return _bytes(entry, entry.common_elements)
+
+
+def _bytes(entry: TensorEntry, elements: int) -> int:
+    return elements * DTYPE_BYTES["F64" if entry.wide else "F32"]

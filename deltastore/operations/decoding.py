@@ -102,6 +102,16 @@ class ArtifactReader:
         with self._blamed(entry.delta):
             self._read(frames, start, entry.common_elements, out, decode, f"{entry.name}/delta")
 
+    def filled(self, entry: TensorEntry) -> npt.NDArray[np.int64]:
+        """The chunks of a delta whose frames are not empty, ascending: others change nothing.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        assert entry.delta is not None
+        with self._blamed(entry.delta):
+            return self._parts.stream(f"{entry.name}/delta", entry.delta).filled()
+
     def tokens(self, entry: TensorEntry, start: int, count: int) -> Tokens | None:
         """The same deltas as palette tokens, valid until the thread's next chunk.
 

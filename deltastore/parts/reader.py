@@ -214,6 +214,21 @@ class StreamReader:
             begin, end = int(offsets[local]), int(offsets[local + 1])
             return part.reader.read(start + begin, end - begin)
 
+    def filled(self) -> npt.NDArray[np.int64]:
+        """The numbers of the frames that are not empty, ascending.
+
+        An empty frame takes the eight bytes of its offset, and may stand for millions of elements.
+
+        Raises:
+            PartInvalidError: The part breaks the specification.
+        """
+        found = [np.empty(0, np.int64)]
+        for number, segment in enumerate(self._segments):
+            with self._parts.use(segment.part) as part:
+                _, offsets = self._offsets.get(number) or self._load(number, part)
+            found.append(segment.first + np.flatnonzero(np.diff(offsets)))
+        return np.concatenate(found)
+
     def _load(self, number: int, part: _Part) -> tuple[int, npt.NDArray[np.int64]]:
         segment = self._segments[number]
         start, stop = part.extent(self._key)
