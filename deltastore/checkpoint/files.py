@@ -12,7 +12,7 @@ from typing import Any
 
 from deltastore.checkpoint.model import FileIdentity
 from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError, shown
-from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.nesting import check_keys, memory_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -108,25 +108,41 @@ def read_at(descriptor: int, position: int, view: memoryview, path: Path) -> Non
         done += got
 
 
-def strict_json(data: bytes, where: str, *, infinities: bool = False) -> dict[str, Any]:
+def strict_json(
+    data: bytes, where: str, *, infinities: bool = False, memory: int | None = None
+) -> dict[str, Any]:
     """Decode a JSON object, refusing what JSON readers disagree about.
 
+    Args:
+        data: The document.
+        where: What to call it in an error.
+        infinities: Whether it may hold these, as Python writes them.
+        memory: About what it may take once parsed; no limit but that of its bytes if None.
+
     Raises:
-        CheckpointCorruptError: No UTF-8, no JSON, no object, a key twice, NaN, or nested too deep.
+        CheckpointCorruptError: No UTF-8, no JSON, no object, a key twice, NaN, nested too deeply,
+            or too many values.
     """
-    try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=float if infinities else _no_constant,
+    if memory is not None and memory_of(data) > memory:
+        raise CheckpointCorruptError(
+            f"{where} has more values than fit into {memory >> 20} MiB of memory.",
+            hint="Fetch the file again, or restore it from its source.",
         )
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=float if infinities else _no_constant)
+        try:
+            deep = not check_keys(text, value)
+        except ValueError:
+            json.loads(text, object_pairs_hook=_unique)  # says which key
+            raise
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CheckpointCorruptError(
             f"{where} is no valid JSON: {reason}.",
             hint="Fetch the file again, or restore it from its source.",
         ) from error
-    if is_nested_too_deeply(value):
+    if deep:
         raise CheckpointCorruptError(
             f"{where} is no valid JSON: it is nested too deeply.",
             hint="Fetch the file again, or restore it from its source.",
@@ -139,11 +155,14 @@ def strict_json(data: bytes, where: str, *, infinities: bool = False) -> dict[st
     return value
 
 
-def read_json(path: Path, *, max_bytes: int, infinities: bool = False) -> dict[str, Any]:
+def read_json(
+    path: Path, *, max_bytes: int, memory: int, infinities: bool = False
+) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        CheckpointCorruptError: The file is too large or no valid JSON object.
+        CheckpointCorruptError: The file is too large, has too many values, or is no valid JSON
+            object.
         CheckpointError: The file cannot be read.
     """
     descriptor = open_regular(path)
@@ -159,7 +178,7 @@ def read_json(path: Path, *, max_bytes: int, infinities: bool = False) -> dict[s
         read_at(descriptor, 0, memoryview(data), path)
     finally:
         os.close(descriptor)
-    return strict_json(bytes(data), str(path), infinities=infinities)
+    return strict_json(bytes(data), str(path), infinities=infinities, memory=memory)
 
 
 def read_small(path: Path, *, max_bytes: int) -> bytes:
@@ -176,13 +195,13 @@ def read_small(path: Path, *, max_bytes: int) -> bytes:
     return data if len(data) <= max_bytes else b""
 
 
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"the key {shown(counts.most_common(1)[0][0])} appears twice")
     return result
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")

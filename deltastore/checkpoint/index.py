@@ -14,6 +14,7 @@ from deltastore.errors import CheckpointCorruptError, shown
 from deltastore.text import excerpt
 
 MAX_INDEX_BYTES = 256 << 20
+_MAX_MEMORY = 512 << 20
 _LISTED = 5
 _MAX_FILENAME_CHARS = 255
 
@@ -39,7 +40,7 @@ def read_index(path: Path) -> Index:
         CheckpointCorruptError: It is malformed, or names a file outside its directory.
         CheckpointError: It cannot be read.
     """
-    fields = read_json(path, max_bytes=MAX_INDEX_BYTES)
+    fields = read_json(path, max_bytes=MAX_INDEX_BYTES, memory=_MAX_MEMORY)
     weight_map = fields.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _bad(path, "has no weight_map; expected an object of tensor names and file names")

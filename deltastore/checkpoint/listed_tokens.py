@@ -8,11 +8,11 @@ next free id, whatever number it is listed with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
+from deltastore.manifest.nesting import parse_bounded
 
 CONFIG = "tokenizer_config.json"
 MAP = "special_tokens_map.json"
@@ -53,7 +53,7 @@ def listed_tokens(files: Mapping[str, bytes], taken: Collection[int] = ()) -> li
         roles |= _object(files.get(MAP))
         if isinstance(extra, list) and isinstance(roles.get(_EXTRA), list):
             roles[_EXTRA] = [*extra, *roles[_EXTRA]]
-        for token, number in _object(files.get(ADDED)).items():
+        for token, number in _object(files.get(ADDED), memory=MAX_TOKENIZER_MEMORY).items():
             if isinstance(number, int) and number not in taken:
                 numbered[number] = token
     own |= _named(roles)
@@ -87,9 +87,9 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _object(data: bytes | None) -> dict[str, Any]:
+def _object(data: bytes | None, *, memory: int = MAX_JSON_MEMORY) -> dict[str, Any]:
     try:
-        document = json.loads(data or b"{}")
-    except (ValueError, RecursionError):
+        document = parse_bounded(data or b"{}", memory=memory)
+    except ValueError:
         return {}
-    return document if isinstance(document, dict) and not is_nested_too_deeply(document) else {}
+    return document if isinstance(document, dict) else {}

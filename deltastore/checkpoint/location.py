@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
 from deltastore.errors import CheckpointNotFoundError, MissingExtraError
+from deltastore.suggesting import nearest
 
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(@(?P<revision>[^\s@]{1,200}))?\Z",
@@ -88,7 +88,7 @@ def _near(path: Path) -> list[str]:
         names = sorted(child.name for child in path.parent.iterdir())
     except OSError:
         return []
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3)]
+    return [str(path.parent / name) for name in nearest(path.name, names, most=3, cutoff=0.6)]
 
 
 def _pinned(

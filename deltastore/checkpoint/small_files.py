@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deltastore.checkpoint.files import read_json, read_small
+from deltastore.manifest.format import MAX_JSON_MEMORY
+from deltastore.manifest.nesting import parse_bounded
 
 TOKENIZER_FILES = frozenset(
     {
@@ -216,8 +217,8 @@ def module_folders(modules: bytes | None) -> frozenset[str]:
 def modules_of(modules: bytes | None) -> list[dict[str, Any]] | None:
     """The list in a ``modules.json``; None where it is none."""
     try:
-        document = json.loads(modules or b"")
-    except (ValueError, RecursionError):
+        document = parse_bounded(modules or b"")
+    except ValueError:
         return None
     if not isinstance(document, list) or not all(isinstance(item, dict) for item in document):
         return None
@@ -235,4 +236,4 @@ def read_config(files: Mapping[str, Path]) -> dict[str, Any] | None:
     if path is None:
         return None
     # Python writes infinities, and the configs of some state space models hold them.
-    return read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES, infinities=True)
+    return read_json(path, max_bytes=MAX_CONFIG_JSON_BYTES, memory=MAX_JSON_MEMORY, infinities=True)

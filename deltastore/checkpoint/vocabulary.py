@@ -9,11 +9,16 @@ from typing import Any
 from deltastore.checkpoint.listed_tokens import listed_tokens
 from deltastore.checkpoint.small_files import is_tokenizer_file
 from deltastore.errors import MissingExtraError, TokenizerError
+from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
+from deltastore.manifest.nesting import parse_bounded
 
 MAX_TOKENS = 1 << 24
 """More tokens, or a higher id, than any tokenizer has."""
 
 _MAX_DIGITS = 20
+
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""What a ``tokenizer.json`` says of texts rather than of tokens."""
 
 _WHITE_SPACE = "".join(
     chr(code) for code in range(0x3001) if chr(code).isspace() and not 0x1C <= code <= 0x1F
@@ -83,8 +88,9 @@ def _fast(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], dict[
     """The ids of ``tokenizer.json``, and those of tokens that are added to it at loading."""
     from tokenizers import Tokenizer
 
+    text = _without_steps(_json_object(files["tokenizer.json"], f"tokenizer.json of {where}"))
     try:
-        tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        tokenizer = Tokenizer.from_str(text)
         found = dict(tokenizer.get_vocab(with_added_tokens=True))
         listed = listed_tokens(files, taken=tokenizer.get_added_tokens_decoder().keys())
         beside = [token for token in listed if token not in found]
@@ -97,6 +103,15 @@ def _fast(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], dict[
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise _unreadable(f"tokenizer.json of {where}", error) from error
+
+
+def _without_steps(document: dict[str, Any]) -> str:
+    """A ``tokenizer.json`` without what it says of texts.
+
+    To load the steps of a tokenizer is to run them, on every added token: expressions take
+    seconds each, and to compile one may take minutes. None of them gives a token its id.
+    """
+    return json.dumps(document | dict.fromkeys(_STEPS))
 
 
 def _json_vocabulary(data: bytes, where: str) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def _added(files: Mapping[str, bytes], where: str) -> dict[str, int]:
     found: dict[str, Any] = {}
     name = "tokenizer_config.json"
     if name in files:
-        config = _json_object(files[name], f"{name} of {where}")
+        config = _json_object(files[name], f"{name} of {where}", memory=MAX_JSON_MEMORY)
         decoder = config.get("added_tokens_decoder")
         if isinstance(decoder, dict):
             for number, token in decoder.items():
@@ -167,10 +182,10 @@ def _added(files: Mapping[str, bytes], where: str) -> dict[str, int]:
     return _checked(found, name, where)
 
 
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
+def _json_object(data: bytes, where: str, *, memory: int = MAX_TOKENIZER_MEMORY) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = parse_bounded(data, memory=memory)
+    except ValueError as error:
         raise _unreadable(where, error) from error
     if not isinstance(document, dict):
         raise TokenizerError(f"{where} should be a JSON object.", hint=_HINT)

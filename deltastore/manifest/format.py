@@ -37,6 +37,13 @@ MIN_CHUNK_ELEMENTS = 1 << 10
 MAX_CHUNK_ELEMENTS = 1 << 24
 MAX_SEGMENTS = 1_000_000
 
+MAX_JSON_MEMORY = 64 << 20
+"""About what a JSON document of a checkpoint may take once parsed: 600,000 values."""
+
+MAX_TOKENIZER_MEMORY = 400 << 20
+"""The same of one that lists a vocabulary: a million tokens and as many merges."""
+
+
 CHUNK_ELEMENTS = 1 << 19
 """Elements per frame that this version writes; a reader takes any power of two in the limits."""
 

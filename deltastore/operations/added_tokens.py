@@ -8,7 +8,7 @@ from typing import Any
 from deltastore.checkpoint import read_vocabulary
 from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_listed
 from deltastore.errors import TokenizerError
-from deltastore.operations.output.documents import read_object, to_json
+from deltastore.operations.output.documents import read_object, read_tokenizer, to_json
 from deltastore.operations.vocabulary import Vocabulary
 
 Files = dict[str, bytes]
@@ -39,7 +39,7 @@ def with_post_tokens(
     first = min(new_ids.values(), default=MAX_TOKENS)
     moved = {token for token, number in listed.items() if number >= first}
     if "tokenizer.json" in files:
-        document = read_object(files["tokenizer.json"]) or {}
+        document = read_tokenizer(files["tokenizer.json"]) or {}
         entries = _entries(document)
         entries += _listed_entries(own, listed, leave=moved)
         _rename(document, entries, dict(words.renamed), flags)
@@ -50,7 +50,7 @@ def with_post_tokens(
     elif words.renamed:
         raise _cannot("it has no tokenizer.json, in which tokens can be renamed")
     if "added_tokens.json" in files or "tokenizer.json" not in files:
-        known = read_object(files.get("added_tokens.json", b"{}")) or {}
+        known = read_tokenizer(files.get("added_tokens.json", b"{}")) or {}
         files["added_tokens.json"] = to_json(known | new_ids)
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _decoder(files["tokenizer_config.json"], words, flags)
@@ -85,7 +85,7 @@ def keep_listed(files: Files, own: Mapping[str, bytes], *, rows: int) -> bool:
     """
     listed = read_listed(own, where="the new base")
     listed = {token: number for token, number in listed.items() if number < rows}
-    document = read_object(files.get("tokenizer.json", b""))
+    document = read_tokenizer(files.get("tokenizer.json", b""))
     if document is None or listed.items() <= read_listed(files, where="the output").items():
         return False
     document["added_tokens"] = _entries(document) + _listed_entries(own, listed)
@@ -118,7 +118,7 @@ def _flags(post: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     """How post recognises its added tokens, by string."""
     keys = (*_FLAGS, "special")
     found: dict[str, dict[str, Any]] = {}
-    tokenizer = read_object(post.get("tokenizer.json", b"")) or {}
+    tokenizer = read_tokenizer(post.get("tokenizer.json", b"")) or {}
     config = read_object(post.get("tokenizer_config.json", b"")) or {}
     decoder = config.get("added_tokens_decoder")
     lists = [

@@ -19,7 +19,8 @@ from deltastore.checkpoint.small_files import (
     module_folders,
     modules_of,
 )
-from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.format import MAX_JSON_MEMORY
+from deltastore.manifest.nesting import is_nested_too_deeply, memory_of
 from deltastore.text import excerpt
 
 OVER = "over the limits of what is carried"
@@ -127,11 +128,12 @@ def unfit(name: str, data: bytes, *, storing: bool) -> str | None:
     if len(data) > MAX_MODEL_FILE_BYTES:
         return OVER
     try:
-        document = json.loads(data, object_pairs_hook=_unique)
+        fits = memory_of(data) <= MAX_JSON_MEMORY
+        document = json.loads(data, object_pairs_hook=_unique) if fits else None
     except (ValueError, RecursionError):
         return "no JSON"
-    if is_nested_too_deeply(document):
-        return "nested too deeply"
+    if document is None or is_nested_too_deeply(document):
+        return "too many values" if document is None else "nested too deeply"
     if name == MODULES:
         return _unfit_modules(modules_of(data))
     for key, value in _fields(document):

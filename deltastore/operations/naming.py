@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from deltastore.errors import UsageError
+from deltastore.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    import regex
 
 _FORM = (
     r"Give it as 'old=new', where old is a regular expression, as in '^model\.=language_model.'."
 )
+_MAX_SECONDS = 5.0
+"""So long all expressions may search all names. Of a hundred thousand names each takes half a
+second; one whose repeated parts can match a name in many ways would never end."""
+
 _MAX_FLOAT32 = 3.4028234e38
 
 
@@ -29,7 +37,7 @@ class Renaming:
     other in the order given, and ``new`` may refer to groups, as in ``\1``.
     """
 
-    rules: tuple[tuple[re.Pattern[str], str], ...] = ()
+    rules: tuple[tuple[regex.Pattern[str], str], ...] = ()
 
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Renaming:
@@ -53,11 +61,14 @@ class Renaming:
         Raises:
             UsageError: One of them is no regular expression.
         """
+        # Python's own expressions cannot be stopped; these can, and read the same language.
+        import regex
+
         rules = []
         for old, new in pairs:
             try:
-                rules.append((re.compile(old), new))
-            except re.error as error:
+                rules.append((regex.compile(old), new))
+            except (regex.error, RecursionError, OverflowError) as error:
                 raise _no_map(old, new, error) from error
         return cls(tuple(rules))
 
@@ -65,8 +76,10 @@ class Renaming:
         """The new names of several deltas' tensors, by their own.
 
         Raises:
-            UsageError: A rule changes no name of any of them, or two names become one.
+            UsageError: A rule changes no name of any of them, or two names become one, or the
+                rules take longer than five seconds.
         """
+        deadline = time.monotonic() + _MAX_SECONDS
         used = [False] * len(self.rules)
         result = []
         for table in tables:
@@ -76,10 +89,7 @@ class Renaming:
                 now = name
                 for number, (pattern, new) in enumerate(self.rules):
                     before = now
-                    try:
-                        now = pattern.sub(new, before)
-                    except (re.error, IndexError) as error:  # no such group
-                        raise _no_map(pattern.pattern, new, error) from error
+                    now = _replaced(pattern, new, before, deadline)
                     used[number] |= before != now
                 if now in owner:
                     raise UsageError(
@@ -96,6 +106,29 @@ class Renaming:
                     hint="See its names with `deltastore show REF`.",
                 )
         return result
+
+
+def _replaced(pattern: regex.Pattern[str], new: str, name: str, deadline: float) -> str:
+    """A name after a rule.
+
+    Raises:
+        UsageError: The rule takes longer than until the deadline, or refers to no group.
+    """
+    import regex
+
+    try:
+        # A limit of no time at all counts as none.
+        replaced: str = pattern.sub(new, name, timeout=max(1e-6, deadline - time.monotonic()))
+        return replaced
+    except TimeoutError as error:
+        raise UsageError(
+            f"`--map` {shown(pattern.pattern)} did not get through the names of the tensors in "
+            f"{_MAX_SECONDS:.0f} seconds; the one that it was searching is {shown(name)}.",
+            hint="Repeated parts within repeated parts, as in '(a+)+', can match in too many "
+            "ways: give a simpler expression.",
+        ) from error
+    except (regex.error, IndexError) as error:  # no such group
+        raise _no_map(pattern.pattern, new, error) from error
 
 
 def _no_map(old: str, new: str, error: Exception) -> UsageError:

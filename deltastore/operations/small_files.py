@@ -19,7 +19,9 @@ from deltastore.manifest.format import (
     FILE_MEDIA_TYPE,
     MAX_SMALL_FILE_BYTES,
     MAX_SMALL_FILES_BYTES,
+    MAX_TOKENIZER_MEMORY,
 )
+from deltastore.manifest.nesting import memory_of
 from deltastore.operations.model_files import OVER, fitting
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
@@ -227,6 +229,11 @@ def read_portable(name: str, path: Path) -> bytes:
         ) from error
     if not name.endswith(".json") or not any(key.encode() in data for key in _LOCAL_KEYS):
         return data
+    if memory_of(data) > MAX_TOKENIZER_MEMORY:
+        raise CheckpointError(
+            f"{path} has more values than fit into {MAX_TOKENIZER_MEMORY >> 20} MiB of memory.",
+            hint="Move it out of the checkpoint's directory.",
+        )
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -11,6 +11,7 @@ from deltastore.refs import Ref, parse_ref
 from deltastore.store.indexing import reconcile
 from deltastore.store.parts import Parts
 from deltastore.store.records import Tombstone
+from deltastore.suggesting import nearest
 
 _EXTRACT = "The store is empty: run `deltastore extract --base CKPT --post CKPT` first."
 
@@ -86,10 +87,8 @@ def _not_found(parts: Parts, ref: Ref) -> NoReturn:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    import difflib
-
     folded = {known.casefold(): known for known in names}
-    near = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+    near = nearest(name.casefold(), folded, most=3)
     near += [key for key in folded if name.casefold() in key and key not in near][: 3 - len(near)]
     if not near:
         return "`deltastore list` shows what there is."
@@ -104,11 +103,8 @@ def _what_there_is(parts: Parts, name: str, tag: str | None) -> str:
     if tags:
         hint += f" and {_listed('tag', sorted(tags))}"
     hint += "."
-    if tag is not None and tags:
-        import difflib
-
-        if near := difflib.get_close_matches(tag, tags, n=1, cutoff=0.5):
-            hint += f" Did you mean `{name}:{near[0]}`?"
+    if tag is not None and tags and (near := nearest(tag, tags, most=1)):
+        hint += f" Did you mean `{name}:{near[0]}`?"
     return hint
 
 

@@ -155,6 +155,21 @@ def _config_deep(place: Path) -> Action:
     return read(place)
 
 
+@attack("config-values")
+def _config_values(place: Path) -> Action:
+    checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
+    (place / "base" / "config.json").write_text('{"a":[' + "{}," * 4_000_000 + "{}]}")
+    return read(place)
+
+
+@attack("index-values")
+def _index_values(place: Path) -> Action:
+    checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
+    index = '{"weight_map":{"w":"model.safetensors"},"a":[' + "{}," * 2_000_000 + "{}]}"
+    (place / "base" / "model.safetensors.index.json").write_text(index)
+    return read(place)
+
+
 @attack("config-pipe")
 def _config_pipe(place: Path) -> Action:
     checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
@@ -223,10 +238,26 @@ def new_base(files: dict[str, bytes], *, rows: int = 2) -> Make:
 
 
 _SWAPPED = tokenizer({"b": 0, "a": 1})
-_CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+_PREFIXED = {
+    "type": "BPE",
+    "vocab": {"b": 0, "a": 1, "ab": 2},
+    "merges": [["a", "b"]],
+    "continuing_subword_prefix": "éééé",
+}
+_SLOW = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "x"}
+_TRIED = [
+    {"id": 2 + n, "content": f"{'a' * 16}!{n}", "normalized": True, "special": False}
+    | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    for n in range(20_000)
+]
 TOKENIZERS: dict[str, dict[str, bytes]] = {
-    "panic": tokenizer({"b": 0, "a": 1}, normalizer=_CHARSMAP),
+    "panic": tokenizer({}, model=_PREFIXED),
+    "steps": tokenizer({"b": 0, "a": 1}, normalizer=_SLOW, added_tokens=_TRIED),
     "deep": {"tokenizer.json": b'{"model":' + b"[" * 900 + b"]" * 900 + b"}"},
+    "values": {"tokenizer.json": b'{"model":[' + b"[]," * 3_000_000 + b"[]]}"},
+    "config-values": _SWAPPED | {"tokenizer_config.json": b'{"a":[' + b"[]," * 2_000_000 + b"[]]}"},
+    "map-values": _SWAPPED
+    | {"special_tokens_map.json": b'{"x_token":[' + b'"",' * 2_000_000 + b'""]}'},
     "id-huge": tokenizer({"b": 0, "a": (1 << 32) - 1}),
     "id-bool": {"vocab.json": b'{"b": 0, "a": true}'},
     "sentencepiece": {"tokenizer.model": b"\x0a\xff\xff\xff\xff\x07abc"},

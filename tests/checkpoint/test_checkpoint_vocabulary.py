@@ -285,9 +285,24 @@ PANICS = {
             },
         }
     ),
-    "a map of characters": fast(
-        {"a": 0}, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
-    ),
+}
+
+STEPS = {
+    "a map of characters on which it panics": {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    },
+    "an expression that is tried on added tokens": {
+        "normalizer": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "x"}
+    },
+    "an expression that takes long to compile": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(?i)" + "ﬃ" * 60_000},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    },
+    "a step that it does not know": {"decoder": {"type": "Nothing"}},
 }
 
 
@@ -298,6 +313,19 @@ def test_what_the_library_does_not_foresee(what: str) -> None:
     assert not isinstance(panic.value, Exception), "the library foresees it by now"
     with pytest.raises(TokenizerError, match=r"^tokenizer\.json of M cannot be read"):
         read_vocabulary({"tokenizer.json": PANICS[what]}, where="M")
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_steps_are_not_run(what: str) -> None:
+    """They say which tokens a text becomes, and nothing of tokens and ids."""
+    document = json.loads(fast({"a": 0})) | STEPS[what]
+    document["added_tokens"] = [
+        {"id": n, "content": f"{'a' * 200}!{n}", "special": False, "normalized": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n in range(1, 50)
+    ]
+    found = read_vocabulary({"tokenizer.json": json.dumps(document).encode()}, where="M")
+    assert found == {"a": 0} | {token["content"]: token["id"] for token in document["added_tokens"]}
 
 
 def test_an_interrupt_is_no_panic(monkeypatch: pytest.MonkeyPatch) -> None:

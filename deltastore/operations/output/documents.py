@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from deltastore.manifest.nesting import is_nested_too_deeply
+from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
+from deltastore.manifest.nesting import parse_bounded
 from deltastore.text import is_shown_as_it_is
 
 _SHOWN_CHARS = 80
@@ -16,17 +17,24 @@ def read_object(data: bytes | None) -> dict[str, Any] | None:
     """The JSON object in ``data``; None where there is none, or none that any tool wrote.
 
     What is nested deeper than ``MAX_JSON_DEPTH`` counts as not understood: comparing and writing
-    it again would recurse.
+    it again would recurse. So does what has more values than any such document.
     """
+    return _read(data, MAX_JSON_MEMORY)
+
+
+def read_tokenizer(data: bytes | None) -> dict[str, Any] | None:
+    """The same of a document that lists a whole vocabulary: ``tokenizer.json`` and its like."""
+    return _read(data, MAX_TOKENIZER_MEMORY)
+
+
+def _read(data: bytes | None, memory: int) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        document = parse_bounded(data, memory=memory)
+    except ValueError:
         return None
-    if not isinstance(document, dict) or is_nested_too_deeply(document):
-        return None
-    return document
+    return document if isinstance(document, dict) else None
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltastore.operations.output.documents import read_object
+from deltastore.operations.output.documents import read_tokenizer
 
 Flags = dict[str, bool]
 """How an added token is treated: ``special``, ``normalized``, ``lstrip``, …"""
@@ -56,7 +56,7 @@ def _spelled(token: str, *, ascii_only: bool) -> bytes:
 
 
 def _vocabulary(data: bytes) -> TokenFile | None:
-    document = read_object(data)
+    document = read_tokenizer(data)
     if document is None:
         return None
     model = document.get("model")

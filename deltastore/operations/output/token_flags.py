@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltastore.operations.output.documents import read_object, to_json
+from deltastore.operations.output.documents import read_object, read_tokenizer, to_json
 from deltastore.operations.output.ledger import Ledger, quoted
 from deltastore.operations.output.token_files import Flags, Reader, added_tokens_decoder
 from deltastore.operations.small_files import tokenizer_of
@@ -36,7 +36,7 @@ def take_flags(
     if not changed:
         return
     moved: set[str] = set()
-    tokenizer = read_object(files.get("tokenizer.json"))
+    tokenizer = read_tokenizer(files.get("tokenizer.json"))
     ids: dict[str, int] = {}
     if tokenizer is not None:
         ids = _flag_tokenizer(tokenizer, changed, moved)

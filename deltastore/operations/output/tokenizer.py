@@ -12,7 +12,7 @@ from deltastore.errors import DeltaConflictError, MissingExtraError, TokenizerEr
 from deltastore.operations.added_tokens import keep_listed, with_post_tokens
 from deltastore.operations.matching import Sides
 from deltastore.operations.output.config import OF_THE_FILE
-from deltastore.operations.output.documents import read_object, same, to_json
+from deltastore.operations.output.documents import read_object, read_tokenizer, same, to_json
 from deltastore.operations.output.ledger import Ledger, joined, quoted
 from deltastore.operations.output.token_files import Reader, holds_token
 from deltastore.operations.output.token_flags import take_flags
@@ -288,6 +288,16 @@ def _contents(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _compared(name: str, data: bytes | None) -> dict[str, Any] | None:
+    """What of a document is compared: of one with a vocabulary only the steps."""
+    if name == CONFIG:
+        return read_object(data)
+    document = read_tokenizer(data)
+    if document is None:
+        return None
+    return {step: document[step] for step in _STEPS if step in document}
+
+
 def _tell_left(
     files: Mapping[str, bytes],
     source_base: Mapping[str, bytes],
@@ -303,7 +313,7 @@ def _tell_left(
     for name in ("tokenizer.json", CONFIG):
         if post.get(name) == source_base.get(name):
             continue
-        sides = [read_object(side.get(name)) for side in (source_base, post, files)]
+        sides = [_compared(name, side.get(name)) for side in (source_base, post, files)]
         if None in sides:
             continue
         before, after, output = (side or {} for side in sides)
