@@ -14,6 +14,9 @@ from pathlib import Path
 from deltastore.errors import RefSyntaxError
 
 MAX_NAME_CHARS = 128
+MAX_VERSION = 999_999_999
+"""The last version that a name can have."""
+
 MIN_DIGEST_HEX = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})\Z")

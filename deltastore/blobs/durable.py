@@ -14,8 +14,11 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from deltastore.blobs.owner import owner_token
+from deltastore.directory import Directory, Place
 from deltastore.errors import NoSpaceError, StoreError, StoreReadOnlyError
 
 Piece = bytes | bytearray | memoryview
@@ -44,6 +47,13 @@ def translated(path: Path) -> Iterator[None]:
                 hint="Free some space; `deltastore du` shows what the store holds.",
                 path=str(path),
             ) from error
+        if error.errno == errno.ELOOP:
+            linked = error.filename or path
+            raise StoreError(
+                f"{linked} is a symbolic link, which a store does not follow.",
+                hint="Put the directory that it names in its place, or remove it.",
+                path=str(linked),
+            ) from error
         if error.errno in _NO_PERMISSION:
             raise StoreReadOnlyError(
                 f"{path} cannot be written: {error.strerror}.",
@@ -57,13 +67,85 @@ def translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def temp_path(directory: Path) -> Path:
-    """A path in ``directory`` that nobody else uses, named after this process."""
-    return directory / f"{owner_token()}-{next(_counter)}-{secrets.token_hex(4)}"
+def temp_name() -> str:
+    """A name that nobody else uses, which begins with the token of this process."""
+    return f"{owner_token()}-{next(_counter)}-{secrets.token_hex(4)}"
 
 
-def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -> Path:
-    """Write ``pieces`` to a new file in ``directory`` and sync it; return its path.
+class Temp:
+    """A new file that has no name of its own yet; a context manager that removes it at the end.
+
+    It and its directory are held open, so that it is found and removed wherever their names lead.
+
+    Attributes:
+        path: Where it is.
+        descriptor: The file, for writing.
+    """
+
+    def __init__(self, directory: Directory, name: str, descriptor: int) -> None:
+        self.path = directory.path / name
+        self.descriptor = descriptor
+        self._directory = directory
+        self._renamed = False
+
+    def replace(self, place: Place, name: str) -> None:
+        """Give it a name in a directory, in place of what has it, and make that last."""
+        with place.hold() as target:
+            os.replace(
+                self.path.name,
+                name,
+                src_dir_fd=self._directory.descriptor,
+                dst_dir_fd=target.descriptor,
+            )
+            self._renamed = True
+            target.sync()
+
+    def create(self, place: Place, name: str) -> None:
+        """Give it a name in a directory unless something has it, and make that last.
+
+        Of any number of processes that try at once exactly one succeeds, on network file systems
+        too.
+
+        Raises:
+            FileExistsError: Something has the name.
+        """
+        with place.hold() as target:
+            try:
+                os.link(
+                    self.path.name,
+                    name,
+                    src_dir_fd=self._directory.descriptor,
+                    dst_dir_fd=target.descriptor,
+                    follow_symlinks=False,
+                )
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                # Still exclusive, but a crash can leave it cut short.
+                _copy(self._directory, self.path.name, target, name)
+            target.sync()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self.descriptor)
+        try:
+            with self._directory as directory:
+                if not self._renamed:
+                    directory.unlink(self.path.name, missing_ok=True)
+        except OSError:
+            if error is None:
+                raise
+
+
+def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -> Temp:
+    """Write ``pieces`` to a new file in ``directory`` and sync it.
 
     The umask decides on the permissions, as it does for files that other programs make: a
     temporary file that only its owner can read would stay so under its final name.
@@ -71,75 +153,30 @@ def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -
     Raises:
         OSError: From the system; nothing is left behind.
     """
-    path = temp_path(directory)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    name = temp_name()
+    # Tools that copy trees leave empty directories out.
+    held = Place(directory).make()
     try:
-        descriptor = os.open(path, flags, mode)
-    except FileNotFoundError:
-        # Tools that copy trees leave empty directories out.
-        directory.mkdir(exist_ok=True)
-        descriptor = os.open(path, flags, mode)
-    try:
-        try:
-            for piece in pieces:
-                _write_all(descriptor, piece)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        temp = Temp(held, name, held.create(name, mode=mode))
     except BaseException:
-        path.unlink(missing_ok=True)
+        held.close()
         raise
-    return path
-
-
-def replace(temp: Path, target: Path) -> None:
-    """Give ``temp`` the name ``target``, in place of what has it, and make that last."""
     try:
-        temp.replace(target)
-    except BaseException:
-        temp.unlink(missing_ok=True)
+        for piece in pieces:
+            _write_all(temp.descriptor, piece)
+        os.fsync(temp.descriptor)
+    except BaseException as error:
+        temp.__exit__(type(error), error, None)
         raise
-    sync_directory(target.parent)
+    return temp
 
 
-def create(temp: Path, target: Path) -> None:
-    """Give ``temp`` the name ``target`` unless something has it, and make that last.
-
-    Of any number of processes that try at once exactly one succeeds, on network file systems
-    too.
-
-    Raises:
-        FileExistsError: Something has the name.
-    """
+def _copy(source: Directory, temp: str, target: Directory, name: str) -> None:
+    with open(source.read(temp), "rb") as file:
+        data = file.read()
+    descriptor = target.create(name)
     try:
-        os.link(temp, target, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # File systems without hard links: still exclusive, but a crash can leave it cut short.
-        data = temp.read_bytes()
-        with open(target, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        temp.unlink(missing_ok=True)
-    sync_directory(target.parent)
-
-
-def make_directory(path: Path) -> None:
-    """Make one directory, unless it is there, and make that last."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+        _write_all(descriptor, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Self
 
 from deltastore.blobs import steps
-from deltastore.blobs.durable import Piece, make_directory, replace, translated, write_temp
+from deltastore.blobs.durable import Piece, translated, write_temp
 from deltastore.blobs.protocol import StoredBlob
 from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
+from deltastore.directory import Directory, Place
 from deltastore.errors import BlobCorruptError, BlobMissingError, ManifestInvalidError
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -77,6 +78,15 @@ class LocalReader:
         self.read_into(offset, buffer)
         return bytes(buffer)
 
+    def touch(self) -> None:
+        """Have it count as just used, where the user may.
+
+        A cleaner that spares what is young must see that it is wanted again. Only the file's owner
+        may, and the cleaner spares what a lease protects in any case.
+        """
+        with contextlib.suppress(OSError):
+            os.utime(self._descriptor)
+
     def close(self) -> None:
         """Release the file."""
         if self._descriptor >= 0:
@@ -106,6 +116,8 @@ class LocalBlobs:
     def __init__(self, directory: Path, temp: Path) -> None:
         self._directory = directory
         self._temp = temp
+        # In a store, `blobs` above it is the store's own as well.
+        self._place = Place(directory, own=2 if directory.name == "sha256" else 1)
 
     def path(self, digest: str) -> Path:
         """Where the blob lies, or would."""
@@ -125,20 +137,15 @@ class LocalBlobs:
         size = sum(memoryview(piece).nbytes for piece in pieces)
         path = self.path(found)
         if self._holds(found, pieces, size):
-            # A cleaner that spares what is young must see that it is wanted again. Only the
-            # file's owner may, and the cleaner spares what a lease protects in any case.
-            with contextlib.suppress(OSError):
-                os.utime(path)
             return StoredBlob(found, size, reused=True)
         with translated(path):
-            temp = write_temp(self._temp, pieces, mode=_MODE)
-            steps.reached(Step.TEMP)
-            try:
-                replace(temp, path)
-            except FileNotFoundError:
-                make_directory(self._directory.parent)
-                make_directory(self._directory)
-                replace(write_temp(self._temp, pieces, mode=_MODE), path)
+            with write_temp(self._temp, pieces, mode=_MODE) as temp:
+                steps.reached(Step.TEMP)
+                try:
+                    temp.replace(self._place, path.name)
+                except FileNotFoundError:
+                    self._place.make().close()
+                    temp.replace(self._place, path.name)
             steps.reached(Step.BLOB)
         return StoredBlob(found, size, reused=False)
 
@@ -170,17 +177,8 @@ class LocalBlobs:
         self, digest: str, size: int, *, advance: Callable[[int], None] | None = None
     ) -> None:
         """Compare a blob with its digest; see ``BlobStore.check``."""
-        hasher = hashlib.sha256()
-        buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, size))))
         with self.open(digest, size) as reader:
-            for offset in range(0, size, len(buffer)):
-                block = buffer[: min(len(buffer), size - offset)]
-                reader.read_into(offset, block)
-                hasher.update(block)
-                if advance is not None:
-                    advance(len(block))
-        if f"sha256:{hasher.hexdigest()}" != digest:
-            raise _other_bytes(digest, what="Blob")
+            check_bytes(reader, digest, advance=advance)
 
     def size(self, digest: str) -> int | None:
         """A blob's size; see ``BlobStore.size``."""
@@ -219,12 +217,12 @@ class LocalBlobs:
             return []
         return [self._directory / name for name in names if not _HEX64.match(name)]
 
-    def move_out(self, digest: str, directory: Path) -> bool:
+    def move_out(self, digest: str, into: Directory) -> bool:
         """Move a blob out of the store; whether that was done, in one step or not at all.
 
         Args:
             digest: The blob.
-            directory: Where to, on the same file system. Without it, nothing can be moved.
+            into: Where to, on the same file system. Once it is removed, nothing can be moved.
 
         Raises:
             StoreReadOnlyError: The user may not.
@@ -233,10 +231,19 @@ class LocalBlobs:
         path = self.path(digest)
         with translated(path):
             try:
-                path.rename(directory / path.name)
-            except FileNotFoundError:
+                with self._place.hold() as blobs:
+                    blobs.rename(path.name, into, path.name)
+            except OSError as error:
+                # A network file system says ESTALE of a directory that another machine removed.
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
                 return False
         return True
+
+    def sync(self) -> None:
+        """Have what was moved out be gone after a power cut."""
+        with translated(self._directory), self._place.hold() as blobs:
+            blobs.sync()
 
     def digests(self) -> Iterator[str]:
         """All blobs; see ``BlobStore.digests``."""
@@ -254,7 +261,8 @@ class LocalBlobs:
         path = self.path(digest)
         with translated(path):
             try:
-                path.unlink()
+                with self._place.hold() as blobs:
+                    blobs.unlink(path.name)
             except FileNotFoundError:
                 return False
         return True
@@ -280,7 +288,7 @@ class LocalBlobs:
         return LocalReader(descriptor, digest, status.st_size)
 
     def _holds(self, digest: str, pieces: Sequence[Piece], size: int) -> bool:
-        """Whether the blob is there with just these bytes.
+        """Whether the blob is there with just these bytes; then it is touched, as just used.
 
         They are at hand, so comparing costs one read; to trust the size alone would keep a
         damaged blob for ever, however often its artifact is extracted again.
@@ -301,9 +309,30 @@ class LocalBlobs:
                         if buffer[: len(wanted)] != wanted:
                             return False
                         offset += len(wanted)
+                reader.touch()
         except (BlobCorruptError, BlobMissingError):
             return False
         return True
+
+
+def check_bytes(
+    reader: LocalReader, digest: str, *, advance: Callable[[int], None] | None = None
+) -> None:
+    """Compare what is open with a digest.
+
+    Raises:
+        BlobCorruptError: It has another one, or cannot be read.
+    """
+    hasher = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, reader.size))))
+    for offset in range(0, reader.size, len(buffer)):
+        block = buffer[: min(len(buffer), reader.size - offset)]
+        reader.read_into(offset, block)
+        hasher.update(block)
+        if advance is not None:
+            advance(len(block))
+    if f"sha256:{hasher.hexdigest()}" != digest:
+        raise _other_bytes(digest, what="Blob")
 
 
 def _other_size(digest: str, found: int, stated: int) -> BlobCorruptError:

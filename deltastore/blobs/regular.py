@@ -7,9 +7,16 @@ import os
 import stat
 from pathlib import Path
 
+from deltastore.directory import Directory
 
-def read_regular(path: Path, *, limit: int) -> bytes:
+
+def read_regular(path: Path, *, limit: int, within: Directory | None = None) -> bytes:
     """The file's bytes, of which at most one more than ``limit`` is read.
+
+    Args:
+        path: The file.
+        limit: In bytes.
+        within: The directory that it lies in, if that is held open.
 
     Raises:
         OSError: It cannot be read; ``ELOOP`` for a symbolic link, ``EINVAL`` for a directory, a
@@ -18,7 +25,7 @@ def read_regular(path: Path, *, limit: int) -> bytes:
     # Without O_NONBLOCK the opening of a pipe would wait for a writer.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags) if within is None else within.read(path.name)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from error

@@ -9,26 +9,31 @@ could share.
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deltastore.blobs import durable
-from deltastore.blobs.owner import is_alive, is_dead, owner_token
+from deltastore.blobs.owner import is_alive, is_dead, owner_token, token_of
 from deltastore.blobs.regular import read_regular
+from deltastore.directory import Directory, Place
 from deltastore.errors import StoreError
-from deltastore.store.leases import OVER_S
+from deltastore.store.leases import OVER_S, is_claim
 
-WAIT_S = 30.0
-"""How long a process waits for another that is removing the same version."""
+WAIT_S = 5.0
+"""How long a process waits for another that is removing the same version: that takes moments."""
 
-_SUFFIX = ".rm"
 _MAX_BYTES = 4096
 _POLL_S = 0.02
 
 
 class Claims:
     """The claims in the directory of leases.
+
+    A claim's file holds the token of its process. What holds none is no claim: nobody made it to
+    remove a version, and nobody takes it away.
 
     Args:
         directory: Holds one file per version that is being removed.
@@ -37,6 +42,7 @@ class Claims:
 
     def __init__(self, directory: Path, temp: Path) -> None:
         self._directory = directory
+        self._place = Place(directory)
         self._temp = temp
 
     @contextlib.contextmanager
@@ -49,14 +55,16 @@ class Claims:
             decided: Whether somebody else has removed it; then the block begins without a claim.
 
         Raises:
-            StoreError: Another process has the claim, and does not come to an end.
+            StoreError: Another process has the claim, and does not come to an end; or what is in
+                its place is no claim.
         """
-        path = self._directory / f"{name}.v{version}{_SUFFIX}"
+        path = self._directory / f"{name}.v{version}.rm"
         deadline = time.monotonic() + WAIT_S
         with durable.translated(path):
             while not (mine := self._take(path)):
                 if decided():
                     break
+                self._require_claim(path)
                 if time.monotonic() > deadline:
                     break
                 time.sleep(_POLL_S)
@@ -71,8 +79,8 @@ class Claims:
             yield
         finally:
             if mine:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                with contextlib.suppress(OSError, StoreError), self._place.hold() as leases:
+                    leases.unlink(path.name)
 
     def sweep(self, at: float | None = None) -> int:
         """Remove the claims of processes that ended; how many.
@@ -81,48 +89,71 @@ class Claims:
             at: The time on the file server's clock, to judge processes that cannot be asked.
         """
         swept = 0
-        with contextlib.suppress(OSError):
-            for path in self._directory.glob(f"*{_SUFFIX}"):
-                if self._over(path, at):
-                    path.unlink()
+        with contextlib.suppress(OSError), self._place.hold() as leases:
+            for name in leases.names():
+                if is_claim(name) and self._over(leases, name, at):
+                    leases.unlink(name)
                     swept += 1
         return swept
 
     def _take(self, path: Path) -> bool:
-        temp = durable.write_temp(self._temp, [owner_token().encode()])
-        try:
-            durable.create(temp, path)
-        except FileNotFoundError:
-            self._directory.mkdir(exist_ok=True)
-            return False
-        except FileExistsError:
-            self._break(path)
-            return False
+        with durable.write_temp(self._temp, [owner_token().encode()]) as temp:
+            try:
+                temp.create(self._place, path.name)
+            except FileNotFoundError:
+                self._place.make().close()
+                return False
+            except FileExistsError:
+                self._break(path.name)
+                return False
         return True
 
-    def _break(self, path: Path) -> None:
+    def _break(self, name: str) -> None:
         """Take the claim of a process that ended away."""
-        if not self._over(path, self._server_time()):
-            return
-        # By a rename, so that of several processes one takes it away.
-        mine = durable.temp_path(self._temp)
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(mine)
-            mine.unlink(missing_ok=True)
+        at = self._server_time()
+        with self._place.hold() as leases:
+            if not self._over(leases, name, at):
+                return
+            # By a rename, so that of several processes one takes it away.
+            mine = durable.temp_name()
+            with contextlib.suppress(FileNotFoundError), Place(self._temp).hold() as temp:
+                leases.rename(name, temp, mine)
+                temp.unlink(mine, missing_ok=True)
 
-    def _over(self, path: Path, at: float | None) -> bool:
+    def _require_claim(self, path: Path) -> None:
+        with self._place.hold() as leases:
+            try:
+                data = read_regular(path, limit=_MAX_BYTES, within=leases)
+            except FileNotFoundError:
+                return
+            except OSError:
+                data = b"no file"
+        # Without hard links a claim is empty for a moment.
+        if data and token_of(data.decode("ascii", "replace")) is None:
+            raise StoreError(
+                f"{path} is in the place of a claim and is none: it does not begin with the token "
+                "of a process.",
+                hint="No deltastore made it. Look what it is, then remove it: "
+                f"`rm -r {shlex.quote(str(path))}`.",
+                path=str(path),
+            )
+
+    def _over(self, leases: Directory, name: str, at: float | None) -> bool:
         try:
-            touched = path.lstat().st_mtime
-            token = read_regular(path, limit=_MAX_BYTES).decode("ascii", "replace")
+            touched = leases.status(name).st_mtime
+            token = self._token(leases, name)
         except OSError:
+            return False
+        if token is None:
             return False
         if is_dead(token):
             return True
         return at is not None and not is_alive(token) and abs(at - touched) > OVER_S
 
+    def _token(self, leases: Directory, name: str) -> str | None:
+        data = read_regular(self._directory / name, limit=_MAX_BYTES, within=leases)
+        return token_of(data.decode("ascii", "replace"))
+
     def _server_time(self) -> float:
-        temp = durable.write_temp(self._temp, [b"\0"])
-        try:
-            return temp.stat().st_mtime
-        finally:
-            temp.unlink(missing_ok=True)
+        with durable.write_temp(self._temp, [b"\0"]) as temp:
+            return os.fstat(temp.descriptor).st_mtime

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltastore.blobs import steps
-from deltastore.blobs.durable import sync_directory, translated
 from deltastore.blobs.local import BlobFile
 from deltastore.blobs.steps import Step
+from deltastore.directory import Directory
 from deltastore.store import indexing
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
@@ -165,8 +165,9 @@ def _sweep(parts: Parts, age: _Age, done: Collection) -> None:
             done.leases += 1
     done.leases += parts.claims.sweep(at)
     for temp in _temps(parts, age):
-        done.temp_bytes += parts.leases.discard(temp)
-        done.temp_files += 1
+        freed = parts.leases.discard(temp)
+        done.temp_bytes += freed or 0
+        done.temp_files += freed is not None
 
 
 def _temps(parts: Parts, age: _Age) -> list[Path]:
@@ -187,7 +188,7 @@ def _delete(
     plan: list[BlobFile],
     references: References,
     age: _Age,
-    waste: Path,
+    waste: Directory,
     done: Collection,
 ) -> None:
     for position, blob in enumerate(plan):
@@ -205,12 +206,11 @@ def _delete(
             done.removed.add(current)
             done.digests.append(blob.digest)
             steps.reached(Step.BINNED)
-        elif not waste.exists():
+        elif not parts.leases.has_bin(waste):
             # A writer waited too long and took the bin away: it may use what is left.
             for left in plan[position:]:
                 done.held.add(left)
             done.holders = ("a writer that waited too long for this collection",)
             break
     if done.digests:
-        with translated(parts.layout.blobs):
-            sync_directory(parts.layout.blobs)
+        parts.blobs.sync()

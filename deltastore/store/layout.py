@@ -24,6 +24,7 @@ from typing import TypeGuard
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
+from deltastore.directory import Place
 from deltastore.errors import (
     ManifestInvalidError,
     NotAStoreError,
@@ -168,19 +169,32 @@ def create(layout: Layout) -> None:
                 hint="Name another place with `--store` or DELTASTORE_HOME.",
             ) from error
         _refuse_foreign(layout)
-        for directory in (layout.blobs.parent, layout.blobs, layout.names):
-            durable.make_directory(directory)
-        for directory in (layout.temp, layout.leases):
-            durable.make_directory(directory)
+        for place in _places(layout):
+            place.make().close()
         document = canonical_json(
             {"format": STORE_FORMAT, "id": str(uuid.uuid4()), "created": now()}
         )
         # The marker comes last and once: of processes that create the store together, one gives
         # it its id.
         try:
-            durable.create(durable.write_temp(layout.temp, [document]), layout.marker)
+            with durable.write_temp(layout.temp, [document]) as temp:
+                temp.create(Place(root, own=0), layout.marker.name)
         except FileExistsError:
             return
+
+
+def check_links(layout: Layout) -> None:
+    """Refuse a store whose directories are links that another user has made.
+
+    Raises:
+        StoreError: One of them is.
+    """
+    for place in _places(layout):
+        place.check()
+
+
+def _places(layout: Layout) -> tuple[Place, ...]:
+    return (Place(layout.blobs, own=2), *map(Place, (layout.names, layout.temp, layout.leases)))
 
 
 def not_found(root: Path) -> StoreNotFoundError:

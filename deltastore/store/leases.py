@@ -13,9 +13,11 @@ guess costs that process its work and the store nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import shutil
+import re
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +28,10 @@ from deltastore.blobs import durable
 from deltastore.blobs.owner import is_alive, is_dead, token_of
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
-from deltastore.errors import ManifestInvalidError, RefSyntaxError
+from deltastore.directory import Directory, Place
+from deltastore.errors import ManifestInvalidError, RefSyntaxError, StoreError
 from deltastore.manifest.parse import load_json
-from deltastore.refs import validate_name
+from deltastore.refs import parse_version, validate_name
 from deltastore.store.layout import now
 from deltastore.store.records import printable
 
@@ -38,13 +41,14 @@ HEARTBEAT_S = 60.0
 OVER_S = 3600.0
 """After how long without a heartbeat a process that cannot be asked counts as ended."""
 
-GATE_WAIT_S = 60.0
+GATE_WAIT_S = 10.0
 """How long a writer waits for a collector before it takes the collector's bin away."""
 
 COLLECTOR = "gc"
 WITHOUT_BLOBS = frozenset({"tag", "untag", "rm", COLLECTOR})
 """Purposes that rely on no blob. Any other one counts as a writer, unknown ones included."""
 
+_CLAIM = re.compile(r"(?P<name>.+)\.(?P<version>v[0-9]+)\.rm\Z", re.DOTALL)
 _MAX_LEASE_BYTES = 64 << 10
 _POLL_S = 0.01
 
@@ -97,6 +101,8 @@ class Leases:
     def __init__(self, directory: Path, temp: Path) -> None:
         self._directory = directory
         self._temp = temp
+        self._place = Place(directory)
+        self._temps = Place(temp)
         self._writing: set[Path] = set()
         self._left: set[Path] = set()
 
@@ -120,16 +126,9 @@ class Leases:
             }
         )
         with durable.translated(self._directory):
-            temp = durable.write_temp(self._temp, [document])
-            path = self._directory / f"{temp.name}.json"
-            # Synced: after a power cut the record may be there, and then the lease must be too.
-            try:
-                durable.replace(temp, path)
-            except FileNotFoundError:
-                self._directory.mkdir(exist_ok=True)
-                durable.replace(durable.write_temp(self._temp, [document]), path)
+            path, descriptor = self._create(document)
         ended = threading.Event()
-        heart = threading.Thread(target=_beat, args=(path, ended), name="lease", daemon=True)
+        heart = threading.Thread(target=_beat, args=(descriptor, ended), name="lease", daemon=True)
         heart.start()
         try:
             if purpose not in WITHOUT_BLOBS:
@@ -144,22 +143,25 @@ class Leases:
             self._writing.discard(path)
             ended.set()
             heart.join()
+            os.close(descriptor)
             # A lease that cannot be removed costs the next open a look at one name, no more.
             if path not in self._left:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                with contextlib.suppress(OSError, StoreError):
+                    self._drop(path.name)
 
     def leave(self, lease: Path) -> None:
         """Let a lease that is held outlast its block: the next command has something to do."""
         self._left.add(lease)
 
+    def drop(self, lease: Lease) -> None:
+        """Remove the lease of a process that has ended."""
+        self._drop(lease.path.name)
+
     def all(self) -> list[Lease]:
         """The leases that are there."""
-        return [
-            lease
-            for path in _files(self._directory)
-            if path.suffix == ".json" and (lease := _read(path)) is not None
-        ]
+        with _looked(self._place) as (held, names):
+            found = [_read(held, name) for name in names if _is_lease(name)]
+        return [lease for lease in found if lease is not None]
 
     def all_or_error(self) -> list[Lease]:
         """The leases that are there, where missing one would be a danger.
@@ -168,13 +170,16 @@ class Leases:
             StoreReadOnlyError: The user may not look.
             StoreError: The system refuses for another reason.
         """
-        with durable.translated(self._directory):
-            os.listdir(self._directory)  # noqa: PTH208 - only whether it can be read
+        with durable.translated(self._directory), self._place.hold() as held:
+            held.names()
         return self.all()
 
     def stale_temps(self) -> list[Path]:
         """Temporary files and bins whose process has provably ended."""
-        return [path for path in _files(self._temp) if is_dead(path.name)]
+        with _looked(self._temps) as (temps, names):
+            return [
+                self._temp / name for name in names if is_dead(name) and not _is_nested(temps, name)
+            ]
 
     def old_temps(self, at: float, age_s: float) -> list[Path]:
         """Temporary files and bins of processes that cannot be asked, untouched for ``age_s``.
@@ -185,18 +190,33 @@ class Leases:
         """
         leased = {token_of(lease.path.name) for lease in self.all()}
         found = []
-        for path in _files(self._temp):
-            token = token_of(path.name)
-            if token is None or token in leased or is_alive(path.name):
-                continue
-            with contextlib.suppress(OSError):
-                if at - path.lstat().st_mtime > age_s:
-                    found.append(path)
+        with _looked(self._temps) as (temps, names):
+            for name in names:
+                token = token_of(name)
+                if token is None or token in leased or is_alive(name):
+                    continue
+                with contextlib.suppress(OSError):
+                    old = at - temps.status(name).st_mtime > age_s
+                    if old and not _is_nested(temps, name):
+                        found.append(self._temp / name)
         return found
 
     def strangers(self) -> list[Path]:
-        """What lies among the temporary files and was not made by any deltastore."""
-        return [path for path in _files(self._temp) if token_of(path.name) is None]
+        """What lies among leases and temporary files and was not made by any deltastore.
+
+        That is, among others, a directory among the temporary files that has one in it. It stays.
+        """
+        with _looked(self._temps) as (temps, names):
+            found = [
+                self._temp / name
+                for name in names
+                if token_of(name) is None or _is_nested(temps, name)
+            ]
+        with _looked(self._place) as (_, names):
+            found += [
+                self._directory / name for name in names if not (_is_lease(name) or is_claim(name))
+            ]
+        return found
 
     def server_time(self) -> float:
         """The time on the file server's clock, in seconds: what a file made now is stamped with.
@@ -205,12 +225,8 @@ class Leases:
             StoreReadOnlyError: The user may not write.
             NoSpaceError: The disk is full.
         """
-        with durable.translated(self._temp):
-            temp = durable.write_temp(self._temp, [b"\0"])
-            try:
-                return temp.stat().st_mtime
-            finally:
-                temp.unlink(missing_ok=True)
+        with durable.translated(self._temp), durable.write_temp(self._temp, [b"\0"]) as temp:
+            return os.fstat(temp.descriptor).st_mtime
 
     def fence(self, lease: Lease) -> None:
         """Take a lease away so that its process, even if it lives, can do no harm.
@@ -218,67 +234,98 @@ class Leases:
         First the lease goes, then what the process needs for its next irrevocable step: the
         temporary file that would become a record, the bin that blobs would be moved to. Both steps
         fail without it, and a process that makes it anew finds its lease gone.
+
+        Raises:
+            StoreError: Something of the process cannot be taken away.
         """
         with durable.translated(lease.path):
-            lease.path.unlink(missing_ok=True)
+            self._drop(lease.path.name)
         token = token_of(lease.path.name)
-        if token is None:
-            return
-        with durable.translated(self._temp):
-            for name in os.listdir(self._temp):  # noqa: PTH208 - fewer objects
+        with durable.translated(self._temp), self._temps.hold() as temps:
+            for name in temps.names():
                 if token_of(name) == token:
-                    self._take_away(self._temp / name)
+                    _take_away(temps, name)
 
-    def discard(self, temp: Path) -> int:
+    def discard(self, temp: Path) -> int | None:
         """Remove a temporary file, or a bin with all that is in it, if that can be done.
 
         Returns:
-            How many bytes that freed.
+            How many bytes that freed; None where it stays.
         """
-        with contextlib.suppress(OSError):
-            return self._take_away(temp)
-        return 0
-
-    def _take_away(self, temp: Path) -> int:
-        try:
-            if temp.is_symlink() or not temp.is_dir():
-                size = temp.lstat().st_size
-                temp.unlink()
-                return size
-            # Renamed first: its process, if it lives, must find it gone at once.
-            mine = temp.rename(durable.temp_path(self._temp))
-        except FileNotFoundError:
-            return 0
-        size = 0
-        with contextlib.suppress(OSError):
-            size = sum(path.lstat().st_size for path in mine.iterdir())
-        shutil.rmtree(mine, ignore_errors=True)
-        return size
+        with contextlib.suppress(OSError), self._temps.hold() as temps:
+            return _take_away(temps, temp.name)
+        return None
 
     @contextlib.contextmanager
-    def bin(self) -> Iterator[Path]:
-        """A directory of this process for what is on its way out; emptied at the end."""
-        path = durable.temp_path(self._temp)
-        with durable.translated(path):
+    def bin(self) -> Iterator[Directory]:
+        """A directory of this process for what is on its way out; emptied at the end.
+
+        It is held open: blobs are moved into it whatever its name leads to, and no more once it is
+        removed.
+        """
+        name = durable.temp_name()
+        with durable.translated(self._temp), self._temps.make() as temps:
+            bin_ = temps.make(name)
+            with contextlib.suppress(OSError):
+                # Whoever may take it away must be able to empty it.
+                mode = stat.S_IMODE(os.fstat(temps.descriptor).st_mode)
+                os.fchmod(bin_.descriptor, mode & ~stat.S_ISVTX | stat.S_IRWXU)
+        with bin_:
             try:
-                path.mkdir()
+                yield bin_
+            finally:
+                # Nothing refers to what is in it: if this fails, the next command tries again.
+                with contextlib.suppress(OSError, StoreError), self._temps.hold() as temps:
+                    bin_.clear(folders=0)
+                    temps.remove(name, bin_)
+
+    def has_bin(self, bin_: Directory) -> bool:
+        """Whether a bin is still there: nobody has fenced this process off."""
+        with _looked(self._temps) as (temps, _):
+            return temps.leads_to(bin_.path.name, bin_)
+
+    def _create(self, document: bytes) -> tuple[Path, int]:
+        """Put a lease down: where it is, and its descriptor."""
+        # Synced: after a power cut the record may be there, and then the lease must be too.
+        with durable.write_temp(self._temp, [document]) as temp:
+            name = f"{temp.path.name}.json"
+            try:
+                temp.replace(self._place, name)
             except FileNotFoundError:
-                self._temp.mkdir(exist_ok=True)
-                path.mkdir()
-        try:
-            yield path
-        finally:
-            # Nothing refers to what is in it: if this fails, the next command tries again.
-            shutil.rmtree(path, ignore_errors=True)
+                self._place.make().close()
+                temp.replace(self._place, name)
+            return self._directory / name, os.dup(temp.descriptor)
+
+    def _drop(self, name: str) -> None:
+        with self._place.hold() as leases:
+            leases.unlink(name, missing_ok=True)
+
+    def _has_bins(self, lease: Lease) -> bool:
+        """Whether the process of a collector's lease has a bin, without which it deletes nothing.
+
+        It makes the bin before the lease, and removes it after.
+        """
+        # A network file system's client that makes a file in a directory reads it anew.
+        self.server_time()
+        token = token_of(lease.path.name)
+        with durable.translated(self._temp), self._temps.hold() as temps:
+            return any(
+                token_of(name) == token and _is_directory(temps, name) for name in temps.names()
+            )
 
     def _wait_for_collectors(self) -> None:
         """Wait until every collector is gone that may have looked before our lease was there.
 
-        Those that come later see the lease. A collector that takes too long, or whose process
-        cannot be asked, loses its bin: it can delete nothing from then on.
+        Those that come later see the lease. A collector that takes too long loses its bin, whether
+        or not its process can be asked: it can delete nothing from then on. What says that it is
+        a collector's lease, and has no bin, is not waited for.
         """
         deadline = time.monotonic() + GATE_WAIT_S
-        waiting = {lease.path for lease in self.all() if lease.purpose == COLLECTOR}
+        waiting = {
+            lease.path
+            for lease in self.all()
+            if lease.purpose == COLLECTOR and not lease.dead and self._has_bins(lease)
+        }
         while waiting:
             present = [lease for lease in self.all() if lease.path in waiting and not lease.dead]
             if time.monotonic() > deadline:
@@ -290,33 +337,124 @@ class Leases:
                 time.sleep(_POLL_S)
 
 
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_S):
-        try:
-            # Without times of ours: a file server then takes its own clock.
-            os.utime(path)
-        except FileNotFoundError:
-            # Somebody took the lease away. The commit looks for itself.
-            return
-        except OSError:
-            continue
-
-
-def _files(directory: Path) -> list[Path]:
+@contextlib.contextmanager
+def _looked(place: Place) -> Iterator[tuple[Directory, list[str]]]:
+    """A directory and the names in it; none where it is not there or may not be listed."""
     try:
-        return [directory / name for name in os.listdir(directory)]  # noqa: PTH208 - fewer objects
+        held = place.hold()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
+        yield Directory(-1, place.path), []
+        return
+    with held:
+        try:
+            names = held.names()
+        except PermissionError:
+            names = []
+        yield held, names
 
 
-def _read(path: Path) -> Lease | None:
+def _beat(descriptor: int, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_S):
+        with contextlib.suppress(OSError):
+            # Somebody took the lease away. The commit looks for itself.
+            if os.fstat(descriptor).st_nlink == 0:
+                return
+            # By its descriptor: the name may be another file's by now. Without times of ours: a
+            # file server then takes its own clock.
+            os.utime(descriptor)
+
+
+def _take_away(temps: Directory, name: str) -> int | None:
+    """Remove a temporary file, or a bin and what is in it; the bytes that this freed.
+
+    Raises:
+        OSError: It cannot be removed; ``ENOTEMPTY`` for a bin with a directory in it.
+    """
+    try:
+        status = temps.status(name)
+        if not stat.S_ISDIR(status.st_mode):
+            temps.unlink(name)
+            return status.st_size
+        if not is_dead(name):
+            # Renamed first: its process, if it lives, finds it gone at once.
+            mine = durable.temp_name()
+            temps.rename(name, temps, mine)
+            name = mine
+        with temps.open(name) as bin_:
+            return _empty(temps, name, bin_)
+    except FileNotFoundError:
+        return 0
+
+
+def _empty(temps: Directory, name: str, bin_: Directory) -> int:
+    freed = 0
+    while True:
+        nested = False
+        for entry in bin_.names():
+            with contextlib.suppress(FileNotFoundError):
+                status = bin_.status(entry)
+                if stat.S_ISDIR(status.st_mode):
+                    nested = True
+                else:
+                    bin_.unlink(entry)
+                    freed += status.st_size
+        try:
+            os.rmdir(name, dir_fd=temps.descriptor)
+        except FileNotFoundError:
+            return freed
+        except OSError as error:
+            # Its process, which may live, has moved something in: it can until this succeeds.
+            if nested or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return freed
+
+
+def _is_directory(held: Directory, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(held.status(name).st_mode)
+    return False
+
+
+def _is_nested(temps: Directory, name: str) -> bool:
+    """Whether something is a directory with another one in it, which no deltastore makes."""
+    if not _is_directory(temps, name):
+        return False
+    with (
+        contextlib.suppress(OSError),
+        temps.open(name) as bin_,
+        os.scandir(bin_.descriptor) as all_,
+    ):
+        return any(entry.is_dir(follow_symlinks=False) for entry in all_)
+    return False
+
+
+def _is_lease(name: str) -> bool:
+    """Whether a file's name is that of a lease: without a token it is nobody's."""
+    return name.endswith(".json") and token_of(name) is not None
+
+
+def is_claim(name: str) -> bool:
+    """Whether a file's name is that of a claim to remove a version; see ``Claims``."""
+    match = _CLAIM.match(name)
+    if match is None or parse_version(match["version"]) is None:
+        return False
+    try:
+        validate_name(match["name"])
+    except RefSyntaxError:
+        return False
+    return True
+
+
+def _read(leases: Directory, file: str) -> Lease | None:
     """A lease; with nothing but its path where it cannot be read; None where it has just ended."""
-    dead, alive = is_dead(path.name), is_alive(path.name)
+    path = leases.path / file
+    dead, alive = is_dead(file), is_alive(file)
     fields = None
     touched = 0.0
     try:
-        touched = path.lstat().st_mtime
-        data = read_regular(path, limit=_MAX_LEASE_BYTES)
+        touched = leases.status(file).st_mtime
+        data = read_regular(path, limit=_MAX_LEASE_BYTES, within=leases)
         fields = load_json(data, limit=_MAX_LEASE_BYTES, where=str(path))
     except FileNotFoundError:
         return None

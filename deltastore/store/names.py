@@ -6,6 +6,8 @@ They are the truth; the catalog only follows them.
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
+from deltastore.directory import Place
 from deltastore.errors import (
     BlobMissingError,
     ManifestInvalidError,
@@ -20,7 +23,7 @@ from deltastore.errors import (
     StoreError,
     StoreReadOnlyError,
 )
-from deltastore.refs import parse_version, validate_name, validate_tag
+from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
 
@@ -51,11 +54,12 @@ class Names:
     def __init__(self, directory: Path, temp: Path) -> None:
         self._directory = directory
         self._temp = temp
+        self._place = Place(directory)
 
     def all(self) -> list[str]:
         """All names that have a directory, sorted. What cannot be a name is passed over."""
         found = []
-        for entry in _entries(self._directory.resolve()):
+        for entry in _entries(self._place):
             if entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(RefSyntaxError):
                     found.append(validate_name(entry.name))
@@ -64,11 +68,11 @@ class Names:
     def same_but_for_case(self, name: str) -> str | None:
         """Another name that a file system which ignores case could not tell from ``name``."""
         if (self._directory / name).is_dir():
-            names = {entry.name for entry in _entries(self._directory.resolve())}
+            names = {entry.name for entry in _entries(self._place)}
             if name in names:
                 return None
         folded = name.casefold()
-        for entry in _entries(self._directory.resolve()):
+        for entry in _entries(self._place):
             if entry.name != name and entry.name.casefold() == folded:
                 return entry.name
         return None
@@ -77,7 +81,7 @@ class Names:
         """The numbers used so far, tombstones included, in order."""
         numbers = (
             parse_version(entry.name.removesuffix(".json"))
-            for entry in _entries(self._directory / name)
+            for entry in _entries(self._place.within(name))
             if entry.name.endswith(".json")
         )
         return sorted(number for number in numbers if number is not None)
@@ -116,34 +120,33 @@ class Names:
             StoreError: A directory cannot be read.
         """
         found = []
-        for entry in _visible(self._directory):
-            path = Path(entry.path)
-            if not entry.is_dir(follow_symlinks=False):
+        for entry, kind in _visible(self._place):
+            path = self._directory / entry
+            if kind != "directory":
                 found.append((path, "it is no directory of a name"))
                 continue
             try:
-                validate_name(entry.name)
+                validate_name(entry)
             except RefSyntaxError:
                 found.append((path, "its name cannot be one"))
                 continue
-            found.extend(self._irregular_versions(entry.name))
+            found.extend(self._irregular_versions(entry))
         return sorted(found)
 
     def _irregular_versions(self, name: str) -> Iterator[tuple[Path, str]]:
-        for entry in _visible(self._directory / name):
-            path = Path(entry.path)
-            if entry.name == "tags":
+        for entry, kind in _visible(self._place.within(name)):
+            path = self._directory / name / entry
+            if entry == "tags":
                 continue
-            number = parse_version(entry.name.removesuffix(".json"))
-            if number is None or entry.name != f"v{number}.json":
+            number = parse_version(entry.removesuffix(".json"))
+            if number is None or entry != f"v{number}.json":
                 yield path, "it is no record, or a second one of a version"
-            elif not entry.is_file(follow_symlinks=False):
+            elif kind != "file":
                 yield path, "it is no ordinary file"
-        used = self.versions(name)
-        for number in sorted(set(range(1, max(used, default=0))).difference(used)):
-            # Versions are numbered without gaps, and a removed one leaves a tombstone.
-            if not os.path.lexists(self.path(name, number)):
-                yield self.path(name, number), "it is missing: neither a record nor a tombstone"
+        if _gaps(self.versions(name)):
+            # Looked at again: the gap may be of versions that came while the names were read.
+            for first, last in _gaps(self.versions(name)):
+                yield self.path(name, first), _missing(first, last)
 
     def path(self, name: str, version: int) -> Path:
         """Where a version's record lies."""
@@ -161,8 +164,7 @@ class Names:
             ManifestInvalidError: It is neither.
         """
         path = self.path(name, version)
-        _refuse_links(path.parent)
-        data = _read(path)
+        data = _read(path, self._place.within(name))
         return records.parse_record(data, name=name, version=version, where=str(path))
 
     def create(self, record: Record, *, check: Callable[[], None] | None = None) -> None:
@@ -178,18 +180,21 @@ class Names:
             StoreError: Someone took the temporary file away: see ``Leases.fence``.
         """
         path = self.path(record.name, record.version)
-        _refuse_links(path.parent)
+        place = self._place.within(record.name)
+        if record.version > MAX_VERSION:
+            raise StoreError(
+                f"{record.name} has v{record.version - 1}, the last version that there can be.",
+                hint="Give another name with `--name`. `deltastore verify` tells of gaps in the "
+                "versions: a record after one was not made by deltastore.",
+                path=str(path.parent),
+            )
         with durable.translated(path):
-            durable.make_directory(path.parent)
-            temp = durable.write_temp(self._temp, [records.record_bytes(record)])
+            place.make().close()
             try:
-                if check is not None:
-                    check()
-            except BaseException:
-                temp.unlink(missing_ok=True)
-                raise
-            try:
-                durable.create(temp, path)
+                with durable.write_temp(self._temp, [records.record_bytes(record)]) as temp:
+                    if check is not None:
+                        check()
+                    temp.create(place, path.name)
             except FileNotFoundError as error:
                 raise StoreError(
                     f"{path} was not created: another process took the record's temporary file "
@@ -206,15 +211,14 @@ class Names:
     def bury(self, tombstone: Tombstone) -> None:
         """Replace a version's record by a tombstone."""
         path = self.path(tombstone.name, tombstone.version)
-        _refuse_links(path.parent)
-        with durable.translated(path):
-            temp = durable.write_temp(self._temp, [records.tombstone_bytes(tombstone)])
-            durable.replace(temp, path)
+        data = records.tombstone_bytes(tombstone)
+        with durable.translated(path), durable.write_temp(self._temp, [data]) as temp:
+            temp.replace(self._place.within(tombstone.name), path.name)
 
     def tags(self, name: str) -> list[str]:
         """The tags of a name that have a file, sorted."""
         found = []
-        for entry in _entries(self._directory / name / "tags"):
+        for entry in _entries(self._place.within(name, "tags")):
             if entry.name.endswith(".json"):
                 with contextlib.suppress(RefSyntaxError):
                     found.append(validate_tag(entry.name.removesuffix(".json")))
@@ -228,84 +232,98 @@ class Names:
             ManifestInvalidError: It is no tag.
         """
         path = self.tag_path(name, tag)
-        _refuse_links(path.parent.parent, path.parent)
-        return records.parse_tag(_read(path), name=name, tag=tag, where=str(path))
+        data = _read(path, self._place.within(name, "tags"))
+        return records.parse_tag(data, name=name, tag=tag, where=str(path))
 
     def set_tag(self, tag: Tag) -> None:
         """Set a tag, in place of what it meant before."""
         path = self.tag_path(tag.name, tag.tag)
-        _refuse_links(path.parent.parent, path.parent)
+        place = self._place.within(tag.name, "tags")
         with durable.translated(path):
-            durable.make_directory(path.parent)
-            durable.replace(durable.write_temp(self._temp, [records.tag_bytes(tag)]), path)
+            place.make().close()
+            with durable.write_temp(self._temp, [records.tag_bytes(tag)]) as temp:
+                temp.replace(place, path.name)
 
     def remove_tag(self, name: str, tag: str) -> None:
         """Remove a tag, if it is there."""
         path = self.tag_path(name, tag)
-        _refuse_links(path.parent.parent, path.parent)
         with durable.translated(path):
-            path.unlink(missing_ok=True)
-            if path.parent.is_dir():
-                durable.sync_directory(path.parent)
+            try:
+                held = self._place.within(name, "tags").hold()
+            except FileNotFoundError:
+                return
+            with held:
+                held.unlink(path.name, missing_ok=True)
+                held.sync()
 
 
-def _refuse_links(*directories: Path) -> None:
-    """Nothing is written to, removed from or read in a directory outside the store.
-
-    Raises:
-        StoreError: One of ``directories`` is a symbolic link.
-    """
-    for directory in directories:
-        if _is_link(directory):
-            raise StoreError(
-                f"{directory} is a symbolic link, which a store does not follow.",
-                hint="Put the directory that it names in its place, or remove it.",
-                path=str(directory),
-            )
+def _gaps(used: list[int]) -> list[tuple[int, int]]:
+    """The first and the last number of every gap in version numbers, which are sorted."""
+    # Versions are numbered without gaps, and a removed one leaves a tombstone.
+    pairs = itertools.pairwise((0, *used))
+    return [(before + 1, after - 1) for before, after in pairs if after - before > 1]
 
 
-def _is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link; not where that may not be known, nor anything else."""
+def _missing(first: int, last: int) -> str:
+    if first == last:
+        return "it is missing: neither a record nor a tombstone"
+    return (
+        f"v{first} to v{last} are missing, a gap of {last - first + 1} versions: neither records "
+        "nor tombstones"
+    )
+
+
+def _entries(place: Place) -> Iterator[os.DirEntry[str]]:
+    """What is in a directory; nothing where there is none, or a link in its place."""
     try:
-        return path.is_symlink()
-    except PermissionError:
-        return False
-
-
-def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
-    if _is_link(directory):
-        return
-    try:
-        entries = os.scandir(directory)
+        with place.hold() as held, held.scan() as entries:
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
         return
     except PermissionError as error:
+        directory = place.path.joinpath(*place.below)
         raise StoreReadOnlyError(
             f"{directory} cannot be read: {error.strerror}.",
             hint="`deltastore doctor` says whose it is, and what gives the group access.",
             path=str(directory),
         ) from error
-    with entries:
-        yield from entries
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
 
 
-def _visible(directory: Path) -> list[os.DirEntry[str]]:
-    with durable.translated(directory):
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+def _visible(place: Place) -> list[tuple[str, str]]:
+    """The names in a directory that do not begin with a dot, and what is there: see ``_kind``."""
+    with durable.translated(place.path.joinpath(*place.below)):
         try:
-            with os.scandir(directory) as entries:
-                return [entry for entry in entries if not entry.name.startswith(".")]
+            with place.hold() as held, held.scan() as entries:
+                return [(e.name, _kind(e)) for e in entries if not e.name.startswith(".")]
         except FileNotFoundError:
             return []
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, place: Place) -> bytes:
+    held = None
     try:
-        data = read_regular(path, limit=records.MAX_RECORD_BYTES)
+        held = place.hold()
+        data = read_regular(path, limit=records.MAX_RECORD_BYTES, within=held)
     except OSError as error:
+        if held is None and error.errno == errno.ELOOP:
+            with durable.translated(path):
+                raise
         raise BlobMissingError(
             f"{path} cannot be read: {error.strerror}.",
             hint="Run `deltastore verify` to see what else is damaged.",
         ) from error
+    finally:
+        if held is not None:
+            held.close()
     if not data:
         raise ManifestInvalidError(
             f"{path} is empty.", hint="Run `deltastore verify` to see what else is damaged."

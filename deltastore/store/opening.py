@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deltastore.blobs import LocalBlobs, durable
 from deltastore.catalog import Catalog, CatalogWriter, DigestMemory, LocalIndex
+from deltastore.directory import Place
 from deltastore.errors import NotAStoreError, StoreError
 from deltastore.store import indexing, layout, placing
 from deltastore.store.claims import Claims
@@ -23,6 +24,7 @@ from deltastore.store.refreshing import refresh
 def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
     """See ``open_store``."""
     place = Layout(path.expanduser().absolute())
+    layout.check_links(place)
     info = layout.read_marker(place)
     if info is None:
         if not create:
@@ -43,7 +45,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
     if not closed:
         # A store that was copied without its empty directories.
         with durable.translated(place.names):
-            place.names.mkdir(exist_ok=True)
+            Place(place.names).make().close()
         if where.local:
             placing.mark_local(place)
     catalog: Catalog
@@ -109,8 +111,9 @@ def _recover(parts: Parts) -> Recovered:
             indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
         if lease.dead:
             with contextlib.suppress(OSError):
-                lease.path.unlink()
+                parts.leases.drop(lease)
                 leases += 1
     leases += parts.claims.sweep()
-    temps = parts.leases.stale_temps()
-    return Recovered(leases, len(temps), sum(map(parts.leases.discard, temps)))
+    discarded = [parts.leases.discard(temp) for temp in parts.leases.stale_temps()]
+    freed = [size for size in discarded if size is not None]
+    return Recovered(leases, len(freed), sum(freed))

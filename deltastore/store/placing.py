@@ -17,6 +17,7 @@ from pathlib import Path
 from deltastore.blobs import durable
 from deltastore.catalog.lying import files
 from deltastore.catalog.ownership import other_mover, other_writer
+from deltastore.directory import Place
 from deltastore.errors import StoreError, UsageError
 from deltastore.store import filesystem
 from deltastore.store.layout import Layout, StoreInfo
@@ -120,7 +121,8 @@ def mark_local(layout: Layout) -> None:
         return
     with durable.translated(layout.local_index):
         try:
-            durable.create(durable.write_temp(layout.temp, [_NOTE]), layout.local_index)
+            with durable.write_temp(layout.temp, [_NOTE]) as temp:
+                temp.create(Place(layout.root, own=0), layout.local_index.name)
         except FileExistsError:
             return
 

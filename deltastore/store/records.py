@@ -10,6 +10,7 @@ from deltastore.catalog.rows import TIME
 from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
+from deltastore.refs import MAX_VERSION
 
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 64 << 10
@@ -143,7 +144,7 @@ def parse_tag(data: bytes, *, name: str, tag: str, where: str) -> Tag:
     _expect(fields, "name", name, where)
     _expect(fields, "tag", tag, where)
     version = fields.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 10**9:
+    if type(version) is not int or not 0 < version <= MAX_VERSION:
         raise _invalid(where, "version", "a version's number", version)
     return Tag(
         name=name,

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from deltastore.blobs import durable
+from deltastore.directory import Place
 
 
 def test_of_two_creations_one_wins(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    durable.create(durable.write_temp(tmp_path, [b"first"]), target)
-    with pytest.raises(FileExistsError):
-        durable.create(durable.write_temp(tmp_path, [b"second"]), target)
+    target, place = tmp_path / "target", Place(tmp_path)
+    with durable.write_temp(tmp_path, [b"first"]) as temp:
+        temp.create(place, "target")
+    with pytest.raises(FileExistsError), durable.write_temp(tmp_path, [b"second"]) as temp:
+        temp.create(place, "target")
     assert target.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -30,4 +32,4 @@ def test_creation_is_exclusive_without_links_too(
 
 
 def test_temporary_files_never_share_a_name(tmp_path: Path) -> None:
-    assert len({durable.write_temp(tmp_path, []) for _ in range(50)}) == 50
+    assert len({durable.write_temp(tmp_path, []).path for _ in range(50)}) == 50

@@ -32,7 +32,7 @@ def blobs(tmp_path: Path) -> LocalBlobs:
 def disorders() -> list[Rule]:
     """Every call that a put makes fails once, the disk fills up, a write is cut short."""
     return [
-        *(nth_fails(n, number) for n in range(1, 8) for number in (errno.EIO, errno.EDQUOT)),
+        *(nth_fails(n, number) for n in range(1, 11) for number in (errno.EIO, errno.EDQUOT)),
         *(full_after(room) for room in range(6)),
         nth_is_short(1),
     ]
@@ -53,7 +53,9 @@ class TestLocalBlobs(BlobStoreContract):
         with FaultMap(directory, counting) as calls:
             blobs.delete(blobs.put([b"abc", b"def"]).digest)
         assert [call.kind for call in calls.calls] == [
-            *("open", "write", "write", "fsync", "rename", "open", "fsync", "unlink"),
+            *("open", "open", "open", "write", "write", "fsync"),
+            *("open", "open", "rename", "fsync"),
+            *("open", "open", "unlink"),
         ]
         return (FaultMap(directory, rule) for rule in disorders())
 
@@ -172,9 +174,9 @@ def test_bytes_are_on_the_disk_before_the_blob_has_its_name(
         calls.append("sync " + Path(f"/proc/self/fd/{descriptor}").readlink().parts[-1][:5])
         fsync(descriptor)
 
-    def renamed(source: str, target: str) -> None:
+    def renamed(source: str, target: str, **places: int) -> None:
         calls.append("rename")
-        rename(source, target)
+        rename(source, target, **places)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from other_users import without_privileges
 
+from deltastore.blobs.owner import owner_token
 from deltastore.errors import (
     CatalogError,
     NotAStoreError,
@@ -278,7 +279,7 @@ def test_what_the_dead_left_is_removed_and_the_livings_stays(store: Store) -> No
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name":"../../etc"}', '{"name":3,"pid":"x"}'])
 def test_a_lease_that_cannot_be_read_hurts_nobody(store: Store, text: str) -> None:
     publish(store)
-    (store.path / "leases" / "x.json").write_text(text)
+    (store.path / "leases" / f"{owner_token()}-x.json").write_text(text)
     with open_store(store.path) as again:
         assert refs(again) == ["model:v1"]
         assert not again.parts.leases.all()[0].dead
