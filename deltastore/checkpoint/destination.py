@@ -105,28 +105,3 @@ def _fallocate(descriptor: int, size: int) -> bool:
     if number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR):
         return False
     raise OSError(number, os.strerror(number))
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or directory is on its device.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(directory: Path) -> None:
-    """Ditto for everything in a directory, and itself.
-
-    Raises:
-        OSError: Something could not be written.
-    """
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            sync(Path(folder) / name)
-        sync(Path(folder))

@@ -43,8 +43,12 @@ def file_error(
     return CheckpointError(f"Cannot {doing} {where}: {reason}.", hint=hint, path=where)
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, what: str = "a weight file") -> int:
     """Open a regular file for reading; the caller closes the descriptor.
+
+    Args:
+        path: The file.
+        what: What it should be, for messages.
 
     Raises:
         CheckpointCorruptError: There is no such file, or it is a dangling link or no regular file.
@@ -56,7 +60,7 @@ def open_regular(path: Path) -> int:
     except FileNotFoundError as error:
         what = "a dangling symbolic link" if path.is_symlink() else "missing"
         raise CheckpointCorruptError(
-            f"{path} is {what}; expected a weight file.",
+            f"{path} is {what}; expected {what}.",
             hint="Fetch the checkpoint again, e.g. `hf download org/name`.",
             path=str(path),
         ) from error
@@ -66,7 +70,7 @@ def open_regular(path: Path) -> int:
         return descriptor
     os.close(descriptor)
     raise CheckpointCorruptError(
-        f"{path} is no regular file; expected a weight file.",
+        f"{path} is no regular file; expected {what}.",
         hint="Give the path of a checkpoint directory or file.",
         path=str(path),
     )
@@ -185,14 +189,58 @@ def read_small(path: Path, *, max_bytes: int) -> bytes:
     """A file's bytes; none where there are more than ``max_bytes``.
 
     Raises:
+        CheckpointCorruptError: See ``read_whole``.
         CheckpointError: It cannot be read.
     """
+    data = _read(path, max_bytes)
+    return data if isinstance(data, bytes) else b""
+
+
+def read_whole(path: Path, *, max_bytes: int) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        CheckpointCorruptError: It is no regular file, or has not as many bytes as it says.
+        CheckpointError: It cannot be read, or has more than ``max_bytes``.
+    """
+    data = _read(path, max_bytes)
+    if isinstance(data, bytes):
+        return data
+    raise CheckpointError(
+        f"{path} has {data} bytes; a small file has at most {max_bytes}.",
+        hint="Move it out of the checkpoint's directory.",
+        path=str(path),
+    )
+
+
+def _read(path: Path, max_bytes: int) -> bytes | int:
+    """A file's bytes; how many there are, if they are too many.
+
+    Files of the kernel's own, as below ``/proc``, say that they are empty, or longer than they
+    are: they are refused, as a link to one would make what it says of this process a part of an
+    artifact. Some of them would also be waited for.
+    """
+    descriptor = open_regular(path, "a file of a checkpoint")
     try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise file_error(error, path, "read") from error
-    return data if len(data) <= max_bytes else b""
+        size = os.fstat(descriptor).st_size
+        if size > max_bytes:
+            return size
+        data = bytearray(size)
+        read_at(descriptor, 0, memoryview(data), path)
+        try:
+            more = os.pread(descriptor, 1, size)
+        except OSError as error:
+            raise file_error(error, path, "read") from error
+    finally:
+        os.close(descriptor)
+    if more:
+        raise CheckpointCorruptError(
+            f"{path} has more than the {size} bytes that the system says it has; expected a file "
+            "of a checkpoint.",
+            hint=f"It is being written, or one of the system's own: `ls -lL {path}`.",
+            path=str(path),
+        )
+    return bytes(data)
 
 
 def _no_constant(text: str) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltastore.checkpoint.files import file_error
+from deltastore.checkpoint.files import file_error, open_regular
 from deltastore.checkpoint.foreign import PICKLES, SAFETENSORS, no_weights, unreadable_file
 from deltastore.checkpoint.index import Index, listed, read_index
 from deltastore.checkpoint.pieces import (
@@ -232,7 +232,7 @@ def _first_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
             return b""
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             return file.read(16)
     except OSError as error:
         raise file_error(error, path, "read") from error

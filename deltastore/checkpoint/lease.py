@@ -8,22 +8,27 @@ a directory that nobody may remove.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import stat
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.steps import Step
+from deltastore.directory import Directory
 
 LEASE = ".lease"
+MAX_FOLDERS = 2
+"""How deep an output is: ``blobs/sha256`` of an export. A folder of a checkpoint has no other."""
+
 _MAX_LEASE_BYTES = 4096
 
 
@@ -34,6 +39,7 @@ class Lease:
     ``host`` and ``machine`` name the computer, ``boot`` its current run, ``namespace`` the
     world in which ``pid`` counts (a container has its own), ``started`` the process's start in
     clock ticks since boot; empty where the system does not tell. ``created`` is for people.
+    ``directory`` is the number (inode) of the directory that it speaks for, 0 until that is made.
     """
 
     host: str
@@ -43,6 +49,7 @@ class Lease:
     pid: int
     started: str
     created: float
+    directory: int = 0
 
 
 def own_lease() -> Lease:
@@ -78,107 +85,218 @@ def is_dead(lease: Lease) -> bool:
     return state == "Z" or bool(started and lease.started and started != lease.started)
 
 
-def create_partial(out: Path) -> Path:
-    """Create the directory in which ``out`` is put together, with this process's lease in it.
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """An unfinished output of this process; its directory and the one that has it are held open.
+
+    Whoever may write beside it can give its name to something else. So everything goes through
+    the descriptors, and nothing is renamed or removed by a name that leads elsewhere.
+    """
+
+    parent: Directory
+    name: str
+    directory: Directory
+
+    @property
+    def path(self) -> Path:
+        """Where it was made."""
+        return self.parent.path / self.name
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.directory.close()
+
+
+def create_partial(parent: Directory, out: str) -> Partial:
+    """Create the directory in which an output is put together, with this process's lease in it.
+
+    Args:
+        parent: The directory in which the output will be.
+        out: Its name.
 
     Raises:
         OSError: The directory cannot be created or written.
     """
-    partial = out.with_name(f".{out.name}.partial-{secrets.token_hex(6)}")
-    text = json.dumps(asdict(own_lease())) + "\n"
+    name = f".{out}.partial-{secrets.token_hex(6)}"
+    lease = own_lease()
+    # The lease first, beside it: a directory without one could not be told from a living one.
+    descriptor = parent.create(f"{name}{LEASE}")
+    partial = None
     try:
-        # The lease first, beside it: a directory without one could not be told from a living one.
-        _beside(partial).write_text(text)
+        _say(descriptor, lease)
         steps.reached(Step.LEASED)
-        partial.mkdir()
+        directory = parent.make(name)
+        partial = Partial(parent, name, directory)
         steps.reached(Step.BARE)
+        # A lease speaks for the directory that it names, and for no other that has its name.
+        lease = replace(lease, directory=_number(directory))
+        _say(descriptor, lease)
         try:
-            _beside(partial).rename(partial / LEASE)
+            parent.rename(f"{name}{LEASE}", directory, LEASE)
         except FileNotFoundError:
             # Another writer met it while it was still empty, and took it for a dead one's.
-            (partial / LEASE).write_text(text)
+            directory.write(LEASE, _text_of(lease))
         steps.reached(Step.OWNED)
     except OSError:
-        remove_partial(partial)
+        if partial is not None:
+            remove_partial(partial)
+        with suppress(OSError):
+            parent.unlink(f"{name}{LEASE}")
         raise
+    finally:
+        os.close(descriptor)
     return partial
 
 
-def release(partial: Path) -> Path:
-    """Take the lease out of a finished directory; returns where it is, to be removed last."""
-    return (partial / LEASE).rename(_beside(partial))
+def deliver(partial: Partial, out: str) -> None:
+    """Give a finished directory its name, in one step, and remove its lease.
+
+    Raises:
+        OSError: It cannot be renamed; ``EEXIST``, ``ENOTEMPTY`` or ``ENOTDIR`` where something
+            other than an empty directory has the name, ``ESTALE`` where the unfinished
+            directory's own name leads to something else.
+    """
+    parent = partial.parent
+    release(partial)
+    steps.reached(Step.RELEASED)
+    _require_own(partial, partial.name)
+    # Atomic, and it fails where something other than an empty directory is in the way.
+    parent.rename(partial.name, parent, out)
+    _require_own(partial, out)
+    steps.reached(Step.NAMED)
+    parent.unlink(f"{partial.name}{LEASE}", missing_ok=True)
+    steps.reached(Step.DONE)
 
 
-def remove_partial(partial: Path) -> None:
-    """Remove an unfinished output, the lease last; what cannot be removed stays."""
-    with suppress(OSError):
-        for child in list(partial.iterdir()):
-            if child.name == LEASE:
-                continue
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child, ignore_errors=True)
-            else:
-                child.unlink(missing_ok=True)
+def release(partial: Partial) -> None:
+    """Take the lease out of a finished directory; beside it, it is to be removed last."""
+    partial.directory.rename(LEASE, partial.parent, f"{partial.name}{LEASE}")
+
+
+def _require_own(partial: Partial, name: str) -> None:
+    if not partial.parent.leads_to(name, partial.directory):
+        path = partial.parent.path / name
+        raise OSError(
+            errno.ESTALE,
+            f"another process or user put something else in the place of {path}",
+            str(path),
+        )
+
+
+def remove_partial(partial: Partial) -> None:
+    """Remove an unfinished output, the lease last, and let go of it; what cannot go stays."""
+    parent, name = partial.parent, partial.name
+    with partial.directory as directory, suppress(OSError):
+        directory.clear(folders=MAX_FOLDERS, keep=(LEASE,))
         # Beside it, then last: a removal that is itself killed is taken up by the next process.
-        if (partial / LEASE).exists():
-            (partial / LEASE).rename(_beside(partial))
+        if directory.has(LEASE):
+            directory.rename(LEASE, parent, f"{name}{LEASE}")
         steps.reached(Step.CLEARED)
-        partial.rmdir()
-    if not partial.exists():
-        with suppress(OSError):
-            _beside(partial).unlink(missing_ok=True)
+        if parent.remove(name, directory) or not parent.leads_to(name, directory):
+            parent.unlink(f"{name}{LEASE}", missing_ok=True)
 
 
 def remove_dead_partials(out: Path) -> list[Path]:
-    """Remove what dead processes left of earlier attempts at ``out``.
+    """Remove what dead processes of this user left of earlier attempts at ``out``.
 
     Returns:
-        What was removed. Directories of living processes, of other hosts and without a readable
-        lease are left alone.
+        What was removed. Directories of living processes, of other hosts and users, and those that
+        no readable lease names are left alone.
     """
     pattern = re.compile(re.escape(f".{out.name}.partial-") + r"[0-9a-f]{12}(\.lease)?\Z")
-    try:
-        names = [path.name for path in out.parent.iterdir() if pattern.match(path.name)]
-    except OSError:
-        return []
     removed = []
-    for partial in sorted({out.with_name(name.removesuffix(".lease")) for name in names}):
-        if not partial.exists() and _is_empty(_beside(partial)):
-            _beside(partial).unlink(missing_ok=True)  # killed before it said a word
-            continue
-        lease = _read(partial / LEASE) or _read(_beside(partial))
-        if lease is None or partial.is_symlink() or not is_dead(lease):
-            continue
-        remove_partial(partial)
-        removed.append(partial)
+    with suppress(OSError), Directory.hold(out.parent) as parent:
+        names = {name.removesuffix(LEASE) for name in parent.names() if pattern.match(name)}
+        for name in sorted(names):
+            with suppress(OSError):
+                if _remove_dead(parent, name):
+                    removed.append(parent.path / name)
     return removed
 
 
-def _is_empty(path: Path) -> bool:
+def _remove_dead(parent: Directory, name: str) -> bool:
+    beside = f"{name}{LEASE}"
     try:
-        return path.lstat().st_size == 0
-    except OSError:
+        directory = parent.open(name)
+    except FileNotFoundError:
+        found = _read(parent, beside)
+        if found is not None and _is_own(parent, found.owner) and (not found.size or found.dead):
+            # Killed before it said a word, or before it made or after it removed the directory.
+            parent.unlink(beside, missing_ok=True)
+            return found.lease is not None
         return False
+    with directory:
+        found = _read(directory, LEASE) or _read(parent, beside)
+        if found is None or not found.dead or not _is_own(parent, found.owner):
+            return False
+        assert found.lease is not None
+        if not found.lease.directory and directory.names():
+            return False  # Killed before it had put anything into its directory: this is another.
+        if found.lease.directory and found.lease.directory != _number(directory):
+            return False
+        remove_partial(Partial(parent, name, directory))
+    return True
 
 
-def _beside(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}{LEASE}")
+def _number(directory: Directory) -> int:
+    return os.fstat(directory.descriptor).st_ino
 
 
-def _read(path: Path) -> Lease | None:
+def _is_own(parent: Directory, owner: int) -> bool:
+    """Whether a file is this user's, by what is made here now: some file systems change owners."""
+    name = f".{secrets.token_hex(8)}"
+    descriptor = parent.create(name, mode=0o600)
     try:
-        # No link and no pipe: anybody who may write beside an output may have put it there.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            return None
-        with open(descriptor, "rb") as file:
-            fields = json.loads(file.read(_MAX_LEASE_BYTES))
-        lease = Lease(**fields)
-    except (OSError, ValueError, TypeError, RecursionError):
+        return os.fstat(descriptor).st_uid == owner
+    finally:
+        os.close(descriptor)
+        parent.unlink(name, missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A lease's file: its owner's number, its size in bytes, and what it says if that is clear."""
+
+    owner: int
+    size: int
+    lease: Lease | None
+
+    @property
+    def dead(self) -> bool:
+        return self.lease is not None and is_dead(self.lease)
+
+
+def _text_of(lease: Lease) -> bytes:
+    return (json.dumps(asdict(lease)) + "\n").encode()
+
+
+def _say(descriptor: int, lease: Lease) -> None:
+    # In one call, which a killed process has made or not; what is said later is never shorter.
+    os.pwrite(descriptor, _text_of(lease), 0)
+
+
+def _read(directory: Directory, name: str) -> _Found | None:
+    """A lease's file; None where there is none, or a link or pipe in its place."""
+    try:
+        # Anybody who may write beside an output may have put it there.
+        descriptor = directory.read(name)
+    except OSError:
         return None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        try:
+            lease = _lease(json.loads(file.read(_MAX_LEASE_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            lease = None
+    return _Found(status.st_uid, status.st_size, lease)
+
+
+def _lease(fields: Any) -> Lease | None:
+    lease = Lease(**fields)
     texts = (lease.host, lease.machine, lease.boot, lease.namespace, lease.started)
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts) or type(lease.directory) is not int:
         return None
     # kill() gives numbers below 1 another meaning.
     return lease if type(lease.pid) is int and 0 < lease.pid < 1 << 31 else None

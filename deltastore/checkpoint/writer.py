@@ -7,7 +7,8 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,21 +19,22 @@ from deltastore.checkpoint.destination import (
     check_space,
     in_the_way,
     reserve,
-    sync,
-    sync_tree,
 )
 from deltastore.checkpoint.files import file_error, read_at
 from deltastore.checkpoint.header import build_header
 from deltastore.checkpoint.index import MAX_INDEX_BYTES
 from deltastore.checkpoint.lease import (
     LEASE,
+    MAX_FOLDERS,
+    Partial,
     create_partial,
-    release,
+    deliver,
     remove_dead_partials,
     remove_partial,
 )
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
+from deltastore.directory import Directory, hold_or_make, unmake
 from deltastore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -102,15 +104,16 @@ class CheckpointWriter:
         self._lock = threading.Lock()
         self._descriptors: list[int] = []
         self._done = False
-        # Innermost first, so that an abort can remove what was created here.
-        self._parents = [path for path in self.out.parents if not path.exists()]
-        self._partial: Path | None = None
+        self._parent: Directory | None = None
+        # What an abort removes again.
+        self._made: list[tuple[Directory, Directory]] = []
+        self._partial: Partial | None = None
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._partial = create_partial(self.out)
+            self._parent, self._made = hold_or_make(self.out.parent)
+            self._partial = create_partial(self._parent, self.out.name)
             if mode is not None:
                 # An empty directory that was made private before must not become public.
-                self._partial.chmod(mode | 0o700)
+                os.fchmod(self._partial.directory.descriptor, mode | 0o700)
             for shard, header in zip(self.plan, headers, strict=True):
                 self._create(shard, header)
             steps.reached(Step.RESERVED)
@@ -175,10 +178,16 @@ class CheckpointWriter:
         first = path.parts[0].casefold() if path.parts else ""
         if path.is_absolute() or ".." in path.parts or not path.parts or first in taken:
             raise ValueError(f"{relative_path!r} cannot be a small file of an output")
-        target = self._directory() / path
+        if len(path.parts) > MAX_FOLDERS + 1:
+            raise ValueError(f"{relative_path!r} is too deep for an output")
+        directory = self._directory()
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            with ExitStack() as stack:
+                for part in path.parts[:-1]:
+                    if not directory.has(part):
+                        os.mkdir(part, dir_fd=directory.descriptor)
+                    directory = stack.enter_context(directory.open(part))
+                directory.write(path.name, data)
         except OSError as error:
             raise file_error(error, self.out / path, "write") from error
 
@@ -191,31 +200,35 @@ class CheckpointWriter:
         Raises:
             OutputExistsError: Something appeared at ``out`` in the meantime.
             NoSpaceError: The file system is full.
-            CheckpointError: A file cannot be written or renamed.
+            CheckpointError: A file cannot be written or renamed, or somebody put something else in
+                the place of the unfinished directory.
             ValueError: A tensor of the plan was not written to its end.
         """
-        directory = self._directory()
+        directory, partial = self._directory(), self._partial
+        assert partial is not None
         missing = sorted(name for name, left in self._missing.items() if left > 0)
         if missing:
             raise ValueError(f"{len(missing)} tensors were not written whole: {missing[:5]}")
         try:
             if self._index:
-                (directory / INDEX).write_bytes(self._index)
+                directory.write(INDEX, self._index)
             if fsync:
-                sync_tree(directory)
+                directory.sync(folders=MAX_FOLDERS, files=True)
             self._close()
             steps.reached(Step.WRITTEN)
-            lease = release(directory)
-            steps.reached(Step.RELEASED)
-            # Atomic, and it fails where something other than an empty directory is in the way.
-            directory.rename(self.out)
+            deliver(partial, self.out.name)
             self._done = True
-            steps.reached(Step.NAMED)
-            lease.unlink(missing_ok=True)
-            steps.reached(Step.DONE)
             if fsync:
-                sync(self.out.parent)
+                partial.parent.sync()
+            self._let_go()
         except OSError as error:
+            if error.errno == errno.ESTALE:
+                raise CheckpointError(
+                    f"{self.out} was not written: {error.strerror}.",
+                    hint="Give an --out in a directory where nobody else may write: "
+                    f"`ls -ld {self.out.parent}` shows who may.",
+                    path=str(self.out),
+                ) from error
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise in_the_way(self.out, "appeared while it was being written") from error
             raise file_error(error, self.out, "write") from error
@@ -228,9 +241,8 @@ class CheckpointWriter:
         self._close()
         if self._partial is not None:
             remove_partial(self._partial)
-        for parent in self._parents:
-            with suppress(OSError):
-                parent.rmdir()
+        unmake(self._made)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -239,8 +251,7 @@ class CheckpointWriter:
         self.abort()
 
     def _create(self, shard: ShardPlan, header: bytes) -> None:
-        path = self._directory() / shard.filename
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = self._directory().create(shard.filename, flags=os.O_RDWR)
         self._descriptors.append(descriptor)
         _write_at(descriptor, 0, memoryview(header))
         reserve(descriptor, len(header) + shard.nbytes)
@@ -250,10 +261,18 @@ class CheckpointWriter:
             self._missing[tensor.name] = tensor.nbytes
             position += tensor.nbytes
 
-    def _directory(self) -> Path:
+    def _directory(self) -> Directory:
         if self._done or self._partial is None:
             raise ValueError("the writer is closed")
-        return self._partial
+        return self._partial.directory
+
+    def _let_go(self) -> None:
+        if self._partial is not None:
+            self._partial.close()
+        if self._parent is not None:
+            self._parent.close()
+        for directory in chain.from_iterable(self._made):
+            directory.close()
 
     def _close(self) -> None:
         self._places = {}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.blobs.durable import translated
-from deltastore.blobs.owner import owner_token
+from deltastore.blobs.durable import temp_name, translated
+from deltastore.directory import Directory
 from deltastore.errors import MissingExtraError, UsageError
 from deltastore.operations.compare import Comparison, PairFigures
 
@@ -110,14 +110,14 @@ def plot_comparison(comparison: Comparison, path: str | PathLike[str]) -> None:
         width, height = figure.get_size_inches()
         dpi = min(_DPI, math.sqrt(_MOST_PIXELS / (width * height)))
         figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=dpi)
-    temp = path.with_name(f".{owner_token()}.partial")
-    with translated(path):
+    temp = f".{temp_name()}.partial"
+    with translated(path), Directory.hold(path.parent) as directory:
         try:
-            temp.write_bytes(drawn.getbuffer())
-            temp.replace(path)
+            directory.write(temp, drawn.getvalue())
+            directory.rename(temp, directory, path.name)
         except BaseException:
             with contextlib.suppress(OSError):
-                temp.unlink(missing_ok=True)
+                directory.unlink(temp, missing_ok=True)
             raise
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 from deltastore.blobs import BlobStore
 from deltastore.checkpoint import Checkpoint, Left, is_model_file, is_tokenizer_file
 from deltastore.checkpoint.beside import ANOTHER_FORM, bounded
+from deltastore.checkpoint.files import read_whole
 from deltastore.digest import sha256_digest
 from deltastore.errors import CheckpointError
 from deltastore.manifest import Config, Descriptor, FileEntry, Manifest
@@ -213,20 +214,9 @@ def read_portable(name: str, path: Path) -> bytes:
     """A small file's bytes, without the local path that JSON configurations may hold.
 
     Raises:
-        CheckpointError: It cannot be read or is too large.
+        CheckpointError: It cannot be read, is too large or no ordinary file.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_SMALL_FILE_BYTES:
-            raise CheckpointError(
-                f"{path} has {size} bytes; a small file has at most {MAX_SMALL_FILE_BYTES}.",
-                hint="Move it out of the checkpoint's directory.",
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check its permissions."
-        ) from error
+    data = read_whole(path, max_bytes=MAX_SMALL_FILE_BYTES)
     if not name.endswith(".json") or not any(key.encode() in data for key in _LOCAL_KEYS):
         return data
     if memory_of(data) > MAX_TOKENIZER_MEMORY:

@@ -6,15 +6,23 @@ Source: https://github.com/opencontainers/image-spec, ``image-layout.md``.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import shutil
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from deltastore.blobs.durable import translated
-from deltastore.blobs.owner import is_dead, owner_token
+from deltastore.blobs.local import LocalReader, check_bytes
+from deltastore.checkpoint.lease import (
+    create_partial,
+    deliver,
+    remove_dead_partials,
+    remove_partial,
+)
 from deltastore.digest import canonical_json
+from deltastore.directory import Directory, hold_or_make, unmake
 from deltastore.errors import BlobCorruptError, OutputExistsError
 from deltastore.manifest.format import ARTIFACT_TYPE, MANIFEST_MEDIA_TYPE
 from deltastore.store import Artifact, Store
@@ -56,7 +64,7 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
         NoSpaceError: It does not fit.
         StoreReadOnlyError: The user may not write there.
     """
-    directory = directory.expanduser().absolute()
+    directory = Path(os.path.realpath(directory.expanduser()))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputExistsError(
             f"{directory} is there and not empty.", hint="Name a new or empty directory."
@@ -65,29 +73,48 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
     sizes = {blob.digest: blob.size for blob in manifest.blobs}
     sizes[artifact.digest] = manifest_size = store.blobs.size(artifact.digest) or 0
     with translated(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(directory)
-        partial = directory.parent / f".{directory.name}.{owner_token()}.partial"
-        partial.mkdir()
+        remove_dead_partials(directory)
+        parent, made = hold_or_make(directory.parent)
         try:
-            blobs = partial / "blobs" / "sha256"
-            blobs.mkdir(parents=True)
-            linked = 0
-            for digest, size in sizes.items():
-                linked += _place(store, digest, size, blobs / digest.removeprefix("sha256:"))
-            _write_documents(partial, artifact, manifest_size)
-            # Onto an empty directory this replaces it; onto anything else it fails.
-            partial.rename(directory)
+            with parent:
+                linked = _write(store, artifact, manifest_size, sizes, parent, directory.name)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            unmake(made)
             raise
+        finally:
+            for held in chain.from_iterable(made):
+                held.close()
     return Exported(directory, len(sizes), sum(sizes.values()), linked)
 
 
-def _place(store: Store, digest: str, size: int, target: Path) -> bool:
-    """Put one blob in its place; whether as a link."""
+def _write(
+    store: Store,
+    artifact: Artifact,
+    manifest_size: int,
+    sizes: Mapping[str, int],
+    parent: Directory,
+    name: str,
+) -> int:
+    """Put a layout together beside its place and give it its name; how many blobs are links."""
+    partial = create_partial(parent, name)
     try:
-        os.link(store.blobs.path(digest), target, follow_symlinks=False)
+        with partial.directory.make("blobs") as blobs, blobs.make("sha256") as target:
+            linked = sum(_put(store, digest, size, target) for digest, size in sizes.items())
+        _write_documents(partial.directory, artifact, manifest_size)
+        # Onto an empty directory this replaces it; onto anything else it fails.
+        deliver(partial, name)
+    except BaseException:
+        remove_partial(partial)
+        raise
+    partial.close()
+    return linked
+
+
+def _put(store: Store, digest: str, size: int, target: Directory) -> bool:
+    """Put one blob in its place; whether as a link."""
+    path, name = store.blobs.path(digest), digest.removeprefix("sha256:")
+    try:
+        os.link(path, name, dst_dir_fd=target.descriptor, follow_symlinks=False)
     except FileNotFoundError:
         # Gone since the manifest was read; opening it gives the right error.
         store.blobs.open(digest, size).close()
@@ -96,26 +123,40 @@ def _place(store: Store, digest: str, size: int, target: Path) -> bool:
         if error.errno not in _NO_LINK:
             raise
     else:
-        store.blobs.check(digest, size)
+        _check(target, digest, size)
         return True
-    hasher = hashlib.sha256()
     block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, size))))
-    with store.blobs.open(digest, size) as reader, open(target, "xb") as file:
+    with store.blobs.open(digest, size) as reader, open(target.create(name), "wb") as file:
         for offset in range(0, size, len(block)):
             piece = block[: min(len(block), size - offset)]
             reader.read_into(offset, piece)
-            hasher.update(piece)
             file.write(piece)
-    if f"sha256:{hasher.hexdigest()}" != digest:
-        raise BlobCorruptError(
-            f"Blob {digest} is damaged: its bytes have another digest.",
-            hint="Run `deltastore verify` to see what else is damaged.",
-            digest=digest,
-        )
+    _check(target, digest, size)
     return False
 
 
-def _write_documents(root: Path, artifact: Artifact, manifest_size: int) -> None:
+def _check(target: Directory, digest: str, size: int) -> None:
+    """Compare what has been put there, not what the store has by now, with its digest."""
+    try:
+        descriptor = target.read(digest.removeprefix("sha256:"))
+    except OSError as error:
+        raise _damaged(digest) from error
+    status = os.fstat(descriptor)
+    with LocalReader(descriptor, digest, status.st_size) as reader:
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            raise _damaged(digest)
+        check_bytes(reader, digest)
+
+
+def _damaged(digest: str) -> BlobCorruptError:
+    return BlobCorruptError(
+        f"Blob {digest} is damaged, or no ordinary file.",
+        hint="Run `deltastore verify` to see what else is damaged.",
+        digest=digest,
+    )
+
+
+def _write_documents(root: Directory, artifact: Artifact, manifest_size: int) -> None:
     descriptor = {
         "mediaType": MANIFEST_MEDIA_TYPE,
         "artifactType": ARTIFACT_TYPE,
@@ -129,14 +170,5 @@ def _write_documents(root: Path, artifact: Artifact, manifest_size: int) -> None
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [descriptor],
     }
-    (root / "index.json").write_bytes(canonical_json(index))
-    (root / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
-
-
-def _remove_stale(directory: Path) -> None:
-    """Remove what exports to this directory that were killed have left."""
-    prefix = f".{directory.name}."
-    for path in directory.parent.iterdir():
-        token = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and token.endswith(".partial") and is_dead(token):
-            shutil.rmtree(path, ignore_errors=True)
+    root.write("index.json", canonical_json(index))
+    root.write("oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))

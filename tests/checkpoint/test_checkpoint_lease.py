@@ -16,6 +16,7 @@ import pytest
 from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, open_checkpoint
 from deltastore.checkpoint.lease import (
     Lease,
+    Partial,
     create_partial,
     is_dead,
     own_lease,
@@ -23,12 +24,13 @@ from deltastore.checkpoint.lease import (
     remove_dead_partials,
     remove_partial,
 )
+from deltastore.directory import Directory
 
 PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
 WRITER = """
 import os, signal, sys
 from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan
-import deltastore.checkpoint.writer as module
+import deltastore.checkpoint.lease as module
 
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -41,8 +43,8 @@ if when == "released":
     real = module.release
     module.release = lambda path: (real(path), die())
 if when == "renamed":
-    from pathlib import Path
-    Path.unlink = die
+    from deltastore.directory import Directory
+    Directory.unlink = die
 with CheckpointWriter(out, plan) as writer:
     writer.write("t", 0, bytes(500))
     if when == "writing":
@@ -173,6 +175,8 @@ def test_a_zombie_is_dead() -> None:
 def leave(out: Path, lease: Lease | str | None, name: str = "0123456789ab") -> Path:
     partial = out.with_name(f".{out.name}.partial-{name}")
     (partial / "sub").mkdir(parents=True)
+    if isinstance(lease, Lease):
+        lease = replace(lease, directory=partial.stat().st_ino)
     (partial / "model.safetensors").write_bytes(b"x")
     (partial / "sub" / "x").touch()
     if lease is not None:
@@ -206,7 +210,9 @@ def test_a_directory_without_a_readable_lease_stays(tmp_path: Path, lease: str |
 @pytest.mark.parametrize("change", [{"pid": -1}, {"pid": 0}, {"pid": "1"}, {"boot": 5}])
 def test_a_hostile_lease_is_unreadable(tmp_path: Path, change: dict[str, Any]) -> None:
     out = tmp_path / "out"
-    leave(out, json.dumps(asdict(dead_lease()) | change))
+    partial = leave(out, None)
+    fields = asdict(dead_lease()) | {"directory": partial.stat().st_ino} | change
+    (partial / ".lease").write_text(json.dumps(fields))
     assert remove_dead_partials(out) == []
 
 
@@ -236,26 +242,30 @@ def test_links_in_a_partial_are_not_followed(tmp_path: Path) -> None:
 
 def test_the_lease_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
-    unlink = Path.unlink
+    unlink = Directory.unlink
 
-    def spy(path: Path, missing_ok: bool = False) -> None:
-        removed.append(path.name)
-        unlink(path, missing_ok=missing_ok)
+    def spy(directory: Directory, name: str, *, missing_ok: bool = False) -> None:
+        removed.append(name)
+        unlink(directory, name, missing_ok=missing_ok)
 
     partial = leave(tmp_path / "out", dead_lease())
-    monkeypatch.setattr(Path, "unlink", spy)
-    remove_partial(partial)
-    assert removed == ["model.safetensors", f"{partial.name}.lease"]
+    monkeypatch.setattr(Directory, "unlink", spy)
+    with Directory.hold(tmp_path) as parent:
+        remove_partial(Partial(parent, partial.name, parent.open(partial.name)))
+    assert sorted(removed[:2]) == ["model.safetensors", "x"]
+    assert removed[2:] == [f"{partial.name}.lease"]
+    assert entries(tmp_path) == []
 
 
 def test_a_released_lease_still_speaks_for_its_directory(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    partial = create_partial(out)
-    lease = release(partial)
-    assert entries(partial) == []
-    assert remove_dead_partials(out) == []
-    lease.write_text(json.dumps(asdict(dead_lease())))
-    assert remove_dead_partials(out) == [partial]
+    with Directory.hold(tmp_path) as parent, create_partial(parent, "out").directory as held:
+        release(Partial(parent, held.path.name, held))
+        assert entries(held.path) == []
+        assert remove_dead_partials(out) == []
+        lease = replace(dead_lease(), directory=held.path.stat().st_ino)
+        held.path.with_name(f"{held.path.name}.lease").write_text(json.dumps(asdict(lease)))
+        assert remove_dead_partials(out) == [held.path]
     assert entries(tmp_path) == []
 
 

@@ -28,6 +28,7 @@ from deltastore.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
+from deltastore.directory import Directory
 from deltastore.errors import CheckpointError, NoSpaceError, OutputExistsError
 
 ONE = (ShardPlan("model.safetensors", (OutputTensor("a", "F32", (2, 3)),)),)
@@ -313,7 +314,7 @@ def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(NoSpaceError, match="No space left"):
             writer.write("a", 0, VALUES)
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Directory, "write", full)
         with pytest.raises(NoSpaceError, match=r"config\.json"):
             writer.write_file("config.json", b"")
     assert entries(tmp_path) == []
@@ -354,7 +355,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
 
     before = opened()
     with CheckpointWriter(tmp_path / "a", TWO):
-        assert opened() == before + 2
+        assert opened() == before + 4  # two files, the directory and the one it is in
     with CheckpointWriter(tmp_path / "b", ONE) as writer:
         writer.write("a", 0, VALUES)
         writer.commit()

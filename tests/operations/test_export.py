@@ -7,11 +7,21 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deltastore.blobs.owner import owner_token
-from deltastore.errors import BlobCorruptError, BlobMissingError, NoSpaceError, OutputExistsError
+from deltastore.checkpoint import steps
+from deltastore.checkpoint.lease import create_partial
+from deltastore.checkpoint.steps import Step
+from deltastore.directory import Directory
+from deltastore.errors import (
+    BlobCorruptError,
+    BlobMissingError,
+    NoSpaceError,
+    OutputExistsError,
+    StoreError,
+)
 from deltastore.operations.export import export
 from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import flip, publish
@@ -112,14 +122,60 @@ def test_a_full_disk_leaves_nothing(
 
 def test_what_a_killed_export_left_is_removed(store: Store, tmp_path: Path) -> None:
     def leave() -> None:
-        (tmp_path / f".out.{owner_token()}.partial" / "blobs").mkdir(parents=True)
+        with Directory.hold(tmp_path) as parent:
+            left = create_partial(parent, "out").path
+        (left / "blobs" / "sha256").mkdir(parents=True)
+        (left / "blobs" / "sha256" / "x").touch()
 
     succeeds(start(leave))
-    living = tmp_path / f".out.{owner_token()}-x.partial"
-    living.mkdir()
+    assert len(list(tmp_path.glob(".out.partial-*"))) == 1
+    with Directory.hold(tmp_path) as parent:
+        living = create_partial(parent, "out").path
     (tmp_path / ".out.notes").mkdir()
     export(store, "m", tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"store", "out", ".out.notes", living.name}
+
+
+@pytest.mark.parametrize("step", [Step.OWNED, Step.RELEASED])
+def test_an_unfinished_export_that_is_swapped_for_a_link_costs_nothing_there(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Step
+) -> None:
+    victim = tmp_path / "victim"
+    (victim / "blobs" / "sha256").mkdir(parents=True)
+    (victim / "index.json").write_text("mine")
+
+    def reached(at: Step) -> None:
+        if at is step:
+            (partial,) = tmp_path.glob(".out.partial-????????????")
+            partial.rename(tmp_path / "old")
+            partial.symlink_to(victim)
+
+    monkeypatch.setattr(steps, "reached", reached)
+    with pytest.raises(StoreError, match="something else in the place of"):
+        export(store, "m", tmp_path / "out")
+    assert (victim / "index.json").read_text() == "mine"
+    assert list((victim / "blobs" / "sha256").iterdir()) == []
+    assert list((tmp_path / "old").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_blob_that_is_swapped_while_it_is_linked_is_not_exported(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been linked is looked at, not what the store has a moment later."""
+    link = os.link
+
+    def swapped(source: Path, name: str, **more: Any) -> None:
+        good = source.with_name("good")
+        source.rename(good)
+        source.write_bytes(b"something else")
+        link(source, name, **more)
+        good.rename(source)
+
+    monkeypatch.setattr(os, "link", swapped)
+    with pytest.raises(BlobCorruptError):
+        export(store, "m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")

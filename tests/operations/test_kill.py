@@ -23,6 +23,7 @@ from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.checkpoint import CheckpointWriter, lease, writer
 from deltastore.cli.main import main
+from deltastore.directory import Directory
 from deltastore.errors import OutputExistsError
 from deltastore.operations import encoding
 
@@ -264,11 +265,7 @@ def failing_then(arrange: Action) -> Action:
 def empty_lease() -> None:
     """The file is there, and what it says is not."""
 
-    def write_text(self: Path, *_arguments: Any, **_options: Any) -> None:
-        self.touch()
-        die()
-
-    Path.write_text = write_text
+    lease._say = lambda *_: die()
 
 
 APPLY_POINTS: dict[str, Action] = {
@@ -281,11 +278,11 @@ APPLY_POINTS: dict[str, Action] = {
     "a middle chunk": lambda: wrapped(CheckpointWriter, "write", 5),
     "the first small file": lambda: wrapped(CheckpointWriter, "write_file", 1),
     "all small files": lambda: wrapped(CheckpointWriter, "commit", 1),
-    "the commit": lambda: wrapped(writer, "release", 1),
-    "the lease beside the directory": lambda: wrapped(writer, "release", 1, after=True),
+    "the commit": lambda: wrapped(lease, "release", 1),
+    "the lease beside the directory": lambda: wrapped(lease, "release", 1, after=True),
     "the beginning of a clean-up": failing_then(lambda: wrapped(writer, "remove_partial", 1)),
-    "a clean-up": failing_then(lambda: wrapped(Path, "unlink", 2)),
-    "the end of a clean-up": failing_then(lambda: wrapped(Path, "rmdir", 1)),
+    "a clean-up": failing_then(lambda: wrapped(Directory, "unlink", 2)),
+    "the end of a clean-up": failing_then(lambda: wrapped(Directory, "remove", 1)),
 }
 
 

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
+from deltastore.directory import Directory
 from deltastore.errors import MissingExtraError, NoSpaceError, UsageError
 from deltastore.operations import plots
 from deltastore.operations.compare import Compared, Comparison, Group, PairFigures
@@ -153,7 +154,7 @@ def test_a_file_is_replaced_or_kept_whole(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
+        patched.setattr(Directory, "write", full)
         with pytest.raises(NoSpaceError):
             plots.plot_comparison(comparison(), path)
     with monkeypatch.context() as patched:
