@@ -249,6 +249,14 @@ def _temps(store: Store) -> Check:
     count = 0
     with contextlib.suppress(OSError):
         count = sum(1 for _ in store.parts.layout.temp.iterdir())
+    foreign = store.parts.leases.strangers()
+    if foreign:
+        return Check(
+            "temporary files",
+            "warn",
+            f"{len(foreign)} things in tmp/ and leases/ were not made by deltastore",
+            f"They do no harm; look at them, then remove them: `ls -ld {foreign[0]}`.",
+        )
     stale = len(store.parts.leases.stale_temps())
     if stale:
         return Check(

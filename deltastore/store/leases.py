@@ -51,6 +51,7 @@ WITHOUT_BLOBS = frozenset({"tag", "untag", "rm", COLLECTOR})
 _CLAIM = re.compile(r"(?P<name>.+)\.(?P<version>v[0-9]+)\.rm\Z", re.DOTALL)
 _MAX_LEASE_BYTES = 64 << 10
 _POLL_S = 0.01
+_MOST_ROUNDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +244,14 @@ class Leases:
         token = token_of(lease.path.name)
         with durable.translated(self._temp), self._temps.hold() as temps:
             for name in temps.names():
-                if token_of(name) == token:
+                if token_of(name) != token:
+                    continue
+                try:
                     _take_away(temps, name)
+                except OSError:
+                    # Of the dead nothing has to go.
+                    if not is_dead(name):
+                        raise
 
     def discard(self, temp: Path) -> int | None:
         """Remove a temporary file, or a bin with all that is in it, if that can be done.
@@ -368,46 +375,56 @@ def _take_away(temps: Directory, name: str) -> int | None:
     """Remove a temporary file, or a bin and what is in it; the bytes that this freed.
 
     Raises:
-        OSError: It cannot be removed; ``ENOTEMPTY`` for a bin with a directory in it.
+        OSError: It cannot be removed; ``ENOTEMPTY`` for a bin of the dead with a directory in it.
     """
     try:
         status = temps.status(name)
         if not stat.S_ISDIR(status.st_mode):
             temps.unlink(name)
             return status.st_size
-        if not is_dead(name):
-            # Renamed first: its process, if it lives, finds it gone at once.
-            mine = durable.temp_name()
-            temps.rename(name, temps, mine)
-            name = mine
-        with temps.open(name) as bin_:
-            return _empty(temps, name, bin_)
+        if is_dead(name):
+            with temps.open(name) as bin_:
+                freed = _empty(bin_)
+                os.rmdir(name, dir_fd=temps.descriptor)
+            return freed
+        # Renamed first: its process, if it lives, finds it gone at once.
+        mine = durable.temp_name()
+        temps.rename(name, temps, mine)
+        with temps.open(mine) as bin_:
+            return _remove_living(temps, mine, bin_)
     except FileNotFoundError:
         return 0
 
 
-def _empty(temps: Directory, name: str, bin_: Directory) -> int:
+def _remove_living(temps: Directory, name: str, bin_: Directory) -> int:
+    """Remove the bin of a process that may live; it can move blobs in until this has succeeded."""
     freed = 0
-    while True:
-        nested = False
+    for _ in range(_MOST_ROUNDS):
+        freed += _empty(bin_)
         for entry in bin_.names():
-            with contextlib.suppress(FileNotFoundError):
-                status = bin_.status(entry)
-                if stat.S_ISDIR(status.st_mode):
-                    nested = True
-                else:
-                    bin_.unlink(entry)
-                    freed += status.st_size
+            if _is_directory(bin_, entry):
+                # No deltastore made it: under a name without a token it stays, and is named.
+                bin_.rename(entry, temps, f"foreign-{durable.temp_name()}")
         try:
             os.rmdir(name, dir_fd=temps.descriptor)
-        except FileNotFoundError:
-            return freed
         except OSError as error:
-            # Its process, which may live, has moved something in: it can until this succeeds.
-            if nested or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             return freed
+    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(bin_.path))
+
+
+def _empty(bin_: Directory) -> int:
+    """Remove the files in a bin; how many bytes they had."""
+    freed = 0
+    for entry in bin_.names():
+        with contextlib.suppress(FileNotFoundError):
+            status = bin_.status(entry)
+            if not stat.S_ISDIR(status.st_mode):
+                bin_.unlink(entry)
+                freed += status.st_size
+    return freed
 
 
 def _is_directory(held: Directory, name: str) -> bool:

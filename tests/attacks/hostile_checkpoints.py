@@ -185,6 +185,20 @@ def _small_huge(place: Path) -> Action:
     return read(place)
 
 
+@attack("small-file-of-the-kernel")
+def _small_kernel(place: Path) -> Action:
+    checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
+    (place / "base" / "tokenizer.json").symlink_to("/proc/self/environ")
+    return read(place)
+
+
+@attack("small-file-waited-for")
+def _small_waiting(place: Path) -> Action:
+    checkpoint(place / "base", {"w": ("BF16", [2], b"\0\0\0\0")})
+    (place / "base" / "tokenizer.json").symlink_to("/proc/kmsg")
+    return read(place)
+
+
 @attack("small-files-together")
 def _small_many(place: Path) -> Action:
     action = read(place)

@@ -13,10 +13,17 @@ from attack import Action, attack
 from hostile_artifacts import RECORD, honest
 
 import deltastore
+from deltastore.blobs.owner import owner_token
 from deltastore.operations.doctor import doctor
 from deltastore.store.maintenance import rebuild_catalog
 
 Change = Callable[[Path], object]
+
+TOKEN = f"{'f' * 24}-4242-99"
+"""Of a process on another machine."""
+
+DEAD = f"{owner_token().rpartition('-')[0]}-1"
+"""Of a process on this machine that has ended."""
 
 
 def opened(name: str, change: Change, *, do: str = "apply") -> None:
@@ -49,6 +56,8 @@ def opened(name: str, change: Change, *, do: str = "apply") -> None:
                     store.untag("honest", "good")
                 elif do == "verify":
                     assert store.verify().problems
+                elif do == "gc":
+                    store.gc(grace_s=0)
                 elif do == "rm":
                     store.rm("honest:v1")
                 elif do == "extract":
@@ -177,14 +186,14 @@ LINKS: list[tuple[str, Change, str]] = [
     ("link-store-json-device", linked("store.json", "/dev/zero"), "apply"),
     ("link-catalog", linked("catalog.db", "outside/other.db"), "apply"),
     ("link-catalog-reindex", linked("catalog.db", "outside/other.db"), "reindex"),
-    ("link-lease", linked("leases/x.json", "outside/v1.json"), "apply"),
+    ("link-lease", linked(f"leases/{TOKEN}-0-x.json", "outside/v1.json"), "apply"),
     ("link-temp", linked("tmp/x", "outside"), "extract"),
     ("pipe-blob", lambda store: pipe(str(part(store)))(store), "apply"),
     ("pipe-record", pipe("names/evil/v1.json"), "evil"),
     ("pipe-tag", pipe("names/honest/tags/good.json"), "reindex"),
     ("pipe-store-json", pipe("store.json"), "apply"),
     ("pipe-catalog", pipe("catalog.db"), "apply"),
-    ("pipe-lease", pipe("leases/x.json"), "doctor"),
+    ("pipe-lease", pipe(f"leases/{TOKEN}-0-x.json"), "doctor"),
     ("pipe-temp", pipe("tmp/x"), "extract"),
 ]
 LINKS += [
@@ -225,12 +234,72 @@ for _name, _data in MARKERS.items():
     opened(f"store-json-{_name}", written("store.json", _data))
 
 LEASE = {"purpose": "\x1b[2J" * 99, "name": "../..", "host": ["\ud800"], "pid": 10**30}
-opened("lease-fields", written("leases/x.json", json.dumps(LEASE).encode()), do="doctor")
-opened("lease-deep", written("leases/x.json", b"[" * 60_000), do="doctor")
-opened("lease-large", written("leases/x.json", b" " * (1 << 20)), do="doctor")
+opened("lease-fields", written(f"leases/{TOKEN}-0-x.json", json.dumps(LEASE).encode()), do="doctor")
+opened("lease-deep", written(f"leases/{TOKEN}-0-x.json", b"[" * 60_000), do="doctor")
+opened("lease-large", written(f"leases/{TOKEN}-0-x.json", b" " * (1 << 20)), do="doctor")
 TAG = {"format": 1, "name": "honest", "tag": "good", "version": 10**400}
 opened("tag-version", written("names/honest/tags/good.json", json.dumps(TAG).encode()), do="tag")
 opened("catalog-is-no-database", written("catalog.db", b"x" * 9999))
+
+
+# --- what others put into a store that they may write to ------------------------------------------
+
+
+def last_version(name: str) -> Change:
+    """A record with the last number that a version can have."""
+
+    def change(store: Path) -> None:
+        good = json.loads((store / "names/honest/v1.json").read_text())
+        fields = {"name": name, "version": 999_999_999, "digest": f"sha256:{'0' * 64}"}
+        data = json.dumps(good | fields).encode()
+        written(f"names/{name}/v999999999.json", data)(store)
+
+    return change
+
+
+def nested(path: str) -> Change:
+    def change(store: Path) -> None:
+        (store / path / "a/b/c/d").mkdir(parents=True)
+
+    return change
+
+
+def old_files_behind(path: str) -> Change:
+    """A link of the user's own to a directory with old files, as a store's directory."""
+
+    def change(store: Path) -> None:
+        outside = store.parent / "outside"
+        for name in ("a.json", "photo.rm", "thesis.v1.rm", "thesis.txt"):
+            (outside / name).write_bytes(b"mine")
+            os.utime(outside / name, (1, 1))
+        linked(path, "outside")(store)
+
+    return change
+
+
+def collector_without_bin(store: Path) -> None:
+    """What says that it is a collector's lease, and has no bin."""
+    text = json.dumps({"purpose": "gc", "name": None, "host": "x", "pid": 1, "created": "x"})
+    written(f"leases/{TOKEN}-0-x.json", text.encode())(store)
+
+
+def bin_is_nested(store: Path) -> None:
+    collector_without_bin(store)
+    nested(f"tmp/{TOKEN}-0-x")(store)
+
+
+opened("version-last", last_version("honest"), do="verify")
+opened("version-last-gc", last_version("honest"), do="gc")
+opened("version-last-extract", last_version("other"), do="extract")
+opened("temp-nested", nested(f"tmp/{DEAD}-0-x"), do="tag")
+opened("temp-nested-gc", nested(f"tmp/{DEAD}-0-x"), do="gc")
+opened("link-leases-own", old_files_behind("leases"), do="gc")
+opened("link-temp-own", old_files_behind("tmp"), do="gc")
+opened("claim-without-token", written("leases/honest.v1.rm", b'{"purpose": "rm"}'), do="rm")
+opened("claim-directory", nested("leases/honest.v1.rm"), do="rm")
+opened("claim-of-another-host", written("leases/honest.v1.rm", TOKEN.encode()), do="rm")
+opened("collector-of-another-host", collector_without_bin, do="extract")
+opened("collector-bin-nested", bin_is_nested, do="extract")
 
 
 # --- outputs --------------------------------------------------------------------------------------

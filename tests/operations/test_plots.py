@@ -158,7 +158,7 @@ def test_a_file_is_replaced_or_kept_whole(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(NoSpaceError):
             plots.plot_comparison(comparison(), path)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", full)
+        patched.setattr(Directory, "rename", full)
         with pytest.raises(NoSpaceError):
             plots.plot_comparison(comparison(), path)
     assert path.read_text() == "old"
