@@ -30,8 +30,12 @@ _counter = itertools.count()
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translated(path: Path, doing: str = "written") -> Iterator[None]:
     """Turn an ``OSError`` from writing at ``path`` into the error a caller can act on.
+
+    Args:
+        path: The file or directory.
+        doing: ``read`` where it was only looked at.
 
     Raises:
         NoSpaceError: The file system or the user's quota is full.
@@ -56,12 +60,12 @@ def translated(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in _NO_PERMISSION:
             raise StoreReadOnlyError(
-                f"{path} cannot be written: {error.strerror}.",
+                f"{path} cannot be {doing}: {error.strerror}.",
                 hint="Ask its owner for write permission, or use `--store` with another directory.",
                 path=str(path),
             ) from error
         raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}.",
+            f"{path} cannot be {doing}: {error.strerror or error}.",
             hint="Run `deltastore doctor` for the state of the store.",
             path=str(path),
         ) from error

@@ -347,16 +347,12 @@ class Leases:
 @contextlib.contextmanager
 def _looked(place: Place) -> Iterator[tuple[Directory, list[str]]]:
     """A directory and the names in it; none where it is not there or may not be listed."""
-    try:
-        held = place.hold()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        yield Directory(-1, place.path), []
-        return
-    with held:
-        try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(durable.translated(place.path, "read"))
+        held, names = Directory(-1, place.path), []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            held = stack.enter_context(place.hold())
             names = held.names()
-        except PermissionError:
-            names = []
         yield held, names
 
 

@@ -289,7 +289,8 @@ def _entries(place: Place) -> Iterator[os.DirEntry[str]]:
         ) from error
     except OSError as error:
         if error.errno != errno.ELOOP:
-            raise
+            with durable.translated(place.path.joinpath(*place.below), "read"):
+                raise
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -300,7 +301,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _visible(place: Place) -> list[tuple[str, str]]:
     """The names in a directory that do not begin with a dot, and what is there: see ``_kind``."""
-    with durable.translated(place.path.joinpath(*place.below)):
+    with durable.translated(place.path.joinpath(*place.below), "read"):
         try:
             with place.hold() as held, held.scan() as entries:
                 return [(e.name, _kind(e)) for e in entries if not e.name.startswith(".")]
@@ -315,7 +316,7 @@ def _read(path: Path, place: Place) -> bytes:
         data = read_regular(path, limit=records.MAX_RECORD_BYTES, within=held)
     except OSError as error:
         if held is None and error.errno == errno.ELOOP:
-            with durable.translated(path):
+            with durable.translated(path, "read"):
                 raise
         raise BlobMissingError(
             f"{path} cannot be read: {error.strerror}.",

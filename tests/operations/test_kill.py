@@ -322,15 +322,14 @@ def test_apply_killed_once_the_output_is_there(world: World, filled: Path, tmp_p
     out.parent.mkdir()
 
     def doomed() -> None:
-        real = Path.rename
+        real = Directory.rename
 
-        def rename(self: Path, target: Path) -> Path:
-            result = real(self, target)
-            if target == out:
+        def rename(self: Directory, name: str, into: Directory, new: str) -> None:
+            real(self, name, into, new)
+            if into.path / new == out:
                 die()
-            return result
 
-        Path.rename = rename
+        Directory.rename = rename
         apply(world, filled, out)
 
     killed_at(doomed)
