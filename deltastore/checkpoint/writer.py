@@ -35,7 +35,7 @@ from deltastore.checkpoint.lease import (
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
 from deltastore.directory import Directory, hold_or_make, unmake
-from deltastore.errors import CheckpointError
+from deltastore.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,7 +168,7 @@ class CheckpointWriter:
 
         Raises:
             NoSpaceError: The file system is full.
-            CheckpointError: The write failed.
+            CheckpointError: The write failed, or the path is too deep.
             ValueError: The path leaves the output, or is that of a weight file or the index.
         """
         path = PurePosixPath(relative_path)
@@ -179,7 +179,11 @@ class CheckpointWriter:
         if path.is_absolute() or ".." in path.parts or not path.parts or first in taken:
             raise ValueError(f"{relative_path!r} cannot be a small file of an output")
         if len(path.parts) > MAX_FOLDERS + 1:
-            raise ValueError(f"{relative_path!r} is too deep for an output")
+            raise CheckpointError(
+                f"{shown(relative_path)} is in {len(path.parts) - 1} folders; a file of an output "
+                f"is in at most {MAX_FOLDERS}.",
+                hint="Look at the artifact's files: `deltastore show REF --json`.",
+            )
         directory = self._directory()
         try:
             with ExitStack() as stack:
