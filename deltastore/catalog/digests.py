@@ -232,6 +232,9 @@ class DigestMemory:
         return self._ask(read, otherwise=set())
 
     def _ask(self, action: Callable[[Session], _T], *, otherwise: _T, write: bool = False) -> _T:
+        if not write and self._database is None and not (self._path and self._path.exists()):
+            # Nothing was remembered yet, and asking makes no file.
+            return otherwise
         database = self._opened()
         try:
             with database.writing() if write else database.reading() as session:

@@ -63,7 +63,7 @@ def _held(path: Path) -> Iterator[Path]:
     when they have the lock, and find the new one.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         path = Path(os.path.realpath(path.parent)) / path.name
         if reason := other_mover(path.parent) or other_writer(path.parent):
             raise StoreError(f"The index {path} would not be the user's alone: {reason}.")
@@ -77,3 +77,13 @@ def _held(path: Path) -> Iterator[Path]:
             os.close(lock)
     except OSError as error:
         raise StoreError(f"The index {path} cannot be made: {error.strerror}.") from error
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory and those above it that are not there, for the user alone.
+
+    As the umask says, they could be the group's, and the group could move what is in them.
+    """
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)

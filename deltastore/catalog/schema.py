@@ -28,7 +28,11 @@ _SINCE_DROPPED = {
 """What an older revision has besides the schema at head."""
 
 _REVISION = re.compile(r"[0-9]{4}", re.ASCII)
-
+_REVISIONS = (
+    "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+    "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+)
+"""Alembic's own table, the same at all revisions."""
 
 _Entry = tuple[str, str, str, str]
 """A row of sqlite_master: type, name, table, and the statement but for white space."""
@@ -49,7 +53,7 @@ def revision(session: Session, where: str) -> str | None:
     if not (found := _schema(session)):
         return None
     # Before anything is asked of a table: a view of that name may have no end.
-    if _entry(statements_at_head()[-1]) not in found:
+    if _entry(_REVISIONS) not in found:
         raise damaged(where, "it holds tables that are not deltastore's")
     rows = session.rows("SELECT version_num FROM alembic_version")
     if len(rows) == 1 and _REVISION.fullmatch(str(rows[0][0])):
@@ -68,7 +72,7 @@ def check_tables(session: Session, more: Iterable[str] = (), *, at: str | None =
     Raises:
         CatalogError: It has, with the fact ``damaged``.
     """
-    check_only(session, (*statements_at_head(), *_SINCE_DROPPED.get(at or HEAD, ()), *more))
+    check_only(session, (*statements_at(at or HEAD), *more))
 
 
 def check_only(session: Session, statements: Iterable[str]) -> None:
@@ -112,14 +116,18 @@ def check_revision(found: str, where: str) -> None:
 
 def create_schema(session: Session) -> None:
     """Make all tables, at head, within the session's transaction."""
-    for statement in statements_at_head():
+    for statement in statements_at(HEAD):
         session.run(statement)
     session.run("INSERT INTO alembic_version (version_num) VALUES (:head)", {"head": HEAD})
 
 
+def statements_at(revision: str) -> tuple[str, ...]:
+    """What makes the schema of a revision."""
+    return (*_statements_at_head(), *_SINCE_DROPPED.get(revision, ()))
+
+
 @functools.cache
-def statements_at_head() -> tuple[str, ...]:
-    """What makes the schema at head; the revision's table is the last."""
+def _statements_at_head() -> tuple[str, ...]:
     script = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
     lines = [line for line in script.splitlines() if not line.startswith("--")]
     return tuple(found.strip() for found in "\n".join(lines).split(";") if found.strip())

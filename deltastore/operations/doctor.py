@@ -152,7 +152,8 @@ def _index(store: Store) -> Check:
             "index",
             "warn",
             index.reason,
-            "Every command reads all records; name a directory for indexes in DELTASTORE_INDEX.",
+            "Every command reads all records; name a directory of yours, in which nobody else may "
+            "write, in DELTASTORE_INDEX, or take that permission away with `chmod go-w`.",
         )
     if os.path.lexists(layout.catalog):
         found = f"{index.path}: {index.reason}; catalog.db in the store is not used"

@@ -37,7 +37,8 @@ def test_what_is_published_is_what_was_made(store: Store) -> None:
     assert artifact.stored_bytes == published.stored_bytes == sum(f.stat().st_size for f in files)
     assert artifact.bits_per_weight == 8 * 6000 / config.post.parameters
     assert (artifact.tensors, artifact.unchanged) == (3, 1)
-    assert store.find_pair(config.base.content, config.post.content, "exact") == [artifact.digest]
+    pair = (config.base.content, config.post.content, "exact")
+    assert store.parts.catalog.find_pair(*pair) == [artifact.digest]
 
 
 def test_the_record_says_who_and_when_and_the_blobs_do_not(store: Store, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from other_users import ANN, BOB, TEAM, becoming, run_as
 
 from deltastore.blobs.steps import Step
-from deltastore.catalog import FileIdentity
+from deltastore.catalog import Summary, VersionRow
 from deltastore.errors import RefNotFoundError, StoreError, StoreReadOnlyError
 from deltastore.operations.doctor import Check, doctor
 from deltastore.operations.gc import gc
@@ -29,7 +29,7 @@ from deltastore.testing.killing import killed_at, start, succeeds
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 
-@pytest.fixture(params=["in the store", "local"])
+@pytest.fixture(params=["by itself", "in a directory"])
 def team(
     public_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
@@ -38,17 +38,27 @@ def team(
     path.mkdir()
     os.chown(path, 0, TEAM)
     path.chmod(0o2775)
-    if request.param == "local":
-        # Each has a directory there that the other cannot write.
-        (public_path / "indexes").mkdir()
-        (public_path / "indexes").chmod(0o777)
-        monkeypatch.setenv("DELTASTORE_INDEX", f"{public_path}/indexes/{{uid}}")
+    # Each has a directory there that the other cannot write.
+    (public_path / "indexes").mkdir()
+    (public_path / "indexes").chmod(0o1777)
+    kind = "XDG_CACHE_HOME" if request.param == "by itself" else "DELTASTORE_INDEX"
+    monkeypatch.setenv(kind, f"{public_path}/indexes/{{uid}}")
     return path
 
 
+def index_here() -> str | None:
+    """The index of this user, where it is not left to itself."""
+    for name in ("XDG_CACHE_HOME", "DELTASTORE_INDEX"):
+        if name in os.environ:
+            os.environ[name] = os.environ[name].replace("{uid}", str(os.geteuid()))
+    return os.environ.get("DELTASTORE_INDEX")
+
+
 def open_here(path: Path) -> Store:
-    index = os.environ.get("DELTASTORE_INDEX", "").replace("{uid}", str(os.geteuid())) or None
-    return open_store(path, index=index)
+    store = open_store(path, index=index_here())
+    assert store.parts.index.path.is_file()
+    assert not (path / "catalog.db").exists()
+    return store
 
 
 def everything(path: Path) -> Iterator[Path]:
@@ -65,8 +75,7 @@ def publishes(path: Path, name: str, seed: int, tags: tuple[str, ...] = ()) -> C
 
 
 def checked(path: Path, what: str) -> Check:
-    index = os.environ.get("DELTASTORE_INDEX", "").replace("{uid}", str(os.geteuid())) or None
-    (check,) = (check for check in doctor(path, index=index).checks if check.what == what)
+    (check,) = (check for check in doctor(path, index=index_here()).checks if check.what == what)
     return check
 
 
@@ -114,7 +123,10 @@ def test_the_catalogs_journal_is_the_groups_as_well(tmp_path: Path) -> None:
     def work() -> None:
         os.umask(0o002)
         with open_store(tmp_path / "store") as store, store.parts.catalog.writing() as writer:
-            writer.remember(FileIdentity.of(__file__), {"a": "b"})
+            writer.put_version(
+                VersionRow("m", 1, "sha256:", "now", "ann", "tool", "base", "post"),
+                Summary.unreadable("sha256:"),
+            )
             journal = tmp_path / "store" / "catalog.db-journal"
             (tmp_path / "mode").write_text(f"{stat.S_IMODE(journal.stat().st_mode):o}")
 
