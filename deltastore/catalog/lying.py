@@ -96,7 +96,8 @@ def _is_there(path: Path, where: str) -> bool:
     what = "it" if str(path) == where else path.name
     if not stat.S_ISREG(status.st_mode):
         raise damaged(where, f"{what} is no regular file")
-    if status.st_nlink != 1:
+    # None, where another process has removed it just now.
+    if status.st_nlink > 1:
         raise damaged(where, f"{what} has {status.st_nlink} names, so that others would change too")
     if status.st_uid != os.geteuid():
         raise damaged(where, f"{what} belongs to user {status.st_uid}")

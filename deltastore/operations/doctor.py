@@ -158,7 +158,8 @@ def _index(store: Store) -> Check:
     if os.path.lexists(layout.catalog):
         found = f"{index.path}: {index.reason}; catalog.db in the store is not used"
         # One that an older deltastore made has paths of local files in it.
-        return Check("index", "ok", found, f"Delete it: `rm {shlex.quote(str(layout.catalog))}`.")
+        delete = f"Delete it: `rm {shlex.quote(str(layout.catalog))}`." if store.writable else ""
+        return Check("index", "ok", found, delete)
     return Check("index", "ok", f"{index.path}: {index.reason}")
 
 

@@ -23,6 +23,9 @@ from deltastore.store import filesystem
 from deltastore.store.layout import Layout, StoreInfo
 
 VARIABLE = "DELTASTORE_INDEX"
+_UNSET = (
+    f'Unset {VARIABLE} and the key "index" of the config file: the index is then on this machine.'
+)
 _NOTE = b"Every user has an index of this store on his own machine; catalog.db is not used.\n"
 
 
@@ -60,8 +63,14 @@ def place_index(
             raise StoreError(
                 f"The index of the store at {layout.root} cannot lie in it: that is on {kind}, a "
                 "network file system, where SQLite's locks need not hold.",
-                hint=f'Unset {VARIABLE} and the key "index" of the config file: the index is then '
-                "on this machine.",
+                hint=_UNSET,
+                path=str(layout.root),
+            )
+        if reason := _not_alone(layout, catalog):
+            raise StoreError(
+                f"The index of the store at {layout.root} cannot lie in it: {reason}; a database "
+                "is not opened where anybody but the user may write.",
+                hint=_UNSET,
                 path=str(layout.root),
             )
         if layout.local_index.exists():
@@ -72,24 +81,16 @@ def place_index(
                 "and run `deltastore reindex`.",
                 path=str(layout.root),
             )
-        if reason := _not_alone(layout, catalog):
-            raise StoreError(
-                f"The index of the store at {layout.root} cannot lie in it: {reason}; a database "
-                "is not opened where anybody but the user may write.",
-                hint=f'Unset {VARIABLE} and the key "index" of the config file: the index is then '
-                "on this machine.",
-                path=str(layout.root),
-            )
         return IndexPlace(catalog, local=False, reason="as asked for")
     if setting is not None:
         return IndexPlace(_local_path(layout, info, setting), local=True, reason="as asked for")
     if network:
         reason = f"the store is on {kind}, a network file system"
         return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+    if reason := _not_alone(layout, catalog):
+        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
     if layout.local_index.exists():
         reason = f"{layout.local_index.name} in the store asks for it"
-        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
-    if reason := _not_alone(layout, catalog):
         return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
     if not writable and not (layout.catalog.exists() and layout.catalog.stat().st_size):
         reason = "the store has no catalog and cannot be written"

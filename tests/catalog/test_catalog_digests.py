@@ -117,3 +117,97 @@ def test_the_files_seen_longest_ago_are_forgotten(
     for file in files:
         memory.remember([(file, {})])
     assert sorted(memory.remembered(files)) == ["/2", "/3", "/4"]
+
+
+def test_it_is_the_users_alone_whatever_the_umask(path: Path, memory: DigestMemory) -> None:
+    before = os.umask(0)
+    try:
+        memory.remember([(settled(path.parent.parent / "shard"), {"a": "00"})])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(found.stat().st_mode) for found in path.parent.iterdir()} == {0o600}
+
+
+def test_asking_makes_no_file(path: Path, memory: DigestMemory) -> None:
+    assert memory.remembered([FileIdentity.of_content("ab" * 32, 7)]) == {}
+    assert memory.files_with("00") == []
+    assert memory.all_made() == memory.made("a", "b", "exact") == set()
+    assert not path.parent.exists()
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 3000)
+
+
+def other_table(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE more (a)")
+
+
+def journal(path: Path) -> None:
+    name = os.fsencode(path.parent.parent / "shard")
+    magic = bytes.fromhex("d9d505f920a163d7")
+    path.with_name("digests.db-journal").write_bytes(
+        name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + magic
+    )
+
+
+def linked(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../shard")
+
+
+@pytest.mark.parametrize("spoil", [garbage, other_table, journal, linked, lambda p: p.chmod(0o666)])
+def test_one_that_is_no_good_is_made_anew(
+    path: Path, memory: DigestMemory, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    file = settled(tmp_path / "shard")
+    memory.remember([(file, {"a": "00"})])
+    spoil(path)
+    # Whether it was open already or not.
+    for user in (memory, DigestMemory(path)):
+        user.remembered([file])
+    again = DigestMemory(path)
+    again.remember([(file, {"a": "11"})])
+    assert DigestMemory(path).remembered([file]) == {file.path: {"a": "11"}}
+    assert path.is_file()
+    assert (tmp_path / "shard").read_text() == "data"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757])
+def test_where_somebody_else_may_write_nothing_is_kept(
+    path: Path, memory: DigestMemory, tmp_path: Path, mode: int
+) -> None:
+    file = settled(tmp_path / "shard")
+    memory.remember([(file, {"a": "00"})])
+    for directory in (path.parent, tmp_path):
+        before = directory.stat().st_mode
+        directory.chmod(mode)
+        other = DigestMemory(path)
+        assert other.remembered([file]) == {}
+        other.remember([(file, {"a": "11"})])
+        assert other.remembered([file]) == {file.path: {"a": "11"}}  # as long as it lasts
+        directory.chmod(before)
+    assert DigestMemory(path).remembered([file]) == {file.path: {"a": "00"}}
+
+
+def test_what_was_made_is_known_by_its_pair(path: Path, memory: DigestMemory) -> None:
+    first, second = (f"sha256:{letter * 64}" for letter in "ab")
+    memory.remember_made("base", "post", "exact", first)
+    memory.remember_made("base", "post", "exact", first)
+    memory.remember_made("base", "other", "exact", second)
+    again = DigestMemory(path)
+    assert again.made("base", "post", "exact") == {first}
+    assert again.made("base", "post", "quant") == again.made("post", "base", "exact") == set()
+    assert again.all_made() == {first, second}
+
+
+def test_what_was_made_longest_ago_is_forgotten(
+    memory: DigestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "MADE_KEPT", 3)
+    made = [f"sha256:{number:064x}" for number in range(5)]
+    for digest in made:
+        memory.remember_made("base", "post", "exact", digest)
+    assert memory.all_made() == set(made[2:])

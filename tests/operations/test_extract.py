@@ -7,21 +7,35 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import Tensors, bits, model, random_bits, save, save_bin, trained
+from checkpoints import (
+    Tensors,
+    assert_same_bits,
+    bits,
+    load,
+    model,
+    random_bits,
+    save,
+    save_bin,
+    trained,
+)
 
 import deltastore
 from deltastore.checkpoint import Checkpoint
+from deltastore.digest import sha256_digest
 from deltastore.errors import (
     CheckpointNotFoundError,
     CodecUnknownError,
@@ -29,7 +43,7 @@ from deltastore.errors import (
     RefSyntaxError,
     SourceChangedError,
 )
-from deltastore.manifest import Config, Manifest
+from deltastore.manifest import Config, Manifest, config_bytes
 from deltastore.manifest import format as fmt
 from deltastore.operations import encoding
 from deltastore.operations.extract import ExtractResult
@@ -503,6 +517,93 @@ def test_an_artifact_for_restoration_only_is_another(
     assert (second.version, second.digest != first.digest) == (2, True)
     assert store.extract(*pair, name="x", restore_only=True).digest == second.digest
     assert store.extract(*pair, name="x").digest == first.digest
+
+
+# --- what others published, or wrote into the catalog ---------------------------------------------
+
+
+@pytest.fixture
+def lying(
+    store: deltastore.DeltaStore, base: Tensors, tmp_path: Path
+) -> tuple[tuple[Path, Path], str, str]:
+    """A pair, its artifact's digest, and one that says to be of it and has another's weights."""
+    directories = [
+        save(tmp_path / name, tensors, config=CONFIG, files=FILES)
+        for name, tensors in (
+            ("before", base),
+            ("after", trained(base, "after")),
+            ("wrong", trained(base, "wrong")),
+        )
+    ]
+    right = store.extract(directories[0], directories[1], name="right")
+    wrong = store.extract(directories[0], directories[2], name="wrong")
+    (_, truth), (manifest, config) = artifact(store, right), artifact(store, wrong)
+    forged = replace(
+        config,
+        post=truth.post,
+        tensors=tuple(
+            replace(entry, post=true.post)
+            for entry, true in zip(config.tensors, truth.tensors, strict=True)
+        ),
+    )
+    data = config_bytes(forged)
+    manifest = replace(
+        manifest, config=replace(manifest.config, digest=sha256_digest(data), size=len(data))
+    )
+    labels = {"base": "before", "post": "after"}
+    published = store._store.publish(manifest, forged, name="lying", labels=labels)
+    for ref in ("right:v1", "wrong:v1"):
+        store.rm(ref)
+    store.close()
+    return (directories[0], directories[1]), right.digest, published.digest
+
+
+@pytest.mark.usefixtures("old_files")
+@pytest.mark.parametrize("known", [True, False], ids=["files known", "nothing known"])
+def test_what_another_says_to_be_of_the_pair_is_not_used_again(
+    lying: tuple[tuple[Path, Path], str, str], tmp_path: Path, known: bool
+) -> None:
+    pair, right, wrong = lying
+    if not known:
+        shutil.rmtree(tmp_path / "xdg" / "deltastore")
+    with deltastore.open(tmp_path / "store") as store:
+        assert store.show("lying").digest == wrong
+        result = store.extract(*pair, name="lying")
+        assert (result.digest, result.reused, result.version) == (right, False, 2)
+        assert store.apply(result, base=pair[0], out=tmp_path / "out").restored
+        assert_same_bits(load(tmp_path / "out"), load(pair[1]))
+        # What the user has made is used again, and found whether the files are known or not.
+        assert store.extract(*pair, name="again").reused
+
+
+@pytest.mark.usefixtures("old_files")
+def test_rows_that_say_to_be_of_the_pair_are_not_believed(
+    lying: tuple[tuple[Path, Path], str, str], base: Tensors, tmp_path: Path
+) -> None:
+    """An artifact that the user made himself, of another pair, though the catalog says of this."""
+    pair, right, _ = lying
+    third = save(tmp_path / "third", trained(base, "third"), config=CONFIG, files=FILES)
+    with deltastore.open(tmp_path / "store") as store:
+        mine = store.extract(pair[0], third, name="third")
+        _, config = artifact(store, store.extract(*pair, name="x"))
+        store.rm("x:v1")
+    with sqlite3.connect(tmp_path / "store" / "catalog.db") as connection:
+        content = (config.base.content, config.post.content)
+        connection.execute("UPDATE artifacts SET base_content = ?, post_content = ?", content)
+    connection.close()
+    with deltastore.open(tmp_path / "store") as store:
+        result = store.extract(*pair, name="x")
+        assert (result.digest, mine.digest != right) == (right, True)
+
+
+@pytest.mark.usefixtures("old_files")
+def test_no_path_of_a_checkpoint_is_in_the_store(
+    store: deltastore.DeltaStore, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result = store.extract(*pair, name="x")
+    store.apply(result, base=pair[0], out=tmp_path / "out")
+    for path in (tmp_path / "store").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
 
 
 @pytest.mark.usefixtures("old_files")

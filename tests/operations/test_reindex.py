@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from deltastore.catalog import FileIdentity
+from deltastore.catalog import FileIdentity, schema
 from deltastore.errors import CatalogError, StoreNotFoundError, StoreTooNewError
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
@@ -44,9 +45,16 @@ def test_the_catalog_is_rebuilt_to_the_same(path: Path) -> None:
     assert listed(path) == before
 
 
-@pytest.mark.parametrize("kind", ["header", "pages", "foreign", "gone", "journal"])
+KINDS = ["header", "pages", "foreign", "gone", "journal", "super-journal", "links", "two names"]
+KINDS += ["directory", "older", "other values"]
+MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_catalog_that_cannot_be_opened_is_made_anew(path: Path, kind: str) -> None:
     before = listed(path)
+    outside = path.parent / "outside"
+    outside.write_text("precious")
     database = path / "catalog.db"
     match kind:
         case "header":
@@ -65,8 +73,36 @@ def test_a_catalog_that_cannot_be_opened_is_made_anew(path: Path, kind: str) -> 
             # That of the old database must not be rolled back into the new one.
             database.write_bytes(b"garbage" * 3000)
             (path / "catalog.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" * 600)
+        case "super-journal":
+            name = str(path.parent / "outside").encode()
+            end = len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + MAGIC
+            (path / "catalog.db-journal").write_bytes(MAGIC.ljust(512, b"\0") + name + end)
+        case "links":
+            for suffix in ("", "-journal", "-wal", "-shm"):
+                (path / f"catalog.db{suffix}").unlink(missing_ok=True)
+                (path / f"catalog.db{suffix}").symlink_to(path.parent / "outside")
+        case "two names":
+            os.link(database, path.parent / "same")
+        case "directory":
+            (path / "catalog.db-wal").mkdir()
+        case "older":
+            with sqlite3.connect(database) as connection:
+                connection.executescript(
+                    ";".join(schema.statements_at("0001")[-2:])
+                    + ";UPDATE alembic_version SET version_num = '0001'"
+                )
+            connection.close()
+        case "other values":
+            with sqlite3.connect(database) as connection:
+                connection.execute("UPDATE versions SET created = 'yesterday'")
+            connection.close()
+    if kind not in ("header", "pages", "foreign", "gone", "journal", "older", "other values"):
+        with pytest.raises(CatalogError) as caught:
+            listed(path)
+        assert "`deltastore reindex`" in caught.value.hint
     assert reindex(path).versions == 3
     assert listed(path) == before
+    assert outside.read_text() == "precious"
 
 
 def test_what_is_remembered_of_files_is_kept(path: Path) -> None:
