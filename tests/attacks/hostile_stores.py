@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ def opened(name: str, change: Change, *, do: str = "apply") -> None:
                     store.apply("honest", base=place / "base", out=place / "out")
                 elif do == "evil":
                     store.apply("evil:v1", base=place / "base", out=place / "out")
+                elif do == "list":
+                    assert [row.name for row in store.list()] == ["honest"]
                 elif do == "tag":
                     store.tag("honest", "good")
                 elif do == "untag":
@@ -300,6 +304,93 @@ opened("claim-directory", nested("leases/honest.v1.rm"), do="rm")
 opened("claim-of-another-host", written("leases/honest.v1.rm", TOKEN.encode()), do="rm")
 opened("collector-of-another-host", collector_without_bin, do="extract")
 opened("collector-bin-nested", bin_is_nested, do="extract")
+
+
+# --- the catalog and what lies beside it ----------------------------------------------------------
+
+
+def journal(store: Path, *, pages: int | None = None) -> None:
+    """A journal that SQLite plays back; it names a file outside as its super-journal."""
+    data = (store / "catalog.db").read_bytes()
+    page, magic = int.from_bytes(data[16:18], "big"), bytes.fromhex("d9d505f920a163d7")
+    count = len(data) // page if pages is None else pages
+    head = (magic + struct.pack(">5I", 0, 1, count, 512, page)).ljust(512, b"\0")
+    name = os.fsencode(store.parent / "outside" / "v1.json")
+    named = struct.pack(">I", (1 << 30) // page + 1) + name
+    named += struct.pack(">II", len(name), sum(name)) + magic
+    (store / "catalog.db-journal").write_bytes(head + (named if pages is None else b""))
+
+
+def write_ahead_log(store: Path) -> None:
+    """A database that says that it has a log, which is a link."""
+    data = bytearray((store / "catalog.db").read_bytes())
+    data[18] = data[19] = 2
+    (store / "catalog.db").write_bytes(data)
+    linked("catalog.db-wal", "outside/log")(store)
+
+
+def second_name(store: Path) -> None:
+    """A database that is a hard link to another one."""
+    (store / "catalog.db").rename(store.parent / "outside" / "other.db")
+    os.link(store.parent / "outside" / "other.db", store / "catalog.db")
+
+
+def sql(script: str) -> Change:
+    def change(store: Path) -> None:
+        with sqlite3.connect(store / "catalog.db") as connection:
+            connection.executescript(script)
+        connection.close()
+
+    return change
+
+
+ENDLESS = (
+    "DROP TABLE tags; ALTER TABLE versions RENAME TO v; CREATE TABLE tags (name, tag, version);"
+    "CREATE VIEW versions AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) "
+    "SELECT 'honest' AS name, n AS version, (SELECT digest FROM artifacts) AS digest, "
+    "'2025-01-31T12:00:00.000000Z' AS created, 'x' AS created_by, 'x' AS tool, "
+    "'b' AS base_label, 'p' AS post_label FROM r"
+)
+CATALOGS: dict[str, Change] = {
+    "super-journal": journal,
+    "journal-huge": lambda store: journal(store, pages=2**32 - 1),
+    "journal-link": linked("catalog.db-journal", "outside/v1.json"),
+    "journal-pipe": pipe("catalog.db-journal"),
+    "journal-directory": lambda store: (store / "catalog.db-journal").mkdir(),
+    "log": write_ahead_log,
+    "shared-memory-link": linked("catalog.db-shm", "outside/v1.json"),
+    "second-name": second_name,
+    "sparse": lambda store: os.truncate(store / "catalog.db", 1 << 42),
+    "view-endless": sql(ENDLESS),
+    "trigger": sql("CREATE TRIGGER t AFTER INSERT ON tags BEGIN DELETE FROM versions; END"),
+    "table-more": sql("CREATE TABLE more (a)"),
+    "version-text": sql("UPDATE versions SET version = 'one'"),
+    "name-shell": sql("UPDATE versions SET name = 'honest;id;#'"),
+    "name-control": sql("UPDATE versions SET name = 'honest' || char(27, 10)"),
+    "label-blob": sql("UPDATE versions SET post_label = x'c3'"),
+    "label-huge": sql("UPDATE versions SET post_label = hex(zeroblob(4000000))"),
+    "label-not-utf8": sql("UPDATE versions SET post_label = CAST(x'c328' AS TEXT)"),
+    "digest-path": sql("UPDATE versions SET digest = '../x'; UPDATE artifacts SET digest = '../x'"),
+    "number-infinite": sql("UPDATE artifacts SET stored_bytes = 9e999"),
+    "number-negative": sql("UPDATE artifacts SET raw_bytes = -5"),
+}
+for _name, _change in CATALOGS.items():
+    opened(f"catalog-{_name}", _change, do="list")
+    opened(f"catalog-{_name}-reindex", _change, do="reindex")
+
+
+def for_everybody(change: Change) -> Change:
+    """The same, where somebody else may write: the catalog is not opened."""
+
+    def make(store: Path) -> None:
+        change(store)
+        store.chmod(0o777)
+
+    return make
+
+
+for _name in ("super-journal", "view-endless", "digest-path"):
+    opened(f"catalog-{_name}-shared", for_everybody(CATALOGS[_name]), do="list")
 
 
 # --- outputs --------------------------------------------------------------------------------------
