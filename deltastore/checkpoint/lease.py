@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deltastore import processes
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.steps import Step
 from deltastore.directory import Directory
+from deltastore.processes import Process
 
 LEASE = ".lease"
 MAX_FOLDERS = 2
@@ -56,33 +58,19 @@ def own_lease() -> Lease:
     """The lease of this process."""
     return Lease(
         host=socket.gethostname(),
-        machine=_text("/etc/machine-id"),
-        boot=_text("/proc/sys/kernel/random/boot_id"),
-        namespace=_pid_namespace(),
+        machine=processes.machine_id(),
+        boot=processes.boot_id(),
+        namespace=processes.space(),
         pid=os.getpid(),
-        started=_process(os.getpid())[1],
+        started=processes.start_time(),
         created=time.time(),
     )
 
 
 def is_dead(lease: Lease) -> bool:
     """Whether the process of ``lease`` is provably gone; doubt counts as life."""
-    here = own_lease()
-    if (lease.host, lease.machine) != (here.host, here.machine):
-        return False
-    if lease.boot and here.boot and lease.boot != here.boot:
-        return True
-    if lease.namespace != here.namespace:
-        return False  # A container beside this one: its process numbers mean nothing here.
-    try:
-        os.kill(lease.pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass  # It lives and belongs to somebody else, or the number was given away again.
-    state, started = _process(lease.pid)
-    # A zombie has closed its files; only its parent has not asked for its end yet.
-    return state == "Z" or bool(started and lease.started and started != lease.started)
+    same_host = lease.host == socket.gethostname()
+    return same_host and processes.has_ended(_process(lease), processes.this_process())
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,21 +290,6 @@ def _lease(fields: Any) -> Lease | None:
     return lease if type(lease.pid) is int and 0 < lease.pid < 1 << 31 else None
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _process(pid: int) -> tuple[str, str]:
-    # State and start, fields 3 and 22; counted after the command's name, which may hold anything.
-    fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (fields[0], fields[19]) if len(fields) > 19 else ("", "")
+def _process(lease: Lease) -> Process:
+    machine = f"{lease.host} {lease.machine}" if lease.machine else ""
+    return Process(machine, lease.boot, lease.namespace, lease.pid, lease.started)

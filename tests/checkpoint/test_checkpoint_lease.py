@@ -148,7 +148,7 @@ def dead_pid() -> int:
         ({"boot": "another"}, True),
         ({"boot": "another", "host": "elsewhere"}, False),
         ({"boot": "another", "namespace": "pid:[1]"}, True),
-        ({"boot": "", "pid": None}, True),
+        ({"boot": "", "pid": None}, False),
         ({"boot": ""}, False),
         ({"started": "1"}, True),
         ({"started": ""}, False),
