@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -23,6 +22,7 @@ from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import read_config, read_modules
 from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
+from deltastore.threads import Workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,7 +177,7 @@ class Checkpoint:
             file = self._open[number]
             assert isinstance(file, HubShard)
             tasks += [(file, span) for span in file.spans(members)]
-        with ThreadPoolExecutor(_SAMPLED_AT_ONCE) as pool:
+        with Workers(_SAMPLED_AT_ONCE, name="samples") as pool:
             for _ in pool.map(lambda task: task[0].read_span(task[1]), tasks):
                 pass
 

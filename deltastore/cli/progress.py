@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deltastore.cli.output import coloured, message
+from deltastore.threads import started
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -69,7 +70,7 @@ class Bar(Warnings):
         # A timer, because a stage may work for long before it reports for the first time.
         self._timer = threading.Timer(SHOW_AFTER_S, self._show)
         self._timer.daemon = True
-        self._timer.start()
+        started(self._timer)  # or there is no bar
 
     def start(self, label: str, total_bytes: int) -> None:
         """Begin a stage; its bar replaces the one before."""
@@ -112,7 +113,10 @@ class Bar(Warnings):
         with self._lock:
             if self._closed:
                 return
-            rich.start()
+            try:
+                rich.start()
+            except RuntimeError:  # no thread that would redraw it
+                return
             self._rich = rich
             if self._label:
                 self._add_task(rich)

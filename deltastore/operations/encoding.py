@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from deltastore.operations.pipeline import Crew, InOrder, Turns
 from deltastore.operations.planning import Plan
 from deltastore.operations.progress import Progress
 from deltastore.parts import PartBuilder
+from deltastore.threads import Workers
 
 _PARTS_IN_FLIGHT = 2
 
@@ -197,7 +198,7 @@ class _PartWriter:
     def __init__(self, blobs: BlobStore, crew: Crew) -> None:
         self._blobs = blobs
         self._crew = crew
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._pool = Workers(1, name="parts")
         self._room = threading.BoundedSemaphore(_PARTS_IN_FLIGHT)
         self._futures: list[Future[StoredBlob]] = []
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from deltastore.threads import start_many
+
 T = TypeVar("T")
 
 _POLL_S = 0.2
@@ -71,9 +73,9 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
                 self.fail(error)
 
-        threads = [threading.Thread(target=loop, daemon=True) for _ in range(self.jobs)]
-        for thread in threads:
-            thread.start()
+        threads = start_many(loop, self.jobs, name="crew")
+        if not threads:
+            loop()
         try:
             for thread in threads:
                 while thread.is_alive():

@@ -10,7 +10,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from deltastore.errors import FormatError, IntegrityError
@@ -26,6 +25,7 @@ from deltastore.store.survey import (
     is_removed,
     live_records,
 )
+from deltastore.threads import Workers
 
 _ATTEMPTS = 30
 _PAUSE_S = 0.1
@@ -177,7 +177,7 @@ class _Work:
 
     def check_blobs(self, jobs: int, progress: Progress) -> None:
         progress.start("verify", sum(size for _, size in self._refs))
-        executor = ThreadPoolExecutor(jobs, thread_name_prefix="verify")
+        executor = Workers(jobs, name="verify")
         try:
             checks = executor.map(lambda blob: self._check(blob[0], blob[1], progress), self._refs)
             for ((digest, size), refs), problem in zip(self._refs.items(), checks, strict=True):

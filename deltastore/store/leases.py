@@ -34,6 +34,7 @@ from deltastore.manifest.parse import load_json
 from deltastore.refs import parse_version, validate_name
 from deltastore.store.layout import now
 from deltastore.store.records import printable
+from deltastore.threads import started
 
 HEARTBEAT_S = 60.0
 """How often a process that holds a lease touches it."""
@@ -130,7 +131,9 @@ class Leases:
             path, descriptor = self._create(document)
         ended = threading.Event()
         heart = threading.Thread(target=_beat, args=(descriptor, ended), name="lease", daemon=True)
-        heart.start()
+        # Where no thread can start, this machine still sees the process; others take the lease for
+        # over after an hour.
+        beats = started(heart)
         try:
             if purpose not in WITHOUT_BLOBS:
                 # Within another lease of a writer there is no need to wait, and a collector may
@@ -143,7 +146,8 @@ class Leases:
         finally:
             self._writing.discard(path)
             ended.set()
-            heart.join()
+            if beats:
+                heart.join()
             os.close(descriptor)
             # A lease that cannot be removed costs the next open a look at one name, no more.
             if path not in self._left:

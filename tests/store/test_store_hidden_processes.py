@@ -149,15 +149,15 @@ def test_claims_outputs_and_exports_of_those_who_cannot_be_seen_stay(team: Path)
         with open_store(path) as store:
             assert store.parts.claims.sweep() == 0
             write_layout(store, store.resolve("m"), outputs / "layout")
-        assert [entry for entry in os.listdir(outputs) if entry.startswith(".layout.")]
+        assert len(list(outputs.glob(".layout.*"))) == 1
 
     def look_again() -> None:
         assert len(remove_dead_partials(outputs / "model")) == 1
         with open_store(path) as store:
-            assert not [entry for entry in os.listdir(path / "leases") if entry.endswith(".rm")]
+            assert not list((path / "leases").iterdir())
             (outputs / "layout").rename(outputs / "before")
             write_layout(store, store.resolve("m"), outputs / "layout")
-        assert not [entry for entry in os.listdir(outputs) if entry.startswith(".")]
+        assert not list(outputs.glob(".*"))
 
     with held(ANN, begin):
         succeeds(start(hidden(look)))

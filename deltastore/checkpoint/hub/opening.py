@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deltastore.checkpoint.beside import Left, left_behind, travelling
@@ -14,6 +13,7 @@ from deltastore.checkpoint.index import listed
 from deltastore.checkpoint.layout import Layout, find_layout, suffixes_of
 from deltastore.checkpoint.small_files import MODULES, read_modules
 from deltastore.errors import CheckpointCorruptError, HubError, NoWeightsError
+from deltastore.threads import Workers
 
 _HEADERS_AT_ONCE = 8
 
@@ -115,7 +115,7 @@ def look_at_shards(
             downloads=downloads,
         )
 
-    with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:
+    with Workers(_HEADERS_AT_ONCE, name="headers") as pool:
         return dict(zip(missing, pool.map(look, missing), strict=True))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.patience import Patience
 from deltastore.errors import DeltastoreError, HubError, NoSpaceError, shown
 from deltastore.manifest import format as fmt
+from deltastore.threads import Workers
 
 _SMALL_AT_ONCE = 4
 
@@ -82,7 +82,7 @@ class Snapshot:
         if not missing:
             return found
         patience = Patience(total_s=self._check_small(missing))
-        with ThreadPoolExecutor(_SMALL_AT_ONCE) as pool:
+        with Workers(_SMALL_AT_ONCE, name="small-files") as pool:
             paths = list(pool.map(lambda name: self._download(name, patience, downloads), missing))
         return found | dict(zip(missing, paths, strict=True))
 
