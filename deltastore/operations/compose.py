@@ -30,8 +30,10 @@ from deltastore.operations import hashing, small_files
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.embeddings import may_tie
 from deltastore.operations.extract import ExtractResult, tell_not_stored
+from deltastore.operations.model_files import fitting
 from deltastore.operations.pair_lineage import measure_pair
 from deltastore.operations.pairing import pair_up
+from deltastore.operations.patterns import listed
 from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.restored import Restored
@@ -295,7 +297,12 @@ def _encode(
         require_source_base(store, first.artifact, first.manifest, first.config, checkpoint)
     _check_parts(store, steps, jobs, progress)
     with blaming([last.ref]):
-        posts = small_files.read_stored(store.blobs, last.manifest, last.config, "post")
+        stored = small_files.read_stored(store.blobs, last.manifest, last.config, "post")
+    posts, unfit = fitting(stored, storing=False)
+    if unfit:
+        progress.warn(
+            f"Small files of {last.ref} that no artifact holds are left out: {listed(unfit)}."
+        )
     files = small_files.collect_stored(checkpoint, posts)
     weights: Weights = checkpoint
     for step in steps:

@@ -11,6 +11,7 @@ from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
 from deltastore.refs import MAX_VERSION
+from deltastore.text import is_shown_as_it_is
 
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 64 << 10
@@ -157,7 +158,7 @@ def parse_tag(data: bytes, *, name: str, tag: str, where: str) -> Tag:
 
 def printable(label: str) -> str:
     """``label`` as a record can hold it: printable, not empty, not too long."""
-    kept = "".join(character if character.isprintable() else "?" for character in label)
+    kept = "".join(c if c == " " or is_shown_as_it_is(c) else "?" for c in label)
     return kept[:MAX_LABEL_CHARS] or "?"
 
 

@@ -71,9 +71,7 @@ def test_any_views(tmp_path: Path, seed: int, legacy: bool) -> None:
 
 @pytest.mark.parametrize("held", [0, 1 << 27], ids=["by runs", "held"])
 @pytest.mark.parametrize("step", [1 << 16, 100_003, 1 << 22])
-def test_large_views(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, step: int
-) -> None:
+def test_large_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, step: int) -> None:
     monkeypatch.setattr("deltastore.checkpoint.pickle_file._HELD_BYTES", held)
     base = torch.arange(3_000_000, dtype=torch.int32).reshape(300, 10_000)
     state = {
