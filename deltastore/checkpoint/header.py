@@ -79,6 +79,9 @@ def parse_header(
         path: What to call the file.
     """
     data = _header_bytes(read, path, size)
+    # Each tensor is an object: so many are told before they are parsed. Names may have some braces.
+    if data.count(b"{") > 2 * fmt.MAX_TENSORS + 16:
+        _corrupt(path, f"holds more tensors than {fmt.MAX_TENSORS}")
     fields = strict_json(data, f"The header of {path}")
     metadata = _metadata(fields.pop(METADATA, {}), path)
     if len(fields) > fmt.MAX_TENSORS:

@@ -29,13 +29,16 @@ MAX_TOTAL_BYTES = 1 << 62
 
 MAX_JSON_DEPTH = 64
 MAX_LAYERS = 100_000
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 250_000
 MAX_NAME_CHARS = 1024
 MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 48
 MIN_CHUNK_ELEMENTS = 1 << 10
 MAX_CHUNK_ELEMENTS = 1 << 24
 MAX_SEGMENTS = 1_000_000
+
+MAX_DOCUMENT_MEMORY = 5 << 28
+"""About what a document of an artifact may take once parsed: 250,000 tensors of any kind."""
 
 MAX_JSON_MEMORY = 64 << 20
 """About what a JSON document of a checkpoint may take once parsed: 600,000 values."""

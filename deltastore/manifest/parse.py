@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NoReturn, cast
 
@@ -30,7 +31,7 @@ from deltastore.manifest.model import (
     TensorKind,
     TensorSide,
 )
-from deltastore.manifest.nesting import check_keys
+from deltastore.manifest.nesting import check_keys, memory_of
 from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
@@ -96,10 +97,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
     if samples_layer.size > fmt.MAX_SAMPLE_BYTES:
         read.fail(f"layers[{parts}].size", f"<= {fmt.MAX_SAMPLE_BYTES}", samples_layer.size)
     rows = read.array(fields.get("tensors"), "tensors", limit=fmt.MAX_TENSORS)
-    tensors = tuple(
-        _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts)
-        for i, row in enumerate(rows)
-    )
+    tensors = tuple(_tensors(read, rows, chunk=chunk, parts=parts))
     names = [entry.name for entry in tensors]
     if names != sorted(set(names)):
         read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
@@ -123,12 +121,20 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
 def load_json(data: bytes, *, limit: int, where: str) -> Any:
     """Parse JSON of at most ``limit`` bytes, without repeated keys, NaN or deep nesting.
 
+    It may take ``MAX_DOCUMENT_MEMORY`` once parsed.
+
     Raises:
         ManifestInvalidError: It is not that.
     """
     if len(data) > limit:
         raise ManifestInvalidError(
             f"{where} has {len(data)} bytes; the format allows {limit}.", hint=_HINT
+        )
+
+    if memory_of(data) > fmt.MAX_DOCUMENT_MEMORY:
+        raise ManifestInvalidError(
+            f"{where} has more values than fit into {fmt.MAX_DOCUMENT_MEMORY >> 20} MiB of memory.",
+            hint=_HINT,
         )
 
     def no_constants(name: str) -> NoReturn:
@@ -283,7 +289,7 @@ def _side(read: _Reader, value: object, field: Field) -> TensorSide | None:
     if problem is not None:
         read.fail((field, ".shape"), "a shape that checkpoints may have", problem)
     return TensorSide(
-        dtype=read.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES),
+        dtype=sys.intern(read.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES)),
         shape=shape,
         blake3=read.match(
             fields.get("blake3"),
@@ -318,17 +324,24 @@ def _stream(
     if not sparse and next_frame != frames:
         read.fail((field, ".segments"), f"{frames} frames in all", next_frame)
     return Stream(
-        codec=read.text(fields.get("codec"), (field, ".codec"), limit=64),
+        codec=sys.intern(read.text(fields.get("codec"), (field, ".codec"), limit=64)),
         params=read.mapping(fields.get("params"), (field, ".params")),
         segments=tuple(segments),
         stored_bytes=read.integer(fields.get("bytes"), (field, ".bytes")),
     )
 
 
+def _tensors(read: _Reader, rows: list[Any], *, chunk: int, parts: int) -> Iterator[TensorEntry]:
+    """The tensor table; empties the document as it goes, which takes twice as much memory."""
+    for i, row in enumerate(rows):
+        rows[i] = None
+        yield _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts)
+
+
 def _tensor(read: _Reader, value: object, field: Field, *, chunk: int, parts: int) -> TensorEntry:
     fields = read.mapping(value, field)
     name = read.tensor_name(fields.get("name"), (field, ".name"))
-    kind = cast("TensorKind", read.choice(fields.get("kind"), (field, ".kind"), _KINDS))
+    kind = cast("TensorKind", sys.intern(read.choice(fields.get("kind"), (field, ".kind"), _KINDS)))
     base = _side(read, fields.get("base"), (field, ".base"))
     post = _side(read, fields.get("post"), (field, ".post"))
     if (base is None) != (kind == "added") or (post is None) != (kind == "removed"):

@@ -51,11 +51,11 @@ class _Part:
             raise PartInvalidError(error.message, hint=error.hint) from error
         if not isinstance(header, dict):
             raise PartInvalidError(f"{self.where}: the header should be an object.")
-        self._arrays = {
-            key: self._checked(key, value, space)
-            for key, value in header.items()
-            if key != "__metadata__"
-        }
+        header.pop("__metadata__", None)
+        self._arrays: dict[str, tuple[Any, int, int]] = {}
+        while header:  # which takes more memory than what is kept of it
+            key, value = header.popitem()
+            self._arrays[key] = self._checked(key, value, space)
         self._sorted = sorted(self._arrays)
 
     def _checked(self, key: str, value: Any, space: int) -> tuple[Any, int, int]:
