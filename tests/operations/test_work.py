@@ -206,7 +206,7 @@ def test_suggestions_compare_a_few_names(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(SequenceMatcher, "ratio", lambda self: compared.append(self) or ratio(self))
     names = [f"{'ab' * 12}{i}" for i in range(50_000)]
     assert len(nearest("ab" * 13, names, most=3)) == 3
-    assert len(compared) <= 300
+    assert len(compared) <= 2 * 300
     assert nearest("a" * 10_000, names, most=3) == []
     assert nearest("qwen-math", ["x" * 500, "qwen-maths", "llama"], most=3) == ["qwen-maths"]
 
