@@ -251,6 +251,9 @@ class LocalBlobs:
             entries = os.scandir(self._directory)
         except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError:
+            with translated(self._directory, "read"):
+                raise
         with entries:
             for entry in entries:
                 if _HEX64.match(entry.name) and entry.is_file(follow_symlinks=False):

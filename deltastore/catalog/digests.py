@@ -232,7 +232,9 @@ class DigestMemory:
         return self._ask(read, otherwise=set())
 
     def _ask(self, action: Callable[[Session], _T], *, otherwise: _T, write: bool = False) -> _T:
-        if not write and self._database is None and not (self._path and self._path.exists()):
+        # os.path, as Path's raises an error of what may not be looked at.
+        is_there = self._path is not None and os.path.exists(self._path)  # noqa: PTH110
+        if not write and self._database is None and not is_there:
             # Nothing was remembered yet, and asking makes no file.
             return otherwise
         database = self._opened()

@@ -84,6 +84,7 @@ def _make_directory(path: Path) -> None:
 
     As the umask says, they could be the group's, and the group could move what is in them.
     """
-    if not path.is_dir():
+    # os.path, as Path's raises an error of what may not be looked at.
+    if not os.path.isdir(path):  # noqa: PTH112
         _make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)

@@ -12,6 +12,36 @@ from pathlib import Path
 from deltastore.checkpoint.files import file_error
 from deltastore.errors import NoSpaceError, OutputExistsError
 
+_MAX_LINKS = 40
+"""As many as Linux follows."""
+
+
+def resolved(out: str | os.PathLike[str]) -> Path:
+    """Where an output will lie: through links, as a rename would replace a link and not its target.
+
+    A link in its very place is followed only if the user or root made it: in a directory that
+    others may write to, anybody may put one there that leads to where only the user may write.
+
+    Raises:
+        OutputExistsError: A link of somebody else is in its place.
+        CheckpointError: The place cannot be looked at.
+    """
+    place = Path(out)
+    for _ in range(_MAX_LINKS):
+        place = Path(os.path.realpath(place.parent)) / place.name
+        try:
+            status = place.lstat()
+            if not stat.S_ISLNK(status.st_mode):
+                break
+            if status.st_uid not in (os.geteuid(), 0):
+                raise in_the_way(place, "is a symbolic link of another user")
+            place = place.parent / place.readlink()
+        except (FileNotFoundError, NotADirectoryError):
+            break
+        except OSError as error:
+            raise file_error(error, place, "look at") from error
+    return Path(os.path.realpath(place))
+
 
 def check_free(out: Path) -> int | None:
     """Make sure that nothing would be overwritten.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
 from deltastore.checkpoint import steps
@@ -19,6 +19,7 @@ from deltastore.checkpoint.destination import (
     check_space,
     in_the_way,
     reserve,
+    resolved,
 )
 from deltastore.checkpoint.files import file_error, read_at
 from deltastore.checkpoint.header import build_header
@@ -55,7 +56,7 @@ def check_destination(
         NoSpaceError: The output does not fit.
         CheckpointError: The place cannot be looked at, or nothing could read the output.
     """
-    place = Path(os.path.realpath(out))
+    place = resolved(out)
     shards = tuple(plan)
     check_free(place)
     _heads(shards, METADATA)
@@ -90,8 +91,7 @@ class CheckpointWriter:
             NoSpaceError: The output does not fit; raised before anything is written.
             CheckpointError: The directory cannot be created, or nothing could read the output.
         """
-        # Through symbolic links, because a rename would replace the link and not its target.
-        self.out = Path(os.path.realpath(out))
+        self.out = resolved(out)
         self.plan = tuple(plan)
         # First: what a process that was killed left goes even where its output is in the way.
         remove_dead_partials(self.out)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deltastore.blobs.durable import translated
 from deltastore.blobs.local import LocalReader, check_bytes
+from deltastore.checkpoint.destination import resolved
 from deltastore.checkpoint.lease import (
     create_partial,
     deliver,
@@ -48,7 +49,8 @@ class Exported:
 def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
     """Write an artifact as an OCI image layout with one manifest, tagged ``v<N>``.
 
-    Blobs are hard links where the file system allows, else copies; every one is checked. The
+    Blobs of the user's own are hard links where the file system allows, all others copies; every
+    one is checked. The
     directory appears whole or not at all.
 
     Args:
@@ -64,7 +66,7 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
         NoSpaceError: It does not fit.
         StoreReadOnlyError: The user may not write there.
     """
-    directory = Path(os.path.realpath(directory.expanduser()))
+    directory = resolved(directory.expanduser())
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputExistsError(
             f"{directory} is there and not empty.", hint="Name a new or empty directory."
@@ -123,8 +125,11 @@ def _put(store: Store, digest: str, size: int, target: Directory) -> bool:
         if error.errno not in _NO_LINK:
             raise
     else:
-        _check(target, digest, size)
-        return True
+        # What somebody else may write to would change in the export when he does.
+        if _is_own(target.status(name)):
+            _check(target, digest, size)
+            return True
+        target.unlink(name)
     block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, size))))
     with store.blobs.open(digest, size) as reader, open(target.create(name), "wb") as file:
         for offset in range(0, size, len(block)):
@@ -133,6 +138,11 @@ def _put(store: Store, digest: str, size: int, target: Directory) -> bool:
             file.write(piece)
     _check(target, digest, size)
     return False
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether a file is the user's, and nobody else may write to it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _check(target: Directory, digest: str, size: int) -> None:

@@ -139,7 +139,7 @@ class Leases:
                 # Within another lease of a writer there is no need to wait, and a collector may
                 # be waiting for that one to end. It is there, so whoever takes it away looks for
                 # leases after that, and finds the new one.
-                if not any(outer.exists() for outer in self._writing):
+                if not any(os.path.lexists(outer) for outer in self._writing):
                     self._wait_for_collectors()
                 self._writing.add(path)
             yield path

@@ -67,7 +67,8 @@ class Names:
 
     def same_but_for_case(self, name: str) -> str | None:
         """Another name that a file system which ignores case could not tell from ``name``."""
-        if (self._directory / name).is_dir():
+        # os.path, as Path's raises an error of what may not be looked at.
+        if os.path.isdir(self._directory / name):  # noqa: PTH112
             names = {entry.name for entry in _entries(self._place)}
             if name in names:
                 return None

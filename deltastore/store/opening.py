@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
+import stat
 from pathlib import Path
 
 from deltastore.blobs import LocalBlobs, durable
@@ -79,11 +81,22 @@ def _closed(place: Layout) -> tuple[Path, ...]:
     return tuple(
         path
         for path in needed
-        # A file in the place of another one is not a matter of permission.
-        if (path.is_dir() or path == place.names)
-        and path.exists()
+        if _may_be_directory(path, otherwise=path == place.names)
         and not os.access(path, os.W_OK | os.X_OK)
     )
+
+
+def _may_be_directory(path: Path, *, otherwise: bool) -> bool:
+    """Whether there is a directory, or what stands there is not to be seen by this user.
+
+    A file in the place of a directory is not a matter of permission: ``otherwise``.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode) or otherwise
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EPERM) or otherwise
 
 
 def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:

@@ -5,6 +5,7 @@ The order of the steps is the transaction; ``blobs.steps`` lists them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ def _require(parts: Parts, digest: str, expected: int) -> None:
 
 
 def _check_lease(lease: Path) -> None:
-    if not lease.exists():
+    if not os.path.lexists(lease):
         raise StoreError(
             f"The lease {lease} of this process was taken away: it showed no sign of life for too "
             "long.",

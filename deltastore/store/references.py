@@ -6,6 +6,7 @@ Records say it, not the catalog: the catalog is an index that may lack what was 
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 
 from deltastore.errors import BlobMissingError, FormatError, IntegrityError
@@ -61,9 +62,9 @@ class References:
                 self._read(parts, *key)
                 self._seen.add(key)
         for row in parts.catalog.artifacts():
-            if (row.name, row.version) not in self._seen and not names.path(
-                row.name, row.version
-            ).exists():
+            if (row.name, row.version) not in self._seen and not os.path.lexists(
+                names.path(row.name, row.version)
+            ):
                 raise BlobMissingError(
                     f"The catalog lists {row.ref}, whose record "
                     f"{names.path(row.name, row.version)} is missing.",

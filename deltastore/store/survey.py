@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def check_tags(store: Store) -> list[Finding]:
                 version = names.read_tag(name, tag).version
             except (FormatError, IntegrityError) as error:
                 # Removed since the tags were listed.
-                if path.exists():
+                if os.path.lexists(path):
                     findings.append(Finding(where, None, error.message, ref))
             else:
                 if version not in names.versions(name):

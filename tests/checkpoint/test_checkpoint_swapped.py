@@ -13,7 +13,7 @@ import pytest
 from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, lease, steps
 from deltastore.checkpoint.lease import own_lease, remove_dead_partials
 from deltastore.checkpoint.steps import Step
-from deltastore.errors import CheckpointError
+from deltastore.errors import CheckpointError, OutputExistsError
 
 PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
 NAMES = ("README.md", "config.json", "model.safetensors", "sub/x", ".lease")
@@ -154,3 +154,27 @@ def test_what_is_deeper_than_an_output_stays(tmp_path: Path) -> None:
         *("/".join("abcdefg"[:n]) for n in (4, 5, 6, 7)),
     }
     assert (tmp_path / f"{partial.name}.lease").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="links of another user are made by root")
+@pytest.mark.parametrize("through", [False, True], ids=["direct", "by a link of one's own"])
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path, through: bool) -> None:
+    """It may lead to where only the user may write."""
+    (tmp_path / "private").mkdir()
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "private" / "new")
+    os.chown(out, 12345, 12345, follow_symlinks=False)
+    if through:
+        (tmp_path / "own").symlink_to("out")
+        out = tmp_path / "own"
+    with pytest.raises(OutputExistsError, match="link of another user"):
+        write(out)
+    assert not list((tmp_path / "private").iterdir())
+
+
+def test_links_of_the_user_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to(tmp_path / "place" / "c")
+    write(tmp_path / "a")
+    assert (tmp_path / "place" / "c" / "README.md").read_bytes() == b"card"
+    assert (tmp_path / "a").is_symlink()

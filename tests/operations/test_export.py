@@ -190,3 +190,16 @@ def test_skopeo_reads_and_copies_it(store: Store, tmp_path: Path) -> None:
     skopeo("--insecure-policy", "copy", f"oci:{tmp_path}/out:v1", f"oci:{tmp_path}/copy:v1")
     copied = {p.name for p in (tmp_path / "copy" / "blobs" / "sha256").iterdir()}
     assert copied == {p.name for p in (tmp_path / "out" / "blobs" / "sha256").iterdir()}
+
+
+def test_a_blob_that_others_may_write_to_is_copied(store: Store, tmp_path: Path) -> None:
+    """What is done to it later does not reach the export."""
+    digest = store.resolve("m").digest
+    path = store.blobs.path(digest)
+    path.chmod(0o664)
+    report = export(store, "m", tmp_path / "out")
+    assert (report.blobs, report.linked) == (6, 5)
+    before = path.read_bytes()
+    path.write_bytes(b"x" * len(before))
+    exported = tmp_path / "out" / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    assert exported.read_bytes() == before
