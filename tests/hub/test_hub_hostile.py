@@ -133,7 +133,7 @@ def whole(**fields: Any) -> Change:
         (whole(sha="A" * 40), "the commit 'AAA"),
         (more({"rfilename": "README.md", "size": 2 << 40}), "'README.md' of 2199023255552 bytes"),
         (
-            more(*({"rfilename": f"chat_templates/{i}.jinja", "size": 1} for i in range(501))),
+            more(*({"rfilename": f"post-{i}-LICENSE", "size": 1} for i in range(2, 503))),
             "at most 500",
         ),
         (
