@@ -637,3 +637,115 @@ forged("patch-beyond", patch([0, 1 << 31]))
 forged("patch-not-ascending", patch([5, 4]))
 forged("patch-repeated", patch([5, 5]))
 forged("patch-half", patch([5, 6], values=1))
+
+
+# --- work -----------------------------------------------------------------------------------------
+
+
+@attack("work-empty-frames")
+def _empty_frames(place: Path) -> Action:
+    """A delta of 2^36 elements in empty frames is compared."""
+    forger = Forger(place)
+    chunk, elements = 1 << 24, 1 << 36
+    frames = elements // chunk
+    forger.config["chunk"] = chunk
+    for entry in forger.config["tensors"]:
+        for role in {"delta", "values", "patch"} & entry.keys():
+            entry[role]["segments"] = [[0, 0, 1]]
+    side = {"dtype": "BF16", "shape": [elements], "blake3": "0" * 64}
+    forger.config["tensors"].append(
+        {
+            "name": "zz",
+            "kind": "delta",
+            "base": side,
+            "post": side | {"blake3": "1" * 64},
+            "delta": {
+                "codec": "exact",
+                "params": {"form": "palette", "sparse": False},
+                "segments": [[0, 0, frames]],
+                "bytes": 8 * (frames + 1),
+            },
+            "changed": 0,
+            "l2": 1.0,
+            "base_l2": 1.0,
+        }
+    )
+    header, data = forger.part()
+    arrays = {k: (v["dtype"], data[slice(*v["data_offsets"])]) for k, v in header.items()}
+    arrays["zz/delta"] = ("U8", b"")
+    arrays["zz/delta.offsets"] = ("I64", bytes(8 * (frames + 1)))
+    arrays["zz/delta.palette"] = ("U16", struct.pack("<2H", 0x3C00, 0x7FFF))
+    forger.layer(0, part_of(arrays))
+    forger.publish()
+
+    def action() -> None:
+        with deltastore.open(place / "store") as store:
+            store.compare("evil:v1", "evil:v1")
+
+    return action
+
+
+@attack("work-unknown-names")
+def _unknown_names(place: Path) -> Action:
+    """The new base has 20,000 tensors that the artifact lacks, and calls all of them heads."""
+    forger = Forger(place)
+    forger.publish()
+    shutil.rmtree(place / "base")
+    row = ("BF16", [1, 4], b"\0\x3f" * 4)
+    checkpoint(place / "base", {f"x.{n}.lm_head.weight": row for n in range(20_000)})
+    return forger.applied()
+
+
+@attack("work-removed-names")
+def _removed_names(place: Path) -> Action:
+    """The artifact removes 20,000 tensors that the new base lacks, all of the same bytes."""
+    forger = Forger(place)
+    side = {"dtype": "U8", "shape": [], "blake3": "0" * 64}
+    forger.config["tensors"] += [
+        {"name": f"x.{n:05}.lm_head.bias", "kind": "removed", "base": side, "post": None}
+        for n in range(20_000)
+    ]
+    forger.config["tensors"].sort(key=lambda entry: entry["name"])
+    names = [entry["name"] for entry in forger.config["tensors"]]
+    old = list(forger.tensors)
+    forger.config["samples"] = [
+        [names.index(old[index]), *run] for index, *run in forger.config["samples"]
+    ]
+    forger.publish()
+    return forger.applied()
+
+
+@attack("work-map")
+def _map(place: Path) -> Action:
+    """An expression of the user's own, which matches a name in too many ways."""
+    name = "a" * 1000
+    forger = Forger(place)
+    checkpoint(place / "base2", {f"{name}?": ("BF16", [64], bytes(128))})
+    checkpoint(place / "post2", {f"{name}?": ("BF16", [64], b"\0\x3f" * 64)})
+
+    def action() -> None:
+        with deltastore.open(place / "store") as store:
+            rename = {"(a|aa)+$": "b"}
+            store.apply("long", base=place / "base2", out=place / "out", rename=rename)
+
+    with deltastore.open(forger.place / "store") as store:
+        store.extract(place / "base2", place / "post2", name="long", force=True)
+    return action
+
+
+@attack("work-config-tensors")
+def _config_tensors(place: Path) -> Action:
+    """A config of more tensors than there may be."""
+    forger = Forger(place)
+    rows = b'{"name":"t"},' * 300_000
+    data = json.dumps(forger.config).encode().replace(b'"tensors": [', b'"tensors": [' + rows)
+    forger.publish(config=data)
+    return forger.applied()
+
+
+@attack("work-config-values")
+def _config_documents(place: Path) -> Action:
+    """A config of nine million empty lists, which would take more than a gigabyte."""
+    forger = Forger(place)
+    forger.publish(config=b'{"tensors":[' + b"[]," * 9_000_000 + b"[]]}")
+    return forger.applied()
