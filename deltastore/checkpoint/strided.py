@@ -124,14 +124,15 @@ def _fill(read: Read, begin: int, stride: tuple[int, ...], target: Bytes) -> Non
             break
         run *= size
     runs = target.size // item // run
-    if span <= _SPAN_BYTES and span <= target.size + runs * _CALL_BYTES:
+    dense = span <= target.size + runs * _CALL_BYTES
+    if dense and span <= _SPAN_BYTES:
         data = np.empty(span, np.uint8)
         read(begin, data.data)
         target[:] = _view(data, target.shape, stride)
         return
     axis = max((i for i, size in enumerate(sizes) if size > 1), key=lambda i: stride[i])
     step = stride[axis]
-    rows = max(1, sizes[axis] * _SPAN_BYTES // span) if span <= 2 * target.size else 1
+    rows = max(1, sizes[axis] * _SPAN_BYTES // span) if dense else 1
     for first in range(0, sizes[axis], rows):
         part = (*(slice(None) for _ in range(axis)), slice(first, first + rows))
         _fill(read, begin + first * step * item, stride, target[part])
