@@ -12,7 +12,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from multiprocessing import spawn
 from pathlib import Path
 
@@ -60,8 +61,10 @@ _ALONE = "Save the model's state_dict() alone, without optimizer or trainer stat
 _CONVERT = "Convert it where you trust its source: load it in torch and save it as safetensors."
 
 
-def find_places(descriptor: int, path: Path) -> list[Place]:
+def find_places(descriptor: int, path: Path) -> Generator[Place, None, None]:
     """Where the tensors of an open file lie, in its order; ranges are for the caller to check.
+
+    To be used up or closed, as the child lives as long.
 
     Raises:
         CheckpointCorruptError: The file is damaged, or it cannot be read within the limits.
@@ -69,18 +72,20 @@ def find_places(descriptor: int, path: Path) -> list[Place]:
         UnsupportedDtypeError: A tensor is sparse or quantised, or has no data.
         CheckpointError: It cannot be read, or no process can be started.
     """
-    found: list[Place] = []
-    for line in _answer(descriptor, path):
-        if line == "end":
-            return found
-        place = _place(line)
-        if place is None:
-            raise _failure(line, path)
-        found.append(place)
-    raise AssertionError("an answer ends with a line of its own")
+    with closing(_answer(descriptor, path)) as answer:
+        for line in answer:
+            if line == "end":
+                return
+            try:
+                place = _place(line)
+                if place is None:
+                    raise _failure(line, path)
+            except UnicodeDecodeError as error:
+                raise _rubbish(line, path) from error
+            yield place
 
 
-def _answer(descriptor: int, path: Path) -> Iterator[str]:
+def _answer(descriptor: int, path: Path) -> Generator[str, None, None]:
     """The child's lines, of which the last says how it ended."""
     python = os.fsdecode(spawn.get_executable() or "")
     if not python:
@@ -113,7 +118,7 @@ def _answer(descriptor: int, path: Path) -> Iterator[str]:
             child.kill()
 
 
-def _lines_of(child: subprocess.Popen[bytes], path: Path) -> Iterator[str]:
+def _lines_of(child: subprocess.Popen[bytes], path: Path) -> Generator[str, None, None]:
     assert child.stdout is not None
     pipe = child.stdout.fileno()
     until = time.monotonic() + DEADLINE_SECONDS
@@ -174,7 +179,7 @@ def _failure(line: str, path: Path) -> DeltastoreError:
         return _stopped(path, f"takes more than {MAX_MEMORY_BYTES} bytes of memory to be read")
     match = _REFUSED.fullmatch(line)
     if match is None:
-        return _stopped(path, f"cannot be read: the process that does it wrote {shown(line[:80])}")
+        return _rubbish(line, path)
     text, tensor = _text(match["text"]), _text(match["tensor"])
     if not text.isprintable():
         text = shown(text)
@@ -198,3 +203,7 @@ def _failure(line: str, path: Path) -> DeltastoreError:
 
 def _stopped(path: Path, why: str) -> CheckpointCorruptError:
     return CheckpointCorruptError(f"{path} {why}.", hint=_CONVERT, path=str(path))
+
+
+def _rubbish(line: str, path: Path) -> CheckpointCorruptError:
+    return _stopped(path, f"cannot be read: the process that does it wrote {shown(line[:80])}")

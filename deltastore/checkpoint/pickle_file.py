@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,9 @@ class PickleFile:
         self.descriptor = open_regular(path)
         try:
             self.identity = identify(self.descriptor, path)
-            for place in find_places(self.descriptor, path):
-                self._add(place, shard)
+            with closing(find_places(self.descriptor, path)) as places:
+                for place in places:
+                    self._add(place, shard)
         except BaseException:
             os.close(self.descriptor)
             raise
