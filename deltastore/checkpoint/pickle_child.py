@@ -160,10 +160,11 @@ def _place(line: str) -> Place | None:
         () if match[sizes] == "-" else tuple(map(int, match[sizes].split(",")))
         for sizes in ("shape", "stride")
     )
-    flags = (flag == "1" for flag in match["flags"])
+    conjugate, negative, swapped = (flag == "1" for flag in match["flags"])
     if len(shape) != len(stride):
         return None
-    return Place(name, match["dtype"], int(match["begin"]), shape, stride, *flags)
+    marks = conjugate, negative, swapped
+    return Place(name, match["dtype"], int(match["begin"]), shape, stride, marks)
 
 
 def _text(digits: str) -> str:

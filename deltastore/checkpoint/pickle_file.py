@@ -86,8 +86,10 @@ class PickleFile:
             )
         if place.begin + span_elements(place.shape, place.stride) * item > size:
             self._corrupt(f"has {size} bytes; {shown(name)} ends beyond them: it is truncated")
-        if name in self._places or len(self._places) == MAX_TENSORS:
-            self._corrupt(f"holds {shown(name)} twice, or more than {MAX_TENSORS} tensors")
+        if name in self._places:
+            self._corrupt(f"holds {shown(name)} twice")
+        if len(self._places) == MAX_TENSORS:
+            self._corrupt(f"holds more than {MAX_TENSORS} tensors")
         self._total += info.nbytes
         if self._total > MAX_REPEATED * size:
             self._corrupt(

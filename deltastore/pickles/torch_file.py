@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from deltastore.pickles.machine import EndedError, Machine
 from deltastore.pickles.stored_zip import Read, StoredZip
@@ -34,7 +33,6 @@ _VERSION = 1001
 _WINDOWS = (1 << 20, MAX_PICKLE_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
     """A tensor, and where its elements lie.
 
@@ -43,14 +41,24 @@ class Place:
     that their bytes are in the other order.
     """
 
-    name: str
-    dtype: str
-    begin: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    conjugate: bool
-    negative: bool
-    swapped: bool
+    __slots__ = ("begin", "conjugate", "dtype", "name", "negative", "shape", "stride", "swapped")
+
+    # No dataclass: importing them takes as long as starting Python does.
+    def __init__(
+        self,
+        name: str,
+        dtype: str,
+        begin: int,
+        shape: tuple[int, ...],
+        stride: tuple[int, ...],
+        marks: tuple[bool, bool, bool],
+    ) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.begin = begin
+        self.shape = shape
+        self.stride = stride
+        self.conjugate, self.negative, self.swapped = marks
 
 
 def places(read: Read, size: int) -> Iterator[Place]:
@@ -90,7 +98,7 @@ def _place(name: str, value: object, swapped: bool) -> Place:
     else:
         position += value.offset * DTYPES[value.dtype]
     marks = value.conjugate, value.negative, swapped
-    return Place(name, value.dtype, position, value.shape, value.stride, *marks)
+    return Place(name, value.dtype, position, value.shape, value.stride, marks)
 
 
 def _named(content: object) -> Iterator[tuple[str, object]]:

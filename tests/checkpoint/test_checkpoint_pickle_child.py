@@ -96,7 +96,7 @@ def test_time_is_limited(weights: Path, python: Python, monkeypatch: pytest.Monk
     for script in (
         "time.sleep(60)",
         "os.close(0); os.write(1, b'tensor'); time.sleep(60)",
-        "while True: os.write(1, b'tensor 77 uint8 0 1 1 000\\n'); time.sleep(0.01)",
+        "while True: os.write(1, b't'); time.sleep(0.01)",
     ):
         python(script)
         begin = time.monotonic()

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+import deltastore
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Models
@@ -49,6 +52,30 @@ def test_extract_and_apply_need_no_torch(models: Models, store: Path, tmp_path: 
     assert "torch" not in imported("extract", *pair)
     out = str(tmp_path / "out")
     assert "torch" not in imported("apply", "instruct", "--base", models.base, "--out", out)
+
+
+def test_neither_do_old_pickles(models: Models, store: Path, tmp_path: Path) -> None:
+    """torch is imported to write them, and not to read them."""
+    from safetensors.torch import load_file
+
+    place = tmp_path / "pickled"
+    place.mkdir()
+    for path in Path(models.post).iterdir():
+        if path.suffix == ".safetensors":
+            torch.save(load_file(path), place / "pytorch_model.bin")
+        elif not path.name.endswith(".index.json"):
+            (place / path.name).write_bytes(path.read_bytes())
+    pair = ["--base", models.base, "--post", str(place), "--name", "pickled", "--rehash"]
+    assert "torch" not in imported("extract", *pair)
+
+
+def test_what_reads_pickles_imports_next_to_nothing() -> None:
+    """It is started for each file."""
+    script = "import sys; sys.path.append(sys.argv[1]); import deltastore.pickles.child; "
+    root = Path(deltastore.__file__).parents[1]
+    command = [sys.executable, "-I", "-S", "-c", f"{script}print(*sys.modules)", root]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) & {"json", "re", "zipfile", "pickle", "subprocess"} == set()
 
 
 def test_the_package_itself_costs_nothing() -> None:

@@ -8,16 +8,21 @@ terminal should be sent.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from mutate import SEPARATOR
 
 from deltastore.checkpoint import open_checkpoint, read_vocabulary
+from deltastore.checkpoint.pickle_file import MAX_REPEATED
 from deltastore.checkpoint.vocabulary import MAX_TOKENS
 from deltastore.codecs import entropy, get_codec
 from deltastore.codecs.values import decode_patch, decode_values
@@ -137,6 +142,24 @@ def header(data: bytes) -> None:
         for name, tensor in list(checkpoint.tensors.items())[:16]:
             checkpoint.read_into(name, 0, bytearray(min(tensor.nbytes, 1 << 16)))
         assert checkpoint.nbytes <= path.stat().st_size + len(_shard())
+
+
+def pickle(data: bytes) -> None:
+    """A file of ``torch.save``; after the letter ``z``, the pickle in a zip file with one storage.
+
+    Read in this process: the limits of the child would hide what it does.
+    """
+    path = _directory() / "weights.bin"
+    if data[:1] == b"z":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", data[1:])
+            archive.writestr("a/data/0", bytes(range(256)))
+    else:
+        path.write_bytes(data)
+    with patch.object(spawn, "get_executable", lambda: None), open_checkpoint(path) as checkpoint:
+        for name, tensor in list(checkpoint.tensors.items())[:16]:
+            checkpoint.read_into(name, 0, bytearray(tensor.nbytes))
+        assert checkpoint.nbytes <= MAX_REPEATED * path.stat().st_size
 
 
 @functools.cache
@@ -280,6 +303,7 @@ TARGETS: dict[str, Target] = {
     "records": records,
     "part": part,
     "header": header,
+    "pickle": pickle,
     "frames": frames,
     "refs": refs,
     "small": small,
@@ -366,6 +390,36 @@ def _headers() -> Iterator[bytes]:
     names = list(json.loads(shard[8 : 8 + int.from_bytes(shard[:8], "little")]))
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "a-1.safetensors")}
     yield b"i" + json.dumps(index).encode()
+
+
+def _pickles() -> Iterator[bytes]:
+    import torch
+
+    base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    state = {"w": base, "t": base.t(), "row": torch.nn.Parameter(base[1]), "none": base[:0]}
+    odd = {"c": torch.ones(2, dtype=torch.complex64).conj(), "f": base.to(torch.float8_e5m2)}
+    trained = {"state_dict": state | odd, "epoch": 3, "rest": [{1, 2}, b"x", (1.5, None)]}
+    for content, protocol, legacy in (
+        (state, 2, True),
+        (trained, 2, False),
+        (trained, 4, False),
+        (trained, 5, True),
+    ):
+        file = io.BytesIO()
+        torch.save(
+            content,
+            file,
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=not legacy,
+        )
+        yield file.getvalue()
+        if not legacy:
+            with zipfile.ZipFile(file) as archive:
+                yield b"z" + archive.read("archive/data.pkl")
+    file = io.BytesIO()
+    torch.save({"w": base}, file)
+    with zipfile.ZipFile(file) as archive:
+        yield b"z" + archive.read("archive/data.pkl")
 
 
 def _frames() -> Iterator[bytes]:
@@ -477,6 +531,7 @@ _SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "records": _records,
     "part": _parts,
     "header": _headers,
+    "pickle": _pickles,
     "frames": _frames,
     "refs": _refs,
     "small": _small,

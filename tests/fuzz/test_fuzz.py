@@ -26,7 +26,7 @@ def test_seeds(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["manifest", "records", "part", "header", "refs", "vocabulary", "tokens"],
+    ["manifest", "records", "part", "header", "pickle", "refs", "vocabulary", "tokens"],
 )
 def test_some_seed_is_good(name: str) -> None:
     """Seeds that are all refused at once would show nothing."""
