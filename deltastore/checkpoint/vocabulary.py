@@ -91,13 +91,13 @@ def _fast(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], dict[
     text = _without_steps(_json_object(files["tokenizer.json"], f"tokenizer.json of {where}"))
     try:
         tokenizer = Tokenizer.from_str(text)
-        found = dict(tokenizer.get_vocab(with_added_tokens=True))
+        found = tokenizer.get_vocab(with_added_tokens=True)
         listed = listed_tokens(files, taken=tokenizer.get_added_tokens_decoder().keys())
         beside = [token for token in listed if token not in found]
         # The library numbers them as it does for transformers.
         tokenizer.add_tokens(beside)
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        return found, {token: ids[token] for token in beside if token in ids}
+        ids = {token: tokenizer.token_to_id(token) for token in beside}
+        return found, {token: number for token, number in ids.items() if number is not None}
     except BaseException as error:
         # What the library does not foresee is a PanicException, which is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
