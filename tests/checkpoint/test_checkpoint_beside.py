@@ -73,6 +73,46 @@ def test_the_tokenizers_that_transformers_knows() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "LICENSE",
+        "LICENSE.txt",
+        "License.md",
+        "LICENCE",
+        "LICENSE-CODE",
+        "LICENSE-MODEL",
+        "NOTICE",
+        "Notice.txt",
+        "USE_POLICY.md",
+        "post-LICENSE",
+        "post-2-LICENSE.md",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+        "chat_templates/rag-2.jinja",
+        "tokenizer.model.v7m1",
+        "README.md",
+    ],
+)
+def test_small_files_have_exact_names(name: str) -> None:
+    assert is_small_file(name)
+    assert not is_model_file(name)
+    for odd in (f"{name}.py", f"x{name}", f"{name} ", f"{name}.", f"x/{name}", f"./{name}"):
+        assert not is_small_file(odd)
+
+
+def test_a_licence_that_does_not_travel_is_named() -> None:
+    left = left_behind({"LICENSE-3RD.md": 5, "Notice.pdf": 5, "notes.md": 5}, [], [])
+    assert left.keys() == {"LICENSE-3RD.md", "Notice.pdf"}
+
+
+def test_so_many_templates_travel() -> None:
+    sizes = {f"additional_chat_templates/t{i:03}.jinja": 1 for i in range(100)}
+    found = travelling(sizes, None)
+    assert found == sorted(sizes)[:64]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
         "LICENSE.py",
         "LICENSE-modeling_llama.PY",
         "LICENSE.exe",
@@ -104,6 +144,48 @@ def test_the_tokenizers_that_transformers_knows() -> None:
         "deltastore.json",
         "trainer_state.json",
         "training_args.json",
+        "LICENSE-x",
+        "LICENSE.",
+        "LICENSE ",
+        "LICENSE.md.py",
+        "post-modeling.py",
+        "post-post-LICENSE.so",
+        "NOTICE\u0405",
+        "chat_template",
+        "chat_template.py",
+        "chat_template.jinja.py",
+        "chat_template.jinja2",
+        "additional_chat_templates/x.py",
+        "additional_chat_templates/x.py.jinja",
+        "additional_chat_templates/.x.jinja",
+        "additional_chat_templates/x y.jinja",
+        "additional_chat_templates/a/x.jinja",
+        "additional_chat_templates/x.jinja\n",
+        "Additional_chat_templates/x.jinja",
+        "x.spm",
+        "evil.tiktoken",
+        "tokenizer.model.v",
+        "tokenizer.model.v1.so",
+        "tokenizer.model.v\u0661",
+        "x/README.md",
+        "readme.md",
+        "Config.json",
+        "CONFIG.json",
+        "Tokenizer_Config.json",
+        "Model.Safetensors.Index.json",
+        "MODEL_INDEX.json",
+        "DeltaStore.json",
+        "Adapter_Config.json",
+        "HF_Quant_Config.json",
+        "modeling.py.json",
+        "con.json",
+        "NUL.json",
+        "com1.x.json",
+        "config.json.",
+        "config.json ",
+        "c\u043enfig.json",
+        "model.safetensors.index.json/processor_config.json",
+        "1_Pooling/Config.json",
     ],
 )
 def test_names_that_do_not_travel(name: str) -> None:

@@ -244,6 +244,42 @@ def test_a_header_over_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch)
         build_header([OutputTensor("a" * 64, "F32", (1,))], {}, "x")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [OutputTensor("__metadata__", "F32", (1,))],
+        [OutputTensor("", "F32", (1,))],
+        [OutputTensor("x" * 1025, "F32", (1,))],
+        [OutputTensor("a\u202e", "F32", (1,))],
+        [OutputTensor("\ud800", "F32", (1,))],
+        [OutputTensor("a", "F32", (1 << 48, 0, 2))],
+        [OutputTensor("a", "F32", (1,) * 17)],
+        [OutputTensor("a", "F32", (1,)), OutputTensor("a", "F32", (1,))],
+        [OutputTensor(str(i), "F64", (1 << 48,)) for i in range(1 << 12)],
+    ],
+    ids=[
+        "metadata",
+        "empty",
+        "long",
+        "hidden",
+        "surrogate",
+        "shape",
+        "dimensions",
+        "twice",
+        "bytes",
+    ],
+)
+def test_what_no_reader_takes_is_not_written(tensors: list[OutputTensor]) -> None:
+    with pytest.raises(CheckpointError, match="nothing could read it"):
+        build_header(tensors, {}, "x")
+
+
+def test_more_tensors_than_are_read_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltastore.manifest.format.MAX_TENSORS", 1)
+    with pytest.raises(CheckpointError, match="would have 2 tensors"):
+        build_header([OutputTensor(name, "F32", ()) for name in "ab"], {}, "x")
+
+
 def test_too_many_tensors_are_refused(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltastore.manifest.format.MAX_TENSORS", 1)
     with pytest.raises(CheckpointCorruptError, match="holds 2 tensors"):

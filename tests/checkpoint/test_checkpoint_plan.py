@@ -57,6 +57,24 @@ def test_file_order_is_kept(tmp_path: Path, raw: Any) -> None:
     assert layout(plan) == [("model.safetensors", ["b", "c", "a"])]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("a\u202e.safetensors", "b.safetensors"), ("a.safetensors", "A.safetensors")],
+    ids=["hidden", "case"],
+)
+def test_shards_whose_names_no_index_may_have_are_numbered(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name, tensor in zip(names, "ab", strict=True):
+        save_file({tensor: np.zeros((2, 3), np.float32)}, tmp_path / name)
+    with open_checkpoint(tmp_path) as base:
+        plan = plan_shards(base, outputs("a", "b"))
+    assert [shard.filename for shard in plan] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+
+
 def test_an_emptied_shard_vanishes(sharded: Path) -> None:
     with open_checkpoint(sharded) as base:
         assert layout(plan_shards(base, outputs("a", "d"))) == [

@@ -25,6 +25,7 @@ from deltastore.checkpoint import (
     CheckpointWriter,
     OutputTensor,
     ShardPlan,
+    check_destination,
     open_checkpoint,
     plan_shards,
 )
@@ -60,6 +61,29 @@ def test_a_single_file(tmp_path: Path) -> None:
     assert (load_file(out / "model.safetensors")["a"] == VALUES).all()
     with safe_open(out / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_what_nothing_could_read_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = (ShardPlan("model.safetensors", (OutputTensor("__metadata__", "F32", (2, 3)),)),)
+    monkeypatch.setattr("deltastore.checkpoint.writer.MAX_INDEX_BYTES", 10)
+    for plan, said in ((odd, "__metadata__"), (TWO, "a reader takes at most 10")):
+        for attempt in (CheckpointWriter, check_destination):
+            with pytest.raises(CheckpointError, match=said):
+                attempt(tmp_path / "out", plan)
+        assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "MODEL.safetensors", "model.safetensors/x", "../x", "/x", ""]
+)
+def test_small_files_in_the_way_of_weights(tmp_path: Path, name: str) -> None:
+    with (
+        CheckpointWriter(tmp_path / "out", ONE) as writer,
+        pytest.raises(ValueError, match="small"),
+    ):
+        writer.write_file(name, b"")
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from deltastore.errors import ManifestInvalidError
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
+from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 CONTENT = "blake3:" + "0123456789abcdef" * 4
@@ -651,6 +652,31 @@ def test_a_number_that_is_too_large_for_a_float() -> None:
     data = encoded(config_document()).replace(b'"l2": 0.5', b'"l2": 1e999')
     with pytest.raises(ManifestInvalidError, match="a finite number"):
         parse_config(data, manifest(), where="C")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("__metadata__", [2]),
+        ("x" * 1025, [2]),
+        ("a\u202eb", [2]),
+        ("\ud800", [2]),
+        ("", [2]),
+        ("z", [1 << 48, 0, 1 << 48]),
+        ("z", [1 << 49, 0]),
+        ("z", [1] * 17),
+        ("z", [-1]),
+    ],
+    ids=ascii,
+)
+def test_what_no_checkpoint_may_hold_is_in_no_artifact(name: str, shape: list[int]) -> None:
+    document = config_document()
+    added = tensor(document, "added")
+    added["name"] = name
+    added["post"]["shape"] = shape
+    with pytest.raises(ManifestInvalidError, match=r"tensors\[0\]\.(name|post\.shape)"):
+        config(document)
+    assert name_problem(name) or shape_problem(shape)
 
 
 def test_a_newer_format_says_so_before_anything_else() -> None:

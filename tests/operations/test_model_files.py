@@ -19,7 +19,7 @@ from deltastore.cli.main import cli
 from deltastore.errors import TokenizerError
 from deltastore.manifest.format import MAX_SMALL_FILES_BYTES
 from deltastore.operations import small_files
-from deltastore.operations.model_files import fitting, unfit
+from deltastore.operations.model_files import fitting, names_code, unfit
 
 POOLING = "sentence_transformers.models.Pooling"
 NEW_POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
@@ -127,6 +127,61 @@ def test_places_on_this_machine_stay_here(place: str) -> None:
     data = json.dumps({"a": [{"output_dir": place}]}).encode()
     assert unfit("x.json", data, storing=True) == "names a place on this machine"
     assert unfit("x.json", data, storing=False) is None
+
+
+def test_no_two_names_of_one_file() -> None:
+    rows = modules({"path": "1_Pooling", "type": POOLING}, {"path": "1_pooling", "type": POOLING})
+    files = dict.fromkeys(("1_Pooling/config.json", "1_pooling/config.json"), b"{}")
+    kept, left = fitting(
+        files | {"modules.json": rows, "A.json": b"1", "a.json": b"2"}, storing=False
+    )
+    assert kept.keys() == {"modules.json", "1_Pooling/config.json", "A.json"}
+    assert set(left.values()) == {"called like another file but for case"}
+
+
+def test_no_more_templates_than_a_checkpoint_has() -> None:
+    files = {f"additional_chat_templates/t{i:03}.jinja": b"" for i in range(500)}
+    kept, left = fitting(files, storing=False)
+    assert (len(kept), len(left)) == (64, 436)
+
+
+def test_nothing_of_post_has_code_loaded(tmp_path: Path) -> None:
+    code = {"auto_map": {"AutoModel": "evil.Evil"}}
+    deep = json.dumps(code)[:-1] + ', "x": ' + "[" * 70 + "]" * 70 + "}"
+    names = {
+        "config.json": {"model_type": "x", "parts": [code]},
+        "tokenizer_config.json": {"x": [code], "pad_token": "a"},
+        "special_tokens_map.json": {"pad_token": "a", "attn_implementation": "evil/kernel"},
+        "processor_config.json": {"x": {"trust_remote_code": True}},
+        "generation_config.json": {"a": [{"b": code}]},
+        "chat_template.json": {"chat_template": "x", "y": code},
+        "tokenizer.json": {"model": {"vocab": {"auto_map": 0}}, "z": [code]},
+    }
+    post = {name: json.dumps(document) for name, document in names.items()}
+    own = {"config.json": '{"model_type": "x"}'}
+    for restoring in (False, True):
+        out, made = composed(tmp_path / str(restoring), own, post, own, restoring=restoring)
+        for path in out.iterdir():
+            assert "evil" not in path.read_text()
+            assert "trust_remote_code" not in path.read_text()
+        # A token may be called so.
+        assert read(out / "tokenizer.json")["model"]["vocab"] == {"auto_map": 0}
+        assert any("no code goes into" in warning for warning in made.ledger.warnings)
+    # What is not understood here may be understood elsewhere.
+    out, made = composed(tmp_path / "deep", {}, {"tokenizer_config.json": deep}, {})
+    assert not out.exists() or not list(out.iterdir())
+    # What the new base says is its own.
+    own = {"config.json": json.dumps({"auto_map": {"AutoModel": "mine.Mine"}})}
+    out, _ = composed(tmp_path / "own", {}, post, own)
+    assert read(out / "config.json")["auto_map"] == {"AutoModel": "mine.Mine"}
+
+
+def test_words_for_kernels_are_no_code(tmp_path: Path) -> None:
+    for value, kept in (("sdpa", True), ("flash_attention_2", True), ("evil/kernel:x", False)):
+        assert names_code("attn_implementation", value) is not kept
+    assert names_code("activation_fn", "os.system")
+    assert not names_code("activation_fn", "torch.nn.modules.activation.Sigmoid")
+    assert not names_code("modules_to_save", "model.visual")
 
 
 def test_a_stranger_gets_no_more_in_than_a_checkpoint_has() -> None:

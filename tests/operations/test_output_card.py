@@ -12,12 +12,15 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from small_files_world import composed
 
 from deltastore.operations import output_files
 from deltastore.operations.output import front_matter as owner
 from deltastore.operations.output.card import Source, card
 from deltastore.operations.output.front_matter import FrontMatterError, read_front_matter
+from deltastore.operations.output.licences import stated
+from deltastore.text import is_shown_as_it_is
 
 DELTA = {"ref": "x:v1", "digest": "sha256:0", "scale": 0.5, "base": "o/B", "post": "o/P"}
 
@@ -120,6 +123,77 @@ def test_every_licence_is_named_with_its_model() -> None:
     assert "- org/New: llama3 (<https://l.example/3>)" in text
     assert "- org/Post: mit" in text
     assert "- local: not stated" in text
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "[x](javascript:alert(1))",
+        "<img src=x onerror=alert(1)>",
+        "`code` **b** ![i](https://evil.example/t.png)",
+        "a\n# Heading\n- item",
+        "https://evil.example www.evil.example a@evil.example @user #1 :skull:",
+        "r\u202eltr\u2066\u200f\u3164\x1b[2J",
+        "| a | b |",
+        "&lt;script&gt; $x$ ~~s~~ _e_ __m__",
+        "x" * 5000,
+    ],
+    ids=range(9),
+)
+def test_labels_are_text(label: str) -> None:
+    delta = DELTA | {"base": label, "post": label}
+    text = card(Source(label, None, {}), [Source(label, None, {"license": "mit"})], [delta], "t 1")
+    body = text.decode().split("---\n", 2)[2]
+    html = MarkdownIt("commonmark", {"html": True}).enable(["strikethrough", "table"]).render(body)
+    # Nor what becomes a link by itself.
+    assert not re.search(r"(?<!arxiv)(?<!\\)(://|www\.|@)(?!arxiv)", body)
+    for made in ("<img", "<strong>", "<em>", "<s>", "<script", "<h2", "<table", 'evil.example"'):
+        assert made not in html
+    assert html.count("<h1") == 1
+    assert html.count("<a ") == 1  # of the paper
+    assert html.count("<li>") == 4
+    assert html.count("<code>") == 2
+    assert all(is_shown_as_it_is(line) for line in text.decode().splitlines() if line)
+    assert len(text) < 3000
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "javascript:alert(1)",
+        "https://huggingface.co@evil.example/x",
+        "https://e\u202e.example",
+        "https://e.example/\u3164",
+        "https://e.example/ x",
+        "https://e.example/>x",
+        "ftp://e.example",
+        "data:text/html,x",
+        "LICENSE\u202e",
+        "../LICENSE",
+    ],
+    ids=ascii,
+)
+def test_links_of_licences_are_plain(link: str) -> None:
+    said = {"license": "other", "license_name": "x", "license_link": link}
+    for repo in ("o/r", "../../evil", "evil/x) [y](https://evil", None):
+        found = stated(said, repo)
+        assert found is not None
+        assert found.link is None
+    linked = stated(said | {"license_link": "LICENSE"}, "evil/x) [y](https://evil")
+    assert linked is not None
+    assert linked.link is None
+
+
+def test_metadata_stays_what_is_read_again() -> None:
+    names = ", ".join(f"licence-number-{i}-{'x' * 70}" for i in range(16))
+    sources = [
+        Source(str(i), f"o/{i}", {"license": names.replace("-n", f"-{i}").split(", ")})
+        for i in range(200)
+    ]
+    text = card(sources[0], sources[1:], [DELTA], "t 1")
+    assert read_front_matter(text)["license_name"] == "several"
+    many = Source("x", None, {"license": ["mit"] * 17})
+    assert stated(many.metadata, None) is None
 
 
 def test_languages_tags_and_purpose() -> None:
