@@ -4,8 +4,8 @@ One root, one branch per thing a caller can do about it. A message is one senten
 what went wrong, where, what was expected and what was found; ``hint`` is a second sentence with
 the command that helps. Attributes in ``facts`` carry the same facts for programs.
 
-Exit codes: 0 done; 1 unexpected; 2 usage; 10-19 store; 20-29 ref; 30-39 incompatible;
-40-49 integrity; 50-59 format; 60-69 checkpoint; 70-79 remote; 130 interrupted.
+Exit codes: 0 done; 1 unexpected; 2 usage; 3 standard output; 10-19 store; 20-29 ref;
+30-39 incompatible; 40-49 integrity; 50-59 format; 60-69 checkpoint; 70-79 remote; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ class UsageError(DeltastoreError):
 
 class MissingExtraError(UsageError):
     """An optional dependency is needed and not installed."""
+
+
+class StandardOutputError(DeltastoreError):
+    """The result cannot be printed; what the command did is done."""
+
+    exit_code = 3
 
 
 # --- store: 10-19 -------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from deltastore.errors import DeltastoreError
+from deltastore.errors import StandardOutputError
 from deltastore.text import escaped, is_shown_as_it_is, sentence
 
 
@@ -42,7 +42,7 @@ class Output:
             quiet: The lines under ``-q``; usually refs or paths.
 
         Raises:
-            DeltastoreError: Standard output cannot be written.
+            StandardOutputError: Standard output cannot be written.
         """
         if self.json:
             write([document(value)])
@@ -73,7 +73,7 @@ def write(lines: Iterable[str]) -> None:
     """Write lines to stdout at once, and stop quietly when the reader has gone.
 
     Raises:
-        DeltastoreError: Standard output cannot be written for another reason.
+        StandardOutputError: Standard output cannot be written for another reason.
     """
     text = "".join(f"{line}\n" for line in lines)
     if not text or sys.stdout is None:
@@ -86,7 +86,7 @@ def write(lines: Iterable[str]) -> None:
         # `deltastore list | head -1`: the reader had enough. The command did its work, and its
         # exit code says how that went.
         if error.errno != errno.EPIPE:
-            raise DeltastoreError(
+            raise StandardOutputError(
                 f"Standard output cannot be written: {error.strerror}.",
                 hint="Redirect it to a file system with free space.",
             ) from error

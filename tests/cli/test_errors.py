@@ -4,7 +4,7 @@ import click
 import pytest
 
 from deltastore.cli.errors import report
-from deltastore.errors import DeltastoreError, LineageError, UsageError
+from deltastore.errors import LineageError, StandardOutputError, UsageError
 
 
 def told(
@@ -66,8 +66,8 @@ def test_a_bug_says_what_to_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_that_is_no_bug_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    code, text = told(DeltastoreError("Standard output cannot be written."), capsys)
-    assert (code, text) == (1, "error: Standard output cannot be written.\n")
+    code, text = told(StandardOutputError("Standard output cannot be written."), capsys)
+    assert (code, text) == (3, "error: Standard output cannot be written.\n")
 
 
 def test_facts_of_any_kind_can_be_told(capsys: pytest.CaptureFixture[str]) -> None:

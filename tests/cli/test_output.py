@@ -9,7 +9,7 @@ import pytest
 
 from deltastore.cli import output
 from deltastore.cli.output import Output
-from deltastore.errors import DeltastoreError
+from deltastore.errors import StandardOutputError
 from deltastore.text import escaped
 
 
@@ -95,7 +95,7 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_behind_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(DeltastoreError, match="No space left"):
+        with pytest.raises(StandardOutputError, match="No space left"):
             output.write(["x"])
         monkeypatch.undo()
 

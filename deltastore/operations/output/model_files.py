@@ -21,7 +21,7 @@ from deltastore.errors import StructureMismatchError
 from deltastore.manifest import TensorEntry
 from deltastore.operations.model_files import CODE_KEYS, names_code
 from deltastore.operations.output.config import OF_THE_FILE
-from deltastore.operations.output.documents import read_object, same, to_json
+from deltastore.operations.output.documents import read_object, read_tokenizer, same, to_json
 from deltastore.operations.output.fit import Pair, fitted
 from deltastore.operations.output.ledger import Ledger, joined
 from deltastore.operations.recipes import Recipe
@@ -165,12 +165,12 @@ def without_code(files: Files, own: Mapping[str, bytes], ledger: Ledger) -> None
         data, kept = files[name], own.get(name)
         if data == kept or (name in _VOCABULARIES and not _CODE_WORD.search(data)):
             continue
-        document = read_object(data)
+        reading = read_tokenizer if name in _VOCABULARIES else read_object
+        document = reading(data)
         if document is None:
-            if name not in _VOCABULARIES:
-                _give_back(files, name, kept, ledger)
+            _give_back(files, name, kept, ledger)
             continue
-        before = read_object(kept) or {}
+        before = reading(kept) or {}
         cleaned = _cleaned(document, before, tokens=name in _VOCABULARIES)
         if not same(cleaned, document):
             files[name] = to_json(cleaned)
