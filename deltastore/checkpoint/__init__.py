@@ -1,6 +1,6 @@
 """Checkpoints: finding, opening and reading them, and writing new ones.
 
-Nothing here imports torch, but for old pickled weights, and then only when one is opened.
+Nothing here imports torch: files of ``torch.save`` are read by :mod:`deltastore.pickles`.
 """
 
 from deltastore.checkpoint.beside import Left
