@@ -93,5 +93,5 @@ def _limit() -> None:
         try:
             resource.setrlimit(limit, (value, value))
         except (ValueError, OSError):
-            # macOS has limits that it does not let one set.
+            # Some systems have limits that they do not let one set.
             continue
