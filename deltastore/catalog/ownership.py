@@ -68,7 +68,7 @@ def other_mover(path: Path) -> str:
 
 
 def _belongs(path: Path, status: os.stat_result) -> str:
-    return f"{path} belongs to {_user(status.st_uid)}"
+    return f"{path} belongs to {user_name(status.st_uid)}"
 
 
 def _also_written(path: Path, status: os.stat_result) -> str:
@@ -77,7 +77,7 @@ def _also_written(path: Path, status: os.stat_result) -> str:
     # Where there is an access list, these bits are the most that it allows to anybody.
     if status.st_mode & stat.S_IWGRP:
         if not _is_private_group(status.st_gid):
-            return f"the group {_group(status.st_gid)} may write {path}"
+            return f"the group {group_name(status.st_gid)} may write {path}"
         if _has_access_list(path):
             return f"{path} has an access list by which others may write it"
     return ""
@@ -103,14 +103,16 @@ def _has_access_list(path: Path) -> bool:
     return True
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The name of a user; where there is none, the number."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
 
 
-def _group(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """The name of a group; where there is none, the number."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import grp
 import itertools
 import os
-import pwd
 import re
 import shlex
 import stat
@@ -13,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltastore.catalog.ownership import group_name, user_name
 from deltastore.errors import StoreError
 from deltastore.store import Store
 
@@ -35,9 +34,9 @@ def look_at_sharing(store: Store) -> Sharing:
     # Where the index is in the store, nobody else may write: its group has no other member.
     if not store.parts.index.local or not own.st_mode & stat.S_IWGRP:
         return Sharing(
-            f"{_owner(own.st_uid)} alone may write (mode {stat.S_IMODE(own.st_mode):04o})"
+            f"{user_name(own.st_uid)} alone may write (mode {stat.S_IMODE(own.st_mode):04o})"
         )
-    group = _group(own.st_gid)
+    group = group_name(own.st_gid)
     closed = [
         (path, problem)
         for path, status in _looked_at(store)
@@ -45,7 +44,7 @@ def look_at_sharing(store: Store) -> Sharing:
     ]
     if closed:
         path, problem = closed[0]
-        owners = sorted({_owner(path.lstat().st_uid) for path, _ in closed})
+        owners = sorted({user_name(path.lstat().st_uid) for path, _ in closed})
         more = f" ({len(closed) - 1} more)" if len(closed) > 1 else ""
         return Sharing(
             f"for the group {group}, but {path.relative_to(root)} {problem}{more}",
@@ -92,7 +91,7 @@ def _status(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _closed(path: Path, status: os.stat_result, group: int) -> str:
     # Files are replaced, not written: for that the directory is what counts.
     mode = status.st_mode
-    shown = f"of {_owner(status.st_uid)} has mode {stat.S_IMODE(mode):04o}"
+    shown = f"of {user_name(status.st_uid)} has mode {stat.S_IMODE(mode):04o}"
     needed = stat.S_IRGRP
     if stat.S_ISDIR(mode):
         needed = stat.S_IRWXG
@@ -100,7 +99,7 @@ def _closed(path: Path, status: os.stat_result, group: int) -> str:
             return f"{shown}: new files in it do not belong to the group"
     if mode & needed != needed:
         return shown
-    return "" if status.st_gid == group else f"belongs to the group {_group(status.st_gid)}"
+    return "" if status.st_gid == group else f"belongs to the group {group_name(status.st_gid)}"
 
 
 def _repair(store: Store, group: str) -> str:
@@ -121,17 +120,3 @@ def _umask() -> int | None:
         return None
     match = re.search(r"^Umask:\s*([0-7]+)$", text, re.MULTILINE)
     return int(match[1], 8) if match else None
-
-
-def _owner(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
