@@ -9,6 +9,7 @@ and look the same. It is proof only when it was already old by that same clock w
 from __future__ import annotations
 
 import contextlib
+import time
 
 from deltastore.blobs import BlobStore
 from deltastore.catalog import LocalIndex
@@ -46,8 +47,10 @@ def refresh(
     gone = seen.keys() - found.keys()
     if not changed and not gone:
         return 0
-    # Whatever the clocks, the newest time seen has been on the file server's.
-    at = max((stamp.newest_ns for stamp in found.values()), default=0)
+    # The newest time seen has been on the file server's clock, unless somebody has set it: then
+    # our own clock says that it has not come yet.
+    newest = max((stamp.newest_ns for stamp in found.values()), default=0)
+    at = min(newest, time.time_ns())
     if writable:
         with contextlib.suppress(StoreError):
             at = int(leases.server_time() * 1e9)

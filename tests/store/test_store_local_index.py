@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +151,25 @@ def test_a_wrong_clock_costs_a_look_and_hides_nothing(
         assert read.pop() == "a"
         with open_as(shared, "ann") as ann:
             publish(ann, "a", seed)
+
+
+def test_a_time_to_come_of_one_name_proves_nothing_of_others(
+    shared: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(leases: object) -> float:
+        raise StoreError("a reader makes no file")
+
+    monkeypatch.setattr(refreshing, "GRAIN_NS", 10**12)
+    monkeypatch.setattr(refreshing.Leases, "server_time", refused)
+    with open_as(shared, "ann") as ann:
+        publish(ann, "a", 1)
+        publish(ann, "b", 2)
+    when = time.time() + 1e7
+    os.utime(shared / "names" / "b", (when, when))
+    for _ in range(2):
+        del read[:]
+        listed(shared, "bob")
+        assert sorted(read) == ["a", "b"]
 
 
 def test_what_cannot_be_read_is_looked_at_again(shared: Path) -> None:
