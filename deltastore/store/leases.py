@@ -13,7 +13,6 @@ guess costs that process its work and the store nothing.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import socket
@@ -32,6 +31,7 @@ from deltastore.directory import Directory, Place
 from deltastore.errors import ManifestInvalidError, RefSyntaxError, StoreError
 from deltastore.manifest.parse import load_json
 from deltastore.refs import parse_version, validate_name
+from deltastore.store.bins import is_directory, is_nested, take_away
 from deltastore.store.layout import now
 from deltastore.store.records import printable
 from deltastore.threads import started
@@ -52,7 +52,6 @@ WITHOUT_BLOBS = frozenset({"tag", "untag", "rm", COLLECTOR})
 _CLAIM = re.compile(r"(?P<name>.+)\.(?P<version>v[0-9]+)\.rm\Z", re.DOTALL)
 _MAX_LEASE_BYTES = 64 << 10
 _POLL_S = 0.01
-_MOST_ROUNDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class Leases:
         """Temporary files and bins whose process has provably ended."""
         with _looked(self._temps) as (temps, names):
             return [
-                self._temp / name for name in names if is_dead(name) and not _is_nested(temps, name)
+                self._temp / name for name in names if is_dead(name) and not is_nested(temps, name)
             ]
 
     def old_temps(self, at: float, age_s: float) -> list[Path]:
@@ -202,7 +201,7 @@ class Leases:
                     continue
                 with contextlib.suppress(OSError):
                     old = at - temps.status(name).st_mtime > age_s
-                    if old and not _is_nested(temps, name):
+                    if old and not is_nested(temps, name):
                         found.append(self._temp / name)
         return found
 
@@ -215,7 +214,7 @@ class Leases:
             found = [
                 self._temp / name
                 for name in names
-                if token_of(name) is None or _is_nested(temps, name)
+                if token_of(name) is None or is_nested(temps, name)
             ]
         with _looked(self._place) as (_, names):
             found += [
@@ -251,7 +250,7 @@ class Leases:
                 if token_of(name) != token:
                     continue
                 try:
-                    _take_away(temps, name)
+                    take_away(temps, name)
                 except OSError:
                     # Of the dead nothing has to go.
                     if not is_dead(name):
@@ -264,7 +263,7 @@ class Leases:
             How many bytes that freed; None where it stays.
         """
         with contextlib.suppress(OSError), self._temps.hold() as temps:
-            return _take_away(temps, temp.name)
+            return take_away(temps, temp.name)
         return None
 
     @contextlib.contextmanager
@@ -321,7 +320,7 @@ class Leases:
         token = token_of(lease.path.name)
         with durable.translated(self._temp), self._temps.hold() as temps:
             return any(
-                token_of(name) == token and _is_directory(temps, name) for name in temps.names()
+                token_of(name) == token and is_directory(temps, name) for name in temps.names()
             )
 
     def _wait_for_collectors(self) -> None:
@@ -369,81 +368,6 @@ def _beat(descriptor: int, ended: threading.Event) -> None:
             # By its descriptor: the name may be another file's by now. Without times of ours: a
             # file server then takes its own clock.
             os.utime(descriptor)
-
-
-def _take_away(temps: Directory, name: str) -> int | None:
-    """Remove a temporary file, or a bin and what is in it; the bytes that this freed.
-
-    Raises:
-        OSError: It cannot be removed; ``ENOTEMPTY`` for a bin of the dead with a directory in it.
-    """
-    try:
-        status = temps.status(name)
-        if not stat.S_ISDIR(status.st_mode):
-            temps.unlink(name)
-            return status.st_size
-        if is_dead(name):
-            with temps.open(name) as bin_:
-                freed = _empty(bin_)
-                os.rmdir(name, dir_fd=temps.descriptor)
-            return freed
-        # Renamed first: its process, if it lives, finds it gone at once.
-        mine = durable.temp_name()
-        temps.rename(name, temps, mine)
-        with temps.open(mine) as bin_:
-            return _remove_living(temps, mine, bin_)
-    except FileNotFoundError:
-        return 0
-
-
-def _remove_living(temps: Directory, name: str, bin_: Directory) -> int:
-    """Remove the bin of a process that may live; it can move blobs in until this has succeeded."""
-    freed = 0
-    for _ in range(_MOST_ROUNDS):
-        freed += _empty(bin_)
-        for entry in bin_.names():
-            if _is_directory(bin_, entry):
-                # No deltastore made it: under a name without a token it stays, and is named.
-                bin_.rename(entry, temps, f"foreign-{durable.temp_name()}")
-        try:
-            os.rmdir(name, dir_fd=temps.descriptor)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return freed
-    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(bin_.path))
-
-
-def _empty(bin_: Directory) -> int:
-    """Remove the files in a bin; how many bytes they had."""
-    freed = 0
-    for entry in bin_.names():
-        with contextlib.suppress(FileNotFoundError):
-            status = bin_.status(entry)
-            if not stat.S_ISDIR(status.st_mode):
-                bin_.unlink(entry)
-                freed += status.st_size
-    return freed
-
-
-def _is_directory(held: Directory, name: str) -> bool:
-    with contextlib.suppress(OSError):
-        return stat.S_ISDIR(held.status(name).st_mode)
-    return False
-
-
-def _is_nested(temps: Directory, name: str) -> bool:
-    """Whether something is a directory with another one in it, which no deltastore makes."""
-    if not _is_directory(temps, name):
-        return False
-    with (
-        contextlib.suppress(OSError),
-        temps.open(name) as bin_,
-        os.scandir(bin_.descriptor) as all_,
-    ):
-        return any(entry.is_dir(follow_symlinks=False) for entry in all_)
-    return False
 
 
 def _is_lease(name: str) -> bool:
