@@ -66,6 +66,10 @@ class Decoder(Protocol):
                 more memory is taken than a frame of that many elements can need.
         """
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the stream is encoded as palette tokens, so that ``tokens`` gives some."""
+
     def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
         """The same as palette tokens, in buffers that the thread's next call overwrites.
 

@@ -200,6 +200,11 @@ class ExactDecoder:
         out[:] = fmt.KEEP_WIDE if out.dtype == np.uint64 else fmt.KEEP
         out[changed] = some
 
+    @property
+    def has_tokens(self) -> bool:
+        """See ``Decoder.has_tokens``."""
+        return self.table is not None and not self.sparse
+
     def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
         """See ``Decoder.tokens``."""
         if self.table is None or self.sparse:

@@ -127,6 +127,8 @@ class ArtifactReader:
         with self._blamed(entry.delta):
             frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
             assert decoder is not None
+            if not decoder.has_tokens:
+                return None
             frame = frames.frame(index)
             return decoder.tokens(frame, count) if frame else None
 

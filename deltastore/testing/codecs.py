@@ -186,7 +186,7 @@ class CodecContract:
         decoder = opened(codec, encoder)
         table = encoder.token_table
         found = decoder.tokens(frame, delta.size)
-        assert (found is None) == (table is None)
+        assert (found is not None) == (table is not None) == decoder.has_tokens
         if table is None or found is None:
             return
         assert table.shape == (1 << 16,)
