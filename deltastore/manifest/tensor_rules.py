@@ -6,7 +6,6 @@ of an artifact, and the headers of outputs. What one accepts, the others do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from deltastore.errors import shown
@@ -31,9 +30,12 @@ def shape_problem(shape: Sequence[int]) -> str | None:
     """Why no tensor may have this shape, as "has …, expected …"; None if it may."""
     if len(shape) > fmt.MAX_DIMENSIONS:
         return f"{len(shape)} dimensions; expected at most {fmt.MAX_DIMENSIONS}"
-    if any(size < 0 for size in shape):
-        return "a size below zero"
-    # A zero does not make the other factors harmless to those who multiply in 64 bits.
-    if math.prod(size or 1 for size in shape) > fmt.MAX_ELEMENTS:
+    elements = 1
+    for size in shape:
+        if size < 0:
+            return "a size below zero"
+        # A zero does not make the other factors harmless to those who multiply in 64 bits.
+        elements *= size or 1
+    if elements > fmt.MAX_ELEMENTS:
         return f"a shape of more than {fmt.MAX_ELEMENTS} elements, zeros apart"
     return None
