@@ -92,11 +92,8 @@ def _value(draw: random.Random, path: Path) -> str:
     with untyped(path) as connection:
         columns = list(_columns(connection))
         draw.shuffle(columns)
-        rows: list[int] = []
-        for table, column in columns:  # noqa: B007 - the first whose table has rows
-            rows = [row for (row,) in connection.execute(f'SELECT rowid FROM "{table}"')]
-            if rows:
-                break
+        filled = ((of, name, _rows_of(connection, of)) for of, name in columns)
+        table, column, rows = next((found for found in filled if found[2]), ("", "", []))
         new = value(draw)
         chosen = rows if draw.random() < 0.2 else [draw.choice(rows)]
         place = "CAST(? AS TEXT)" if isinstance(new, _Text) else "?"
@@ -107,6 +104,10 @@ def _value(draw: random.Random, path: Path) -> str:
     return f"{table}.{column} of {len(chosen)} = {_shown(new)}"
 
 
+def _rows_of(connection: sqlite3.Connection, table: str) -> list[int]:
+    return [row for (row,) in connection.execute(f'SELECT rowid FROM "{table}"')]
+
+
 def _row(draw: random.Random, path: Path) -> str:
     """Remove, repeat or make up rows, or exchange what two rows say."""
     with untyped(path) as connection:
@@ -114,7 +115,7 @@ def _row(draw: random.Random, path: Path) -> str:
         table = draw.choice(columns)[0]
         names = [column for of, column in columns if of == table]
         how = draw.choice(("remove", "remove all", "repeat", "many", "exchange", "make up"))
-        rows = [row for (row,) in connection.execute(f'SELECT rowid FROM "{table}"')]
+        rows = _rows_of(connection, table)
         row = draw.choice([*rows, 0])
         listed = ", ".join(f'"{name}"' for name in names)
         if how == "remove":
