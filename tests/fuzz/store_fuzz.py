@@ -15,6 +15,7 @@ Where a command does not end, the process that runs it is killed, and another go
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import io
 import json
@@ -139,9 +140,11 @@ def _new_record(world: World, draw: random.Random) -> tuple[Path, bytes]:
     name = draw.choice(_VERSIONS)
     number = name[1:-5]
     if number.isdecimal():
-        document = json.loads(data)
-        document["version"] = int(number[:300])
-        data = json.dumps(document).encode()
+        # An earlier change may have left no document of it.
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            document = json.loads(data)
+            document["version"] = int(number[:300])
+            data = json.dumps(document).encode()
     return path.with_name(name), data
 
 
