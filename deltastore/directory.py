@@ -313,8 +313,9 @@ def _enter(above: Directory, name: str, *, follow: bool, make: bool) -> Director
     try:
         return _follow(above, name) if follow else above.open(name)
     except FileNotFoundError:
-        if not make or above.has(name):
+        if not make:
             raise
+    # Another process may make it at the same time; in a link's place nothing is made.
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=above.descriptor)
         above.sync()

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from other_users import without_privileges
 
+from deltastore import directory
 from deltastore.blobs.owner import owner_token
+from deltastore.directory import Directory, Place
 from deltastore.errors import (
     CatalogError,
     NotAStoreError,
@@ -119,6 +121,29 @@ def test_of_processes_that_make_the_store_at_once_all_have_the_same(tmp_path: Pa
         assert len(refs(store)) == 5
 
 
+def test_a_directory_that_another_process_makes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = directory._follow
+    met: set[str] = set()
+
+    def late(above: Directory, name: str) -> Directory:
+        if name not in met:
+            met.add(name)
+            (above.path / name).mkdir()
+            raise FileNotFoundError(name)
+        return follow(above, name)
+
+    monkeypatch.setattr(directory, "_follow", late)
+    for name in ("blobs", "names"):
+        Place(tmp_path / name).make().close()
+    assert met == {"blobs", "names"}
+    (tmp_path / "leases").symlink_to(tmp_path / "nowhere")
+    met.add("leases")
+    with pytest.raises(FileNotFoundError):
+        Place(tmp_path / "leases").make()
+
+
 def test_a_catalog_that_was_deleted_is_made_from_the_records(store: Store) -> None:
     publish(store, "a", 1, tags=("prod",))
     publish(store, "a", 2)
@@ -134,8 +159,8 @@ def test_a_catalog_that_was_deleted_is_made_from_the_records(store: Store) -> No
 
 def test_a_store_copied_without_its_empty_directories_works(store: Store) -> None:
     publish(store)
-    for directory in ("tmp", "leases"):
-        (store.path / directory).rmdir()
+    for name in ("tmp", "leases"):
+        (store.path / name).rmdir()
     with open_store(store.path) as again:
         publish(again, seed=2)
         assert refs(again) == ["model:v1", "model:v2"]
