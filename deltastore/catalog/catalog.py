@@ -13,8 +13,10 @@ from deltastore.catalog import schema
 from deltastore.catalog.checking import (
     ARTIFACT,
     DIGEST_COLUMN,
+    FILES_COLUMN,
     LISTING,
     NAME_COLUMN,
+    STAMP_COLUMN,
     TAG_COLUMN,
     VERSION_COLUMN,
     Column,
@@ -71,12 +73,8 @@ class Catalog:
         """A catalog that nobody else sees and that does not last."""
         return cls(SqliteDatabase(None))
 
-    def prepare(self, fill: Callable[[CatalogWriter], None]) -> None:
+    def prepare(self) -> None:
         """Check the schema; create it, at head, where the database is empty.
-
-        Args:
-            fill: Called within the creating transaction, so that nobody ever sees a catalog that
-                lacks what the records have.
 
         Raises:
             StoreOutdatedError: The schema is older than this program.
@@ -92,7 +90,6 @@ class Catalog:
                 found = schema.revision(session, where)
                 if found is None:
                     schema.create_schema(session)
-                    fill(CatalogWriter(session))
                     found = schema.HEAD
         schema.check_revision(found, where)
 
@@ -211,6 +208,15 @@ class Catalog:
             {"base": base_content, "post": post_content, "codec": codec, "unreadable": UNREADABLE},
         )
         return list(dict.fromkeys(digest for (digest,) in rows))
+
+    def seen(self, name: str | None = None) -> dict[str, tuple[str, str]]:
+        """The files of each name, or of one, and how they looked when they were last read."""
+        query = "SELECT name, files, stamp FROM seen"
+        if name is not None:
+            query += " WHERE name = :name"
+        columns = (NAME_COLUMN, FILES_COLUMN, STAMP_COLUMN)
+        rows = self._rows(query, columns, {} if name is None else {"name": name})
+        return {found: (files, stamp) for found, files, stamp in rows}
 
     def close(self) -> None:
         """Release what is open; idempotent."""

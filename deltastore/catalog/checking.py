@@ -8,6 +8,7 @@ may have thousands of rows.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from re import Pattern
@@ -109,19 +110,33 @@ def _content(name: str) -> Column:
     return Column(name, "blake3:<64 hex digits>", _matching(CONTENT_PATTERN, ""))
 
 
+def _are_files(found: set[str]) -> bool:
+    files = {file for text in found for file in text.split(" ")} - {"", "tags"}
+    tags = {file for file in files if file.startswith("tags/")}
+    names = (tag.removeprefix("tags/").removesuffix(".json") for tag in tags)
+    return all(map(_RECORD_FILE.match, files - tags)) and all(map(TAG.match, names))
+
+
+_RECORD_FILE = re.compile(r"v[0-9]{1,9}\.json\Z", re.ASCII)
 _EXACTNESS = {"exact", "bounded", "lossy", UNREADABLE}
 
 NAME_COLUMN = Column("name", "a name", _matching(NAME))
 VERSION_COLUMN = Column("version", f"an integer in 1..{MAX_VERSION}", _integers(1, MAX_VERSION))
 TAG_COLUMN = Column("tag", "a tag", _matching(TAG))
 DIGEST_COLUMN = Column("digest", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN))
+FILES_COLUMN = Column("files", "paths of records and tags", _texts(_are_files))
 STAMP_COLUMN = Column("stamp", "printable text", _texts(lambda found: "".join(found).isprintable()))
 _CREATED = Column("created", "a time such as 2025-01-31T12:00:00.000000Z", _matching(TIME))
 _CODEC = _text("codec", MAX_CODEC_CHARS)
 
-ARTIFACT = (
+VERSION_ROW = (
     *(NAME_COLUMN, VERSION_COLUMN, DIGEST_COLUMN, _CREATED),
     *map(_text, ("created_by", "tool", "base_label", "post_label")),
+)
+"""In the order of VersionRow's fields."""
+
+ARTIFACT = (
+    *VERSION_ROW,
     *map(_content, ("base_content", "post_content")),
     Column("base_fingerprint", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN, "")),
     *map(_text_or_null, ("base_repo", "base_revision", "post_repo", "post_revision")),

@@ -1,48 +1,21 @@
-"""An index of one user on one machine, which knows what it has seen of each name.
+"""An index of one user on one machine.
 
-It has the catalog's tables and two more. Nobody has to care for it: one that is damaged, of another
+It has the catalog's tables and one more. Nobody has to care for it: one that is damaged, of another
 store or of another schema is thrown away and made anew from the records.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from deltastore.catalog import checking, schema
+from deltastore.catalog import schema
 from deltastore.catalog.catalog import Catalog
 from deltastore.catalog.failures import damaged
 from deltastore.catalog.private import MODE, open_private
-from deltastore.catalog.sqlite import Session, SqliteDatabase
-from deltastore.catalog.writer import CatalogWriter
+from deltastore.catalog.sqlite import SqliteDatabase
 
-_TABLES = (
-    "CREATE TABLE local_store (id TEXT NOT NULL)",
-    "CREATE TABLE local_seen (name TEXT PRIMARY KEY, stamp TEXT NOT NULL) WITHOUT ROWID",
-)
-
-
-class FollowingWriter(CatalogWriter):
-    """A transaction that brings names up to date; made by ``LocalIndex.following``."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        self._local = session
-
-    def see(self, name: str, stamp: str) -> None:
-        """Remember what a name looked like when it was read; empty if that proves nothing."""
-        self._local.run(
-            "INSERT OR REPLACE INTO local_seen (name, stamp) VALUES (:name, :stamp)",
-            {"name": name, "stamp": stamp},
-        )
-
-    def forget(self, name: str) -> None:
-        """Remove all there is of a name."""
-        for version in self.versions(name):
-            self.remove_version(name, version)
-        self._local.run("DELETE FROM local_seen WHERE name = :name", {"name": name})
+_TABLES = ("CREATE TABLE local_store (id TEXT NOT NULL)",)
 
 
 class LocalIndex(Catalog):
@@ -92,16 +65,3 @@ class LocalIndex(Catalog):
                 raise damaged(where, str(found))
             if session.rows("SELECT id FROM local_store") != [(store_id,)]:
                 raise damaged(where, "it is of another store")
-
-    def seen(self) -> dict[str, str]:
-        """What each name looked like when it was last read."""
-        with self._file.reading() as session:
-            rows = session.rows("SELECT name, stamp FROM local_seen")
-        checking.check((checking.NAME_COLUMN, checking.STAMP_COLUMN), rows, self._file.where)
-        return dict(rows)
-
-    @contextlib.contextmanager
-    def following(self) -> Iterator[FollowingWriter]:
-        """As ``writing``, for bringing names up to date."""
-        with self._file.writing() as session:
-            yield FollowingWriter(session)

@@ -12,12 +12,12 @@ from deltastore.catalog.failures import damaged, translated
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
 
-REVISIONS_KNOWN = ("0001", "0002")
+REVISIONS_KNOWN = ("0001", "0002", "0003")
 """Every released revision, oldest first."""
 
 HEAD = REVISIONS_KNOWN[-1]
 
-_SINCE_DROPPED = {
+_DROPPED_AFTER = {
     "0001": (
         "CREATE TABLE files (path TEXT NOT NULL, size BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, "
         "ctime_ns BIGINT NOT NULL, inode BIGINT NOT NULL, device BIGINT NOT NULL, "
@@ -25,7 +25,10 @@ _SINCE_DROPPED = {
         "CREATE INDEX ix_files_seen ON files (seen_ns)",
     )
 }
-"""What an older revision has besides the schema at head."""
+"""What the revision after this one dropped."""
+
+_MADE_BY = {"0003": ("seen",)}
+"""The tables that a revision made, after the first."""
 
 _REVISION = re.compile(r"[0-9]{4}", re.ASCII)
 _REVISIONS = (
@@ -123,7 +126,12 @@ def create_schema(session: Session) -> None:
 
 def statements_at(revision: str) -> tuple[str, ...]:
     """What makes the schema of a revision."""
-    return (*_statements_at_head(), *_SINCE_DROPPED.get(revision, ()))
+    older = [known for known in REVISIONS_KNOWN if known >= revision]
+    newer = [known for known in REVISIONS_KNOWN if known > revision]
+    lacks = {table for known in newer for table in _MADE_BY.get(known, ())}
+    dropped = [statement for known in older for statement in _DROPPED_AFTER.get(known, ())]
+    kept = [found for found in _statements_at_head() if _entry(found)[2] not in lacks]
+    return (*kept, *dropped)
 
 
 @functools.cache

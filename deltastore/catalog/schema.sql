@@ -47,6 +47,13 @@ CREATE TABLE tags (
         REFERENCES versions (name, version) ON DELETE CASCADE
 );
 
+CREATE TABLE seen (
+    name VARCHAR(128) NOT NULL,
+    files TEXT NOT NULL,
+    stamp TEXT NOT NULL,
+    PRIMARY KEY (name)
+);
+
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)

@@ -80,6 +80,15 @@ TAGS = Table(
 )
 """One row per tag file whose version exists."""
 
+SEEN = Table(
+    "seen",
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("files", Text, nullable=False),
+    Column("stamp", Text, nullable=False),
+)
+"""One row per name: its files, and what the system said of them when they were read."""
+
 REVISION_METADATA = MetaData()
 REVISIONS = Table(
     "alembic_version",

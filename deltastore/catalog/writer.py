@@ -6,9 +6,19 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from deltastore.catalog.checking import DIGEST_COLUMN, TAG_COLUMN, VERSION_COLUMN, check
+from deltastore.catalog.checking import (
+    DIGEST_COLUMN,
+    TAG_COLUMN,
+    VERSION_COLUMN,
+    VERSION_ROW,
+    check,
+)
 from deltastore.catalog.rows import UNREADABLE, Summary, VersionRow
 from deltastore.catalog.sqlite import Session
+
+
+def _columns(kind: type[Any]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(kind))
 
 
 def _insert(table: str, kind: type[Any]) -> str:
@@ -27,7 +37,10 @@ def _update(table: str, kind: type[Any], key: Sequence[str]) -> str:
 
 
 _INSERT_ARTIFACT = _insert("artifacts", Summary)
+_UPDATE_ARTIFACT = _update("artifacts", Summary, ["digest"])
 _INSERT_VERSION = _insert("versions", VersionRow)
+_UPDATE_VERSION = _update("versions", VersionRow, ["name", "version"])
+_SELECT_VERSIONS = f"SELECT {_columns(VersionRow)} FROM versions WHERE name = :name"  # noqa: S608
 _INSERT_TAG = "INSERT INTO tags (name, tag, version) VALUES (:name, :tag, :version)"
 
 
@@ -47,6 +60,17 @@ class CatalogWriter:
         check((VERSION_COLUMN, DIGEST_COLUMN), rows, self._session.where)
         return dict(rows)
 
+    def rows(self, name: str) -> dict[int, VersionRow]:
+        """The rows of a name's versions."""
+        rows = self._session.rows(_SELECT_VERSIONS, {"name": name})
+        check(VERSION_ROW, rows, self._session.where)
+        return {row.version: row for row in (VersionRow(*fields) for fields in rows)}
+
+    def has_readable(self, digest: str) -> bool:
+        """Whether there is a row of this artifact, of when it could be read."""
+        query = "SELECT digest FROM artifacts WHERE digest = :digest AND codec <> :unreadable"
+        return bool(self._session.rows(query, {"digest": digest, "unreadable": UNREADABLE}))
+
     def unreadable(self, name: str) -> set[int]:
         """The versions of a name whose artifact could not be read when it was indexed."""
         query = (
@@ -64,14 +88,20 @@ class CatalogWriter:
         check((TAG_COLUMN, VERSION_COLUMN), rows, self._session.where)
         return dict(rows)
 
-    def put_version(self, version: VersionRow, summary: Summary) -> None:
-        """Add a version, or bring it up to date. Idempotent."""
+    def put_version(self, version: VersionRow, summary: Summary | None) -> None:
+        """Add a version, or bring it up to date. Idempotent.
+
+        Args:
+            version: Its row.
+            summary: Its artifact's row; None where there is one: see ``has_readable``.
+        """
         # Not deleted and inserted anew: that would take the tags away.
-        artifact = dataclasses.asdict(summary)
-        if not self._session.run(_update("artifacts", Summary, ["digest"]), artifact):
-            self._session.run(_INSERT_ARTIFACT, artifact)
+        if summary is not None:
+            artifact = dataclasses.asdict(summary)
+            if not self._session.run(_UPDATE_ARTIFACT, artifact):
+                self._session.run(_INSERT_ARTIFACT, artifact)
         fields = dataclasses.asdict(version)
-        if not self._session.run(_update("versions", VersionRow, ["name", "version"]), fields):
+        if not self._session.run(_UPDATE_VERSION, fields):
             self._session.run(_INSERT_VERSION, fields)
 
     def remove_version(self, name: str, version: int) -> None:
@@ -103,18 +133,36 @@ class CatalogWriter:
         self._session.run("DELETE FROM tags WHERE name = :name", {"name": name})
         self._insert_tags((name, tag, version) for tag, version in tags.items())
 
-    def replace_all(
-        self,
-        summaries: Iterable[Summary],
-        versions: Iterable[VersionRow],
-        tags: Iterable[tuple[str, str, int]],
-    ) -> None:
-        """Replace everything."""
-        for table in ("tags", "versions", "artifacts"):
-            self._session.run(f"DELETE FROM {table}")  # noqa: S608 - one of these three
-        self._session.run_each(_INSERT_ARTIFACT, map(dataclasses.asdict, summaries))
-        self._session.run_each(_INSERT_VERSION, map(dataclasses.asdict, versions))
-        self._insert_tags(tags)
+    def see(self, name: str, files: str, stamp: str) -> None:
+        """Remember how a name's files looked before they were read; empty if that proves nothing.
+
+        Args:
+            name: The name.
+            files: Their paths in its directory, with spaces between.
+            stamp: How they looked.
+        """
+        self._session.run(
+            "INSERT OR REPLACE INTO seen (name, files, stamp) VALUES (:name, :files, :stamp)",
+            {"name": name, "files": files, "stamp": stamp},
+        )
+
+    def forget(self, name: str) -> None:
+        """Remove all there is of a name."""
+        for version in self.versions(name):
+            self.remove_version(name, version)
+        self._session.run("DELETE FROM seen WHERE name = :name", {"name": name})
+
+    def forget_all(self) -> None:
+        """Remove everything."""
+        for table in ("seen", "tags", "versions", "artifacts"):
+            self._session.run(f"DELETE FROM {table}")  # noqa: S608 - one of these four
+
+    def count(self) -> tuple[int, int, int]:
+        """How many artifacts, versions and tags there are."""
+        tables = ("artifacts", "versions", "tags")
+        counts = [f"(SELECT COUNT(*) FROM {table})" for table in tables]  # noqa: S608 - as above
+        artifacts, versions, tags = self._session.rows(f"SELECT {', '.join(counts)}")[0]
+        return int(artifacts), int(versions), int(tags)
 
     def _insert_tags(self, tags: Iterable[tuple[str, str, int]]) -> None:
         self._session.run_each(

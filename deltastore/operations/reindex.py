@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltastore.store.indexing import Indexed
 from deltastore.store.maintenance import rebuild_catalog
+from deltastore.store.refreshing import Indexed
 
 __all__ = ["Indexed", "reindex"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deltastore.errors import DeltastoreError
-from deltastore.store import indexing
 from deltastore.store.parts import Parts
+from deltastore.store.refreshing import refresh_name
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def changing(parts: Parts, purpose: str, name: str) -> Iterator[Path]:
             yield lease
         except BaseException:
             try:
-                indexing.reconcile(parts.names, parts.blobs, parts.catalog, name)
+                refresh_name(parts.sources, parts.catalog, name)
             except (DeltastoreError, OSError):
                 parts.leases.leave(lease)
             raise

@@ -15,10 +15,10 @@ from deltastore.blobs import steps
 from deltastore.blobs.local import BlobFile
 from deltastore.blobs.steps import Step
 from deltastore.directory import Directory
-from deltastore.store import indexing
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
+from deltastore.store.refreshing import refresh_name
 
 DRAIN_S = 2.0
 """How long a collector waits for running writers to end, keeping new ones waiting."""
@@ -160,7 +160,7 @@ def _sweep(parts: Parts, age: _Age, done: Collection) -> None:
     for lease in parts.leases.all_or_error():
         if lease.over(at):
             if lease.name is not None:
-                indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
+                refresh_name(parts.sources, parts.catalog, lease.name)
             parts.leases.fence(lease)
             done.leases += 1
     done.leases += parts.claims.sweep(at)

@@ -8,9 +8,9 @@ from typing import NoReturn
 from deltastore.catalog import Artifact
 from deltastore.errors import RefAmbiguousError, RefNotFoundError
 from deltastore.refs import Ref, parse_ref
-from deltastore.store.indexing import reconcile
 from deltastore.store.parts import Parts
 from deltastore.store.records import Tombstone
+from deltastore.store.refreshing import refresh_name
 from deltastore.suggesting import nearest
 
 _EXTRACT = "The store is empty: run `deltastore extract --base CKPT --post CKPT` first."
@@ -43,14 +43,12 @@ def resolve_version(parts: Parts, text: str) -> Artifact:
 def _candidates(parts: Parts, text: str) -> list[Artifact]:
     """Every version that a ref may mean, at least one, all of the same artifact."""
     ref = parse_ref(text)
+    if ref.name is not None and (parts.writable or parts.index.local):
+        # What has come since the store was opened.
+        refresh_name(parts.sources, parts.catalog, ref.name)
     found = _find(parts, ref)
     if not found:
-        if ref.name is not None and parts.writable and parts.names.versions(ref.name):
-            # Records that came with a copy of the directory, say, and that the catalog lacks.
-            reconcile(parts.names, parts.blobs, parts.catalog, ref.name)
-            found = _find(parts, ref)
-        if not found:
-            _not_found(parts, ref)
+        _not_found(parts, ref)
     digests = sorted({artifact.digest for artifact in found})
     if len(digests) > 1:
         raise RefAmbiguousError(

@@ -5,22 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from deltastore.blobs import BlobStore
-from deltastore.catalog import Catalog, CatalogWriter, Summary, VersionRow
+from deltastore.catalog import CatalogWriter, Summary, VersionRow
 from deltastore.errors import FormatError, IntegrityError, StoreError
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.store.names import Names
 from deltastore.store.records import Record
-
-
-@dataclass(frozen=True, slots=True)
-class Indexed:
-    """What an index of everything counted, and what it could not read."""
-
-    artifacts: int
-    versions: int
-    tags: int
-    problems: tuple[str, ...]
 
 
 def load(blobs: BlobStore, digest: str) -> tuple[Manifest, Config, int]:
@@ -79,21 +69,6 @@ def version_row(record: Record) -> VersionRow:
     )
 
 
-def reconcile(names: Names, blobs: BlobStore, catalog: Catalog, name: str) -> None:
-    """Make the catalog agree with the records of one name. Idempotent.
-
-    Raises:
-        StoreReadOnlyError: The catalog cannot be written.
-        CatalogError: It failed.
-    """
-    if _agrees(names, catalog, name):
-        return
-    # The records are read again within the transaction: whoever changes them meanwhile changes the
-    # rows after us, so that the rows end up right whatever we saw.
-    with catalog.writing() as writer:
-        index_name(names, blobs, writer, name)
-
-
 def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str) -> list[str]:
     """Make the rows of one name agree with its records, within the writer's transaction.
 
@@ -106,16 +81,17 @@ def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str)
     seen = _look(names, name)
     if seen.closed:
         return seen.problems
-    known = writer.versions(name)
+    known = writer.rows(name)
     # What could not be read then may be there now.
     unreadable = writer.unreadable(name)
     present = {record.version for record in seen.live} | seen.unreadable
     for version in known.keys() - present:
         writer.remove_version(name, version)
     for record in seen.live:
-        if known.get(record.version) != record.digest or record.version in unreadable:
-            summary = _summary(blobs, record, seen.problems)
-            writer.put_version(version_row(record), summary)
+        row = version_row(record)
+        if known.get(record.version) != row or record.version in unreadable:
+            there = writer.has_readable(record.digest)
+            writer.put_version(row, None if there else _summary(blobs, record, seen.problems))
     listed = {record.version for record in seen.live} | (known.keys() & seen.unreadable)
     kept = {
         tag: version
@@ -124,38 +100,6 @@ def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str)
     }
     writer.replace_tags(name, kept | {t: v for t, v in seen.tags.items() if v in listed})
     return seen.problems
-
-
-def index_all(names: Names, blobs: BlobStore, writer: CatalogWriter) -> Indexed:
-    """Make the catalog anew from all records and manifests, within the writer's transaction."""
-    problems: list[str] = []
-    summaries: dict[str, Summary] = {}
-    versions: list[VersionRow] = []
-    tags: list[tuple[str, str, int]] = []
-    for name in names.all():
-        seen = _look(names, name)
-        problems.extend(seen.problems)
-        for record in seen.live:
-            if record.digest not in summaries:
-                summaries[record.digest] = _summary(blobs, record, problems)
-            versions.append(version_row(record))
-        listed = {record.version for record in seen.live}
-        tags.extend((name, tag, v) for tag, v in seen.tags.items() if v in listed)
-    writer.replace_all(summaries.values(), versions, tags)
-    return Indexed(len(summaries), len(versions), len(tags), tuple(problems))
-
-
-def _agrees(names: Names, catalog: Catalog, name: str) -> bool:
-    """Whether there is nothing to do; found out without keeping writers waiting."""
-    seen = _look(names, name)
-    if seen.closed:
-        return True
-    digests = {record.version: record.digest for record in seen.live}
-    rows = [row for row in catalog.artifacts(name=name) if row.version not in seen.unreadable]
-    tags = {tag: version for tag, version in seen.tags.items() if version in digests}
-    return digests == {row.version: row.digest for row in rows} and tags == {
-        tag: row.version for row in rows for tag in row.tags if tag not in seen.unreadable_tags
-    }
 
 
 @dataclass(slots=True)

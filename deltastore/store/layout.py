@@ -169,8 +169,7 @@ def create(layout: Layout) -> None:
                 hint="Name another place with `--store` or DELTASTORE_HOME.",
             ) from error
         _refuse_foreign(layout)
-        for place in _places(layout):
-            place.make().close()
+        make_directories(layout)
         document = canonical_json(
             {"format": STORE_FORMAT, "id": str(uuid.uuid4()), "created": now()}
         )
@@ -181,6 +180,18 @@ def create(layout: Layout) -> None:
                 temp.create(Place(root, own=0), layout.marker.name)
         except FileExistsError:
             return
+
+
+def make_directories(layout: Layout) -> None:
+    """Make the store's directories where they are missing.
+
+    Raises:
+        StoreError: One of them cannot be made, or is a link of somebody else's.
+        NoSpaceError: The disk is full.
+    """
+    for place in _places(layout):
+        with durable.translated(place.path):
+            place.make().close()
 
 
 def check_links(layout: Layout) -> None:

@@ -10,9 +10,9 @@ from deltastore.blobs.steps import Step
 from deltastore.catalog import HEAD, Catalog, lying
 from deltastore.errors import CatalogError, StoreOutdatedError
 from deltastore.store import layout
-from deltastore.store.indexing import Indexed
 from deltastore.store.layout import Layout
 from deltastore.store.placing import IndexPlace, place_index
+from deltastore.store.refreshing import Indexed
 from deltastore.store.store import open_store
 
 

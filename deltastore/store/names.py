@@ -9,8 +9,10 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from deltastore.blobs import durable
@@ -27,15 +29,23 @@ from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
 
+_MAX_STAMP_CHARS = 4096
+_MAX_FILES_CHARS = 512 << 10
+_NOTHING = "-"
+
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What the system says of a name's directories; it changes with every file in them.
+class Look:
+    """What the system says of a name's directory and files, without reading any.
 
-    ``newest_ns`` is the last time of theirs, in nanoseconds on the file server's clock.
+    Attributes:
+        files: What is looked at besides the directory itself: paths in it, with spaces between.
+        stamp: Inode, times and size of each; it changes with every change of theirs.
+        newest_ns: The last of their times, in nanoseconds on the file server's clock.
     """
 
-    text: str
+    files: str
+    stamp: str
     newest_ns: int
 
 
@@ -58,11 +68,15 @@ class Names:
 
     def all(self) -> list[str]:
         """All names that have a directory, sorted. What cannot be a name is passed over."""
+        entries = _entries(self._place)
+        return self.valid(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+    def valid(self, entries: Iterable[str]) -> list[str]:
+        """Those that can be names, sorted."""
         found = []
-        for entry in _entries(self._place):
-            if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(RefSyntaxError):
-                    found.append(validate_name(entry.name))
+        for entry in entries:
+            with contextlib.suppress(RefSyntaxError):
+                found.append(validate_name(entry))
         return sorted(found)
 
     def same_but_for_case(self, name: str) -> str | None:
@@ -87,30 +101,50 @@ class Names:
         )
         return sorted(number for number in numbers if number is not None)
 
-    def stamps(self) -> dict[str, Stamp]:
-        """What every name looks like, without reading any."""
-        found = ((name, self.stamp(name)) for name in self.all())
-        return {name: stamp for name, stamp in found if stamp is not None}
+    def entries(self) -> set[str]:
+        """What is in the directory of the names, whether it can be one or not."""
+        return {entry.name for entry in _entries(self._place)}
 
-    def stamp(self, name: str) -> Stamp | None:
-        """What a name looks like; None where there is none."""
+    def stamp(self, name: str, files: str) -> str:
+        """What a name and these files of it look like now: see ``Look``."""
         # Thousands are looked at on every open, so that this is written for speed.
         directory = f"{self._directory}{os.sep}{name}"
+        text = _stamp(directory)
+        for file in files.split():
+            text = f"{text} {_stamp(f'{directory}{os.sep}{file}')}"
+        return text if len(text) <= _MAX_STAMP_CHARS else sha256(text.encode()).hexdigest()
+
+    def look(self, name: str) -> Look | None:
+        """Look at a name; None where there is none."""
+        directory = self._directory / name
         try:
-            own = os.stat(directory)  # noqa: PTH116
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                return None
         except OSError:
             return None
-        # The inode tells a directory that was put in another's place, the time of the change what
-        # has had its modification time set back, the size what some file systems' times do not.
-        text = f"{own.st_ino}:{own.st_mtime_ns}:{own.st_ctime_ns}:{own.st_size}"
-        newest = max(own.st_mtime_ns, own.st_ctime_ns)
+        # A file that comes while they are listed changes its directory's time, so that the
+        # directories are looked at before.
+        above = _stamp(str(directory)), _stamp(str(directory / "tags"))
+        files = self._files(name, tags=above[1] != _NOTHING)
+        listed = " ".join(files)
+        found = self.stamp(name, listed)
+        if above != (_stamp(str(directory)), _stamp(str(directory / "tags"))):
+            found = ""  # they are changing
+        if len(listed) > _MAX_FILES_CHARS:
+            listed = found = ""
+        newest = max(_newest_ns(directory / file) for file in ("", *files))
+        return Look(listed, found, newest)
+
+    def _files(self, name: str, *, tags: bool) -> list[str]:
         try:
-            tags = os.stat(f"{directory}{os.sep}tags")  # noqa: PTH116
-        except OSError:
-            # Without tags there is no such directory, and making it changes the one above.
-            return Stamp(text, newest)
-        text = f"{text} {tags.st_ino}:{tags.st_mtime_ns}:{tags.st_ctime_ns}:{tags.st_size}"
-        return Stamp(text, max(newest, tags.st_mtime_ns, tags.st_ctime_ns))
+            files = [f"v{version}.json" for version in self.versions(name)]
+            if tags:
+                # Making the directory of the tags changes the one above.
+                files += ["tags", *(f"tags/{tag}.json" for tag in self.tags(name))]
+        except StoreError:
+            # Another user made the directory, and closed it to this one.
+            return []
+        return files
 
     def irregular(self) -> list[tuple[Path, str]]:
         """Paths at which something is missing, or is nothing that this version makes; and why.
@@ -256,6 +290,24 @@ class Names:
             with held:
                 held.unlink(path.name, missing_ok=True)
                 held.sync()
+
+
+def _stamp(path: str) -> str:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return _NOTHING
+    # The inode tells what was put in another's place, the time of the change what has had its
+    # modification time set back, the size what some file systems' times do not.
+    return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_size}"
+
+
+def _newest_ns(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return max(found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _gaps(used: list[int]) -> list[tuple[int, int]]:

@@ -9,18 +9,17 @@ import os
 import stat
 from pathlib import Path
 
-from deltastore.blobs import LocalBlobs, durable
-from deltastore.catalog import Catalog, CatalogWriter, DigestMemory, LocalIndex
-from deltastore.directory import Place
+from deltastore.blobs import LocalBlobs
+from deltastore.catalog import Catalog, DigestMemory, LocalIndex
 from deltastore.errors import NotAStoreError, StoreError
-from deltastore.store import indexing, layout, placing
+from deltastore.store import layout, placing
 from deltastore.store.claims import Claims
-from deltastore.store.layout import Layout
+from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
 from deltastore.store.parts import Parts, Recovered
 from deltastore.store.placing import IndexPlace
-from deltastore.store.refreshing import refresh
+from deltastore.store.refreshing import Sources, agrees, refresh
 
 
 def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
@@ -46,18 +45,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         closed = (*closed, place.catalog)
     if not closed:
         # A store that was copied without its empty directories.
-        with durable.translated(place.names):
-            Place(place.names).make().close()
+        layout.make_directories(place)
         if where.local:
             placing.mark_local(place)
-    catalog: Catalog
-    if where.local:
-        local, where = _local(where, info.id)
-        refresh(names, blobs, local, leases, writable=not closed)
-        catalog = local
-    else:
-        catalog = Catalog.at(where.path, read_only=bool(closed))
-        catalog.prepare(lambda writer: _fill(names, blobs, writer))
+    sources = Sources(names, blobs, leases, not closed, where.on_network)
+    catalog, where = _index(sources, place, info, where)
     parts = Parts(
         layout=place,
         info=info,
@@ -66,6 +58,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         leases=leases,
         claims=Claims(place.leases, place.temp),
         catalog=catalog,
+        sources=sources,
         digests=DigestMemory(placing.place_digests(index)),
         index=where,
         closed=closed,
@@ -99,6 +92,35 @@ def _may_be_directory(path: Path, *, otherwise: bool) -> bool:
         return error.errno in (errno.EACCES, errno.EPERM) or otherwise
 
 
+def _index(
+    sources: Sources, place: Layout, info: StoreInfo, where: IndexPlace
+) -> tuple[Catalog, IndexPlace]:
+    """The index, brought up to date with the records, and where it is."""
+    if not where.local:
+        catalog = Catalog.at(where.path, read_only=not sources.writable)
+        if sources.writable:
+            catalog.prepare()
+            refresh(sources, catalog)
+            return catalog, where
+        if (reason := _unfit(sources, catalog)) is None:
+            return catalog, where
+        where = placing.index_outside(place, info, where, reason)
+    index, where = _local(where, info.id)
+    refresh(sources, index)
+    return index, where
+
+
+def _unfit(sources: Sources, catalog: Catalog) -> str | None:
+    """Why a catalog that this user cannot bring up to date is of no use to him, for people."""
+    try:
+        catalog.prepare()
+        if agrees(sources, catalog):
+            return None
+    except StoreError as error:
+        return f"the store cannot be written, and its catalog not be used: {error.message}"
+    return "the store cannot be written, and its catalog lacks what came with a copy"
+
+
 def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:
     """The index on this machine; in memory where there is no room for it."""
     try:
@@ -109,10 +131,6 @@ def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:
         return LocalIndex.unshared(store_id), dataclasses.replace(where, reason=reason)
 
 
-def _fill(names: Names, blobs: LocalBlobs, writer: CatalogWriter) -> None:
-    indexing.index_all(names, blobs, writer)
-
-
 def _recover(parts: Parts) -> Recovered:
     """Finish what a process that was stopped began, and remove what it left.
 
@@ -120,8 +138,6 @@ def _recover(parts: Parts) -> Recovered:
     """
     leases = 0
     for lease in parts.leases.all():
-        if lease.name is not None:
-            indexing.reconcile(parts.names, parts.blobs, parts.catalog, lease.name)
         if lease.dead:
             with contextlib.suppress(OSError):
                 parts.leases.drop(lease)

@@ -15,6 +15,7 @@ from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
 from deltastore.store.placing import IndexPlace
+from deltastore.store.refreshing import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Parts:
     leases: Leases
     claims: Claims
     catalog: Catalog
+    sources: Sources
     digests: DigestMemory
     index: IndexPlace
     closed: tuple[Path, ...]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltastore.blobs import durable
@@ -31,11 +31,19 @@ _NOTE = b"Every user has an index of this store on his own machine; catalog.db i
 
 @dataclass(frozen=True, slots=True)
 class IndexPlace:
-    """Where the index is. ``local``: it is not in the store; ``reason`` says why, for people."""
+    """Where the index is.
+
+    Attributes:
+        path: Its file.
+        local: Whether it is not in the store.
+        reason: Why it is there, for people.
+        on_network: Whether the store may be on another machine's disk.
+    """
 
     path: Path
     local: bool
     reason: str
+    on_network: bool
 
 
 def place_index(
@@ -54,9 +62,18 @@ def place_index(
         UsageError: The setting is none of these.
         StoreError: It asks for an index in a store where there can be none.
     """
+    kind = filesystem.file_system_type(layout.root)
+    path, local, reason = _place(layout, info, setting, kind, writable=writable)
+    on_network = kind is None or kind in filesystem.NETWORK_TYPES
+    return IndexPlace(path, local=local, reason=reason, on_network=on_network)
+
+
+def _place(
+    layout: Layout, info: StoreInfo, setting: str | None, kind: str | None, *, writable: bool
+) -> tuple[Path, bool, str]:
+    """The index's file, whether it is not in the store, and why."""
     setting = setting or os.environ.get(VARIABLE) or None
     catalog = Path(os.path.realpath(layout.root)) / layout.catalog.name
-    kind = filesystem.file_system_type(layout.root)
     network = kind in filesystem.NETWORK_TYPES
     if setting == "store":
         if network:
@@ -81,21 +98,34 @@ def place_index(
                 "and run `deltastore reindex`.",
                 path=str(layout.root),
             )
-        return IndexPlace(catalog, local=False, reason="as asked for")
+        return catalog, False, "as asked for"
     if setting is not None:
-        return IndexPlace(_local_path(layout, info, setting), local=True, reason="as asked for")
+        return _local_path(layout, info, setting), True, "as asked for"
     if network:
         reason = f"the store is on {kind}, a network file system"
-        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+        return _local_path(layout, info, "local"), True, reason
     if reason := _not_alone(layout, catalog):
-        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+        return _local_path(layout, info, "local"), True, reason
     if layout.local_index.exists():
         reason = f"{layout.local_index.name} in the store asks for it"
-        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
+        return _local_path(layout, info, "local"), True, reason
     if not writable and not (layout.catalog.exists() and layout.catalog.stat().st_size):
         reason = "the store has no catalog and cannot be written"
-        return IndexPlace(_local_path(layout, info, "local"), local=True, reason=reason)
-    return IndexPlace(catalog, local=False, reason="in the store")
+        return _local_path(layout, info, "local"), True, reason
+    return catalog, False, "in the store"
+
+
+def index_outside(layout: Layout, info: StoreInfo, place: IndexPlace, reason: str) -> IndexPlace:
+    """The user's own place for the index of a store, instead of another.
+
+    Args:
+        layout: The store's paths.
+        info: The store's id.
+        place: What it takes the place of.
+        reason: Why, for people.
+    """
+    path = _local_path(layout, info, "local")
+    return replace(place, path=path, local=True, reason=reason)
 
 
 def place_digests(setting: str | None) -> Path:

@@ -1,18 +1,22 @@
-"""Bringing a local index up to date with the records, at the cost of a look at each directory.
+"""Bringing an index up to date with the records, at the cost of a look at each file's state.
 
-A directory's times change with every file that is made, replaced or removed in it. So a name whose
-directories look as they did when they were last read need not be read again, with one exception: a
-directory that was changed within the last tick of the file server's clock could change once more
-and look the same. It is proof only when it was already old by that same clock when it was read.
+Records and tags are the truth, and anybody may bring them: deltastore on another machine, a tool
+that copies a store over another. Every change of a file changes its times, and one that is made or
+removed its directory's. So a name whose files look as they did when they were last read need not
+be read again, with one exception: a file that was changed within the last tick of the file server's
+clock could change once more and look the same. Its looks are proof only when it was already old by
+that same clock when it was read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import dataclass
 
-from deltastore.blobs import BlobStore
-from deltastore.catalog import LocalIndex
+from deltastore.blobs import BlobStore, steps
+from deltastore.blobs.steps import Step
+from deltastore.catalog import Catalog, CatalogWriter
 from deltastore.errors import StoreError
 from deltastore.store import indexing
 from deltastore.store.leases import Leases
@@ -21,51 +25,143 @@ from deltastore.store.names import Names
 GRAIN_NS = 2_000_000_000
 """FAT counts in two seconds, no file system in use is coarser."""
 
+_NEVER = ""
 
-def refresh(
-    names: Names, blobs: BlobStore, index: LocalIndex, leases: Leases, *, writable: bool
-) -> int:
-    """Make the index agree with all records.
 
-    Args:
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What an index of everything counted, and what it could not read."""
+
+    artifacts: int
+    versions: int
+    tags: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What an index is made of.
+
+    Attributes:
         names: The records and tags.
         blobs: The artifacts.
-        index: What is brought up to date.
         leases: Knows the file server's time, which takes a file to find out.
-        writable: Whether a file may be made.
+        writable: Whether a file may be made in the store.
+        on_network: Whether the store may be on another machine, with a clock of its own.
+    """
+
+    names: Names
+    blobs: BlobStore
+    leases: Leases
+    writable: bool
+    on_network: bool
+
+    def time_ns(self, names: list[str]) -> int:
+        """The file server's time in nanoseconds, or one before it, without waiting.
+
+        Args:
+            names: Those that are to be read next.
+        """
+        if self.writable:
+            with contextlib.suppress(StoreError):
+                return int(self.leases.server_time() * 1e9)
+        if not self.on_network:
+            return time.time_ns()
+        # The newest time seen has been on the file server's clock, unless somebody has set it:
+        # then our own clock says that it has not come yet.
+        looks = filter(None, map(self.names.look, names))
+        return min(max((look.newest_ns for look in looks), default=0), time.time_ns())
+
+
+def agrees(sources: Sources, index: Catalog) -> bool:
+    """Whether the files look as they did when the index was last brought up to date."""
+    changed, gone = _compare(sources.names, index.seen())
+    return not changed and not gone
+
+
+def refresh(sources: Sources, index: Catalog) -> int:
+    """Make the index agree with all records.
 
     Returns:
         How many names had to be read.
 
     Raises:
-        CatalogError: The index failed.
+        StoreReadOnlyError: The index cannot be written.
+        NoSpaceError: There is no space for it.
+        CatalogError: It failed.
     """
-    # Before anything is looked at: a later change has a later time than this.
-    found = names.stamps()
-    seen = index.seen()
-    changed = [name for name, stamp in found.items() if seen.get(name) != stamp.text]
-    gone = seen.keys() - found.keys()
-    if not changed and not gone:
-        return 0
-    # The newest time seen has been on the file server's clock, unless somebody has set it: then
-    # our own clock says that it has not come yet.
-    newest = max((stamp.newest_ns for stamp in found.values()), default=0)
-    at = min(newest, time.time_ns())
-    if writable:
-        with contextlib.suppress(StoreError):
-            at = int(leases.server_time() * 1e9)
+    changed, gone = _compare(sources.names, index.seen())
+    if changed or gone:
+        _read(sources, index, changed, gone)
+    return len(changed)
+
+
+def refresh_name(sources: Sources, index: Catalog, name: str) -> None:
+    """Make the index agree with the records of one name.
+
+    Raises:
+        StoreReadOnlyError: The index cannot be written.
+        NoSpaceError: There is no space for it.
+        CatalogError: It failed.
+    """
+    seen = index.seen(name).get(name)
+    if seen is not None and seen[1] == sources.names.stamp(name, seen[0]):
+        return
+    if seen is None and sources.names.look(name) is None:
+        return
+    _read(sources, index, [name], [])
+
+
+def index_all(sources: Sources, index: Catalog) -> Indexed:
+    """Make the index anew from all records and manifests, within one transaction.
+
+    Raises:
+        StoreReadOnlyError: The index cannot be written.
+        NoSpaceError: There is no space for it.
+        CatalogError: It failed.
+    """
+    names = sources.names.all()
+    at = sources.time_ns(names)
+    problems: list[str] = []
+    with index.writing() as writer:
+        writer.forget_all()
+        for name in names:
+            problems += _follow(sources, writer, name, at)
+        artifacts, versions, tags = writer.count()
+        steps.reached(Step.REFILLED)
+    return Indexed(artifacts, versions, tags, tuple(problems))
+
+
+def _read(sources: Sources, index: Catalog, names: list[str], gone: list[str]) -> None:
+    at = sources.time_ns(names)
     # Read within the transaction: a process of the same user that changes a name meanwhile writes
     # its rows after us.
-    with index.following() as writer:
-        for name in sorted(gone):
+    with index.writing() as writer:
+        for name in gone:
             writer.forget(name)
-        for name in changed:
-            stamp = names.stamp(name)
-            if stamp is None:
-                writer.forget(name)
-                continue
-            sound = not indexing.index_name(names, blobs, writer, name)
-            # What could not be read is looked at again: it may have been on its way.
-            proof = sound and stamp.newest_ns + GRAIN_NS < at
-            writer.see(name, stamp.text if proof else "")
-    return len(changed)
+        for name in names:
+            _follow(sources, writer, name, at)
+
+
+def _compare(names: Names, seen: dict[str, tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """The names that look otherwise than they did, and those that are no longer there."""
+    found = names.entries()
+    stamp = names.stamp
+    changed = [
+        name for name, (files, then) in seen.items() if name in found and stamp(name, files) != then
+    ]
+    unknown = found - seen.keys()
+    changed += (name for name in names.valid(unknown) if names.look(name) is not None)
+    return sorted(changed), sorted(seen.keys() - found)
+
+
+def _follow(sources: Sources, writer: CatalogWriter, name: str, at: int) -> list[str]:
+    look = sources.names.look(name)
+    if look is None:
+        writer.forget(name)
+        return []
+    problems = indexing.index_name(sources.names, sources.blobs, writer, name)
+    # What could not be read is looked at again: it may have been on its way.
+    proof = not problems and look.newest_ns + GRAIN_NS < at
+    writer.see(name, look.files, look.stamp if proof else _NEVER)
+    return problems

@@ -14,7 +14,15 @@ from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.manifest import Config, Manifest
-from deltastore.store import collecting, finding, indexing, publishing, removing, tagging
+from deltastore.store import (
+    collecting,
+    finding,
+    indexing,
+    publishing,
+    refreshing,
+    removing,
+    tagging,
+)
 from deltastore.store.changing import changing
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
@@ -272,12 +280,10 @@ class Store:
             status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
-    def reindex(self) -> indexing.Indexed:
+    def reindex(self) -> refreshing.Indexed:
         """Make the catalog anew from all records and manifests."""
         self.parts.require_writable()
-        with self.parts.catalog.writing() as writer:
-            indexed = indexing.index_all(self.parts.names, self.parts.blobs, writer)
-            steps.reached(Step.REFILLED)
+        indexed = refreshing.index_all(self.parts.sources, self.parts.catalog)
         steps.reached(Step.INDEXED)
         return indexed
 

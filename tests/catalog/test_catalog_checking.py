@@ -22,7 +22,7 @@ from deltastore.refs import NAME, TAG, validate_name, validate_tag
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "catalog.db"
     catalog = Catalog.at(found, read_only=False)
-    catalog.prepare(lambda _: None)
+    catalog.prepare()
     with catalog.writing() as writer:
         writer.put_version(row("m", 1, A), summary(A))
         writer.put_tag("m", "prod", 1)
@@ -65,7 +65,7 @@ def test_other_tables_are_refused(path: Path, kind: str) -> None:
     change(path, SCHEMAS[kind])
     began = time.monotonic()
     for attempt in (
-        lambda: Catalog.at(path, read_only=True).prepare(lambda _: None),
+        lambda: Catalog.at(path, read_only=True).prepare(),
         lambda: Catalog.at(path, read_only=False).upgrade(),
     ):
         with pytest.raises(CatalogError) as caught:
@@ -131,7 +131,7 @@ def test_a_value_that_deltastore_would_not_write_is_refused(
             connection.execute("UPDATE artifacts SET digest = ?", [value])
     connection.close()
     catalog = Catalog.at(path, read_only=False)
-    catalog.prepare(lambda _: None)
+    catalog.prepare()
     with pytest.raises(CatalogError) as caught:
         catalog.artifacts()
     assert caught.value.facts["damaged"]

@@ -22,7 +22,7 @@ MAGIC = bytes.fromhex("d9d505f920a163d7")
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "catalog.db"
-    Catalog.at(found, read_only=False).prepare(lambda _: None)
+    Catalog.at(found, read_only=False).prepare()
     return found
 
 
@@ -153,7 +153,7 @@ def test_it_is_refused_and_can_be_removed(path: Path, victim: Path, kind: str) -
     assert [entry.name for entry in path.parent.iterdir()] == ["outside"]
     assert victim.read_bytes() == before
     catalog = Catalog.at(path, read_only=False)
-    catalog.prepare(lambda _: None)
+    catalog.prepare()
     assert catalog.names() == []
 
 

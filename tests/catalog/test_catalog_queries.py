@@ -18,7 +18,7 @@ A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     opened = Catalog.at(tmp_path / "catalog.db", read_only=False)
-    opened.prepare(lambda _: None)
+    opened.prepare()
     yield opened
     opened.close()
 
@@ -135,11 +135,25 @@ def test_an_exception_undoes_the_transaction(filled: Catalog) -> None:
     assert refs(filled) == ["m:v1", "m:v2", "m:v10", "n:v1"]
 
 
-def test_everything_is_replaced(filled: Catalog) -> None:
+def test_everything_is_forgotten(filled: Catalog) -> None:
     with filled.writing() as writing:
-        writing.replace_all([summary(A)], [row("k", 1, A)], [("k", "t", 1)])
-    assert refs(filled) == ["k:v1"]
-    assert filled.tags() == {("k", 1): ("t",)}
+        writing.see("m", "v1.json", "1:2:3:4")
+        assert writing.count() == (3, 4, 3)
+        writing.forget_all()
+        assert writing.count() == (0, 0, 0)
+    assert refs(filled) == []
+    assert filled.tags() == {}
+    assert filled.seen() == {}
+
+
+def test_a_name_is_forgotten_with_all_there_is_of_it(filled: Catalog) -> None:
+    with filled.writing() as writing:
+        for name in ("m", "n"):
+            writing.see(name, "v1.json tags tags/prod.json", "1:2:3:4")
+        writing.forget("m")
+    assert refs(filled) == ["n:v1"]
+    assert filled.seen() == {"n": ("v1.json tags tags/prod.json", "1:2:3:4")}
+    assert filled.seen("m") == {}
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -148,7 +162,7 @@ def test_everything_is_replaced(filled: Catalog) -> None:
 def test_the_file_has_the_permissions_that_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o002)
     try:
-        Catalog.at(tmp_path / "catalog.db", read_only=False).prepare(lambda _: None)
+        Catalog.at(tmp_path / "catalog.db", read_only=False).prepare()
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "catalog.db").stat().st_mode) == 0o664
@@ -156,7 +170,7 @@ def test_the_file_has_the_permissions_that_the_umask_says(tmp_path: Path) -> Non
 
 def test_a_read_only_catalog_is_read_and_not_written(filled: Catalog, tmp_path: Path) -> None:
     catalog = Catalog.at(tmp_path / "catalog.db", read_only=True)
-    catalog.prepare(lambda _: None)
+    catalog.prepare()
     assert len(refs(catalog)) == 4
     with pytest.raises(StoreReadOnlyError), catalog.writing():
         pass
@@ -170,7 +184,7 @@ def test_a_path_may_hold_anything(tmp_path: Path) -> None:
     path.parent.mkdir()
     for read_only in (False, True):
         catalog = Catalog.at(path, read_only=read_only)
-        catalog.prepare(lambda _: None)
+        catalog.prepare()
         assert catalog.names() == []
 
 

@@ -14,15 +14,10 @@ from sqlalchemy import Engine, inspect
 
 from deltastore.catalog import HEAD, Catalog, schema, tables
 from deltastore.catalog.sqlite import SqliteDatabase
-from deltastore.catalog.writer import CatalogWriter
 from deltastore.errors import CatalogError, StoreOutdatedError, StoreTooNewError
 from deltastore.testing.killing import together
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "catalog"
-
-
-def nothing(_: CatalogWriter) -> None:
-    """Fill a new catalog with nothing."""
 
 
 def engine_of(path: Path) -> Engine:
@@ -61,7 +56,7 @@ def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
 
 
 def test_a_new_catalog_is_the_same_as_a_migrated_one(tmp_path: Path) -> None:
-    Catalog.at(tmp_path / "new.db", read_only=False).prepare(nothing)
+    Catalog.at(tmp_path / "new.db", read_only=False).prepare()
     assert described(tmp_path / "new.db") == described(migrated(tmp_path / "migrated.db"))
 
 
@@ -80,10 +75,11 @@ def test_the_catalog_of_each_release_is_upgraded_and_used(tmp_path: Path, revisi
     catalog = Catalog.at(path, read_only=False)
     assert catalog.revision() == revision
     if revision != HEAD:
-        with pytest.raises(StoreOutdatedError, match=revision):
-            catalog.prepare(nothing)
+        with pytest.raises(StoreOutdatedError, match=f"schema {revision}") as caught:
+            catalog.prepare()
+        assert "deltastore migrate" in caught.value.hint
     catalog.upgrade()
-    catalog.prepare(nothing)
+    catalog.prepare()
     with engine_of(path).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, tables.METADATA) == []
@@ -110,25 +106,12 @@ def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     assert described(path) == before
 
 
-def test_an_older_schema_is_refused_with_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "catalog.db"
-    catalog = Catalog.at(path, read_only=False)
-    catalog.prepare(nothing)
-    monkeypatch.setattr(schema, "REVISIONS_KNOWN", ("0000", HEAD))
-    set_revision(path, "0000")
-    with pytest.raises(StoreOutdatedError, match="schema 0000") as caught:
-        catalog.prepare(nothing)
-    assert "deltastore migrate" in caught.value.hint
-
-
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     catalog = Catalog.at(path, read_only=False)
-    catalog.prepare(nothing)
+    catalog.prepare()
     set_revision(path, "9999")
-    for action in (lambda: catalog.prepare(nothing), catalog.upgrade):
+    for action in (catalog.prepare, catalog.upgrade):
         with pytest.raises(StoreTooNewError, match="9999") as caught:
             action()
         assert "Upgrade deltastore" in caught.value.hint
@@ -141,39 +124,32 @@ def test_a_database_of_something_else_is_no_catalog(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
     with pytest.raises(CatalogError, match="not deltastore's") as caught:
-        Catalog.at(path, read_only=False).prepare(nothing)
+        Catalog.at(path, read_only=False).prepare()
     assert caught.value.facts["damaged"]
 
 
-def test_of_processes_that_create_at_once_one_fills(tmp_path: Path) -> None:
+def test_processes_create_it_at_once(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
-    fills = tmp_path / "fills"
-    fills.mkdir()
 
     def prepare() -> None:
-        import os
-
-        def fill(_: CatalogWriter) -> None:
-            (fills / str(os.getpid())).touch()
-
         catalog = Catalog.at(path, read_only=False)
-        catalog.prepare(fill)
+        catalog.prepare()
         assert catalog.revision() == HEAD
 
     together(tmp_path, [prepare] * 6)
-    assert len(list(fills.iterdir())) == 1
 
 
-def test_a_fill_that_fails_leaves_no_half_made_catalog(tmp_path: Path) -> None:
+def test_a_making_that_fails_leaves_no_half_made_catalog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     catalog = Catalog.at(tmp_path / "catalog.db", read_only=False)
-
-    def fail(_: CatalogWriter) -> None:
-        raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError):
-        catalog.prepare(fail)
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "statements_at", lambda _: (*half, "no SQL"))
+        half = schema._statements_at_head()[:2]
+        with pytest.raises(CatalogError):
+            catalog.prepare()
     assert catalog.revision() is None
-    catalog.prepare(nothing)
+    catalog.prepare()
     assert catalog.revision() == HEAD
 
 

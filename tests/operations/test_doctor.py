@@ -34,7 +34,7 @@ def test_a_sound_store_is_healthy(path: Path) -> None:
     assert [c for c in diagnosis.checks if c.status == "fail"] == []
     assert checks["store"].found == str(path)
     assert checks["store access"].found == "read and write"
-    assert checks["catalog"].found == "schema 0002, delete journal"
+    assert checks["catalog"].found == "schema 0003, delete journal"
     assert checks["leases"].found == checks["temporary files"].found == "none"
     assert checks["torch"].found
 

@@ -258,7 +258,7 @@ def test_a_catalog_that_cannot_be_read_keeps_everything(store: Store) -> None:
 
 def test_a_catalog_that_lacks_what_records_have_does_no_harm(store: Store) -> None:
     with store.parts.catalog.writing() as writer:
-        writer.replace_all([], [], [])
+        writer.forget_all()
     assert gc(store, grace_s=0).removed == 0
     store.reindex()
     assert verify(store).problems == ()
