@@ -104,15 +104,26 @@ def verify(
 
 def _survey(store: Store, findings: list[Finding]) -> dict[tuple[str, int], str]:
     """All records, and what is wrong with them, the tags and the catalog."""
-    for attempt in range(_ATTEMPTS):
-        findings.clear()
-        records = live_records(store, findings)
-        findings += check_tags(store)
-        findings += compare_with_catalog(store, records)
-        # A row follows its record, and a process at work says so by a lease.
-        if not findings or not store.parts.leases.all() or attempt == _ATTEMPTS - 1:
+    records = _look(store, findings)
+    for _ in range(_ATTEMPTS - 1):
+        # A row follows its record, and a process at work says so by a lease. What another user
+        # has changed since, our own index does not have.
+        busy = bool(findings and store.parts.leases.all())
+        if not findings or (not store.refresh() and not busy):
             break
-        time.sleep(_PAUSE_S)
+        if busy:
+            time.sleep(_PAUSE_S)
+        found: list[Finding] = []
+        records = _look(store, found)
+        # What is wrong stays wrong; what was on its way is elsewhere by now.
+        findings[:] = [finding for finding in found if finding in findings]
+    return records
+
+
+def _look(store: Store, findings: list[Finding]) -> dict[tuple[str, int], str]:
+    records = live_records(store, findings)
+    findings += check_tags(store)
+    findings += compare_with_catalog(store, records)
     return records
 
 

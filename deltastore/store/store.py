@@ -134,6 +134,19 @@ class Store:
             tags=tags,
         )
 
+    def refresh(self) -> int:
+        """See what others have changed since the store was opened.
+
+        Returns:
+            How many names had to be read again.
+
+        Raises:
+            CatalogError: The index failed.
+        """
+        if not self.parts.writable and not self.parts.index.local:
+            return 0
+        return refreshing.refresh(self.parts.sources, self.parts.catalog)
+
     def resolve(self, ref: str) -> Artifact:
         """The artifact that a ref means.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
 
@@ -174,6 +175,25 @@ def test_what_changes_while_a_store_is_open_is_found_by_its_name(tmp_path: Path)
         assert reader.resolve("a").version == 2
         writer.rm("a:v2")
         assert reader.resolve("a").version == 1
+
+
+def test_verify_takes_what_another_changes_meanwhile_for_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with (
+        open_store(path, index=str(tmp_path / "other")) as reader,
+        open_store(path, index=str(tmp_path / "one")) as writer,
+    ):
+        publish(writer, "a", 1, tags=("prod",))
+        publish(writer, "a", 2, tags=("best",))
+        assert verify(reader).problems == ()
+        writer.rm("a:v1")
+        writer.untag("a:v2", "best")
+        assert verify(reader).problems == ()
+        # What is wrong stays a finding, whatever else changes.
+        (path / "names" / "a" / "tags" / "bad.json").write_text("{")
+        publish(writer, "b", 3)
+        (problem,) = verify(reader).problems
+        assert problem.where == "names/a/tags/bad.json"
 
 
 def test_nothing_is_read_where_nothing_changed(
