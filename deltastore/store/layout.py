@@ -183,15 +183,16 @@ def create(layout: Layout) -> None:
 
 
 def make_directories(layout: Layout) -> None:
-    """Make the store's directories where they are missing.
+    """Make the store's directories where there is nothing.
 
     Raises:
         StoreError: One of them cannot be made, or is a link of somebody else's.
         NoSpaceError: The disk is full.
     """
     for place in _places(layout):
-        with durable.translated(place.path):
-            place.make().close()
+        if not os.path.lexists(place.path):
+            with durable.translated(place.path):
+                place.make().close()
 
 
 def check_links(layout: Layout) -> None:

@@ -21,7 +21,7 @@ from deltastore.cli.main import main
 from deltastore.errors import DeltastoreError, RefNotFoundError, StoreReadOnlyError
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
-from deltastore.store import Store, open_store
+from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
 
 
@@ -103,10 +103,14 @@ def test_a_damaged_document_is_named(
             path.write_bytes(b"\0" * len(data))
         case "newer":
             path.write_text(json.dumps(json.loads(data) | {"format": 2}))
-    said = reported(world, capsys, *options)
     if (document, how) == ("names/x/tags/t.json", "deleted"):
-        assert "x:t" in said
-    elif (document, how) == ("store.json", "deleted"):
+        # That is how a tag is removed.
+        with open_store(world.store, create=False) as store:
+            assert verify(store).problems == ()
+            assert store.artifacts()[0].tags == ()
+        return
+    said = reported(world, capsys, *options)
+    if (document, how) == ("store.json", "deleted"):
         assert "There is no store" in said
     elif (document, how) == ("store.json", "newer"):
         assert "Upgrade" in said
@@ -115,9 +119,15 @@ def test_a_damaged_document_is_named(
     assert_not_used(world)
 
 
+@pytest.fixture
+def no_change_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that rots leaves the times of a file as they were, so that it is not read again."""
+    monkeypatch.setattr(refreshing, "_compare", lambda *_: ([], []))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_any_flipped_byte_of_a_document_is_found_or_means_nothing(
-    world: World, document: str
+    world: World, document: str, no_change_is_seen: None
 ) -> None:
     """What nothing depends on, and nothing repeats, may change unnoticed: times, hosts, ids."""
     path = world.store / document
@@ -210,7 +220,9 @@ def test_a_damaged_catalog_is_named_and_made_again(
         "UPDATE versions SET base_label = 'other'",
     ],
 )
-def test_a_row_that_says_something_else_is_named(world: World, statement: str) -> None:
+def test_a_row_that_says_something_else_is_named(
+    world: World, statement: str, no_change_is_seen: None
+) -> None:
     with sqlite3.connect(world.store / "catalog.db") as connection:
         connection.execute(statement)
     connection.close()
@@ -265,9 +277,7 @@ def test_a_record_that_names_a_missing_manifest(
     path = world.store / "names" / "x" / "v1.json"
     wrong = "sha256:" + "0" * 64
     path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": wrong}))
-    said = reported(world, capsys)
-    assert wrong in said
-    assert "another digest" in said
+    assert wrong in reported(world, capsys)
     reindex(world.store)
     assert wrong in reported(world, capsys)
     assert main(["--store", str(world.store), "gc", "--grace", "0"]) == 42
