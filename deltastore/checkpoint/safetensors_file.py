@@ -8,6 +8,7 @@ from pathlib import Path
 from deltastore.checkpoint.files import identify, open_regular, read_at
 from deltastore.checkpoint.header import read_header
 from deltastore.checkpoint.model import TensorInfo
+from deltastore.window import Window
 
 
 class SafetensorsFile:
@@ -26,6 +27,7 @@ class SafetensorsFile:
         try:
             self.identity = identify(self.descriptor, path)
             entries, self.metadata = read_header(self.descriptor, path)
+            self._window = Window(self._read, self.identity.size)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -41,7 +43,17 @@ class SafetensorsFile:
             CheckpointCorruptError: The file has been shortened.
             CheckpointError: The read failed.
         """
-        read_at(self.descriptor, tensor.offset + start_byte, view, self.path)
+        position = tensor.offset + start_byte
+        small = self._window.read(position, len(view))
+        if small is None:
+            read_at(self.descriptor, position, view, self.path)
+        elif small:  # of no bytes the view may be of nothing that can be written
+            view[:] = small
+
+    def _read(self, position: int, count: int) -> bytes:
+        piece = bytearray(count)
+        read_at(self.descriptor, position, memoryview(piece), self.path)
+        return bytes(piece)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -21,6 +21,7 @@ from deltastore.scratch import scratch
 Bytes = npt.NDArray[np.uint8]
 
 _MAX_WINDOW_BYTES = 1 << 27
+_SMALL_BYTES = 16 << 10
 
 # Huffman coding without match search: planes of delta bytes hold next to no repeats, so matches
 # cost time and gain nothing. docs/decisions/0002-exact-codec.md has the figures.
@@ -80,6 +81,8 @@ def decompress(frame: bytes | memoryview, *, max_bytes: int, where: str) -> Byte
         raise PartInvalidError(
             f"{where}: a frame states a content of {size} bytes; at most {max_bytes} are allowed."
         )
+    if size <= _SMALL_BYTES:
+        return _decompress_small(frame, size, where)
     buffer = scratch("content", size + 1, np.uint8)
     view = buffer.data
     try:
@@ -96,3 +99,15 @@ def decompress(frame: bytes | memoryview, *, max_bytes: int, where: str) -> Byte
     if got != size:
         raise PartInvalidError(f"{where}: a frame holds {got} bytes where it states {size}.")
     return buffer[:size]
+
+
+def _decompress_small(frame: bytes | memoryview, size: int, where: str) -> Bytes:
+    """The same in one call: what a stream costs to begin is more than a small frame."""
+    try:
+        content = _thread.decompressor.decompress(frame, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise PartInvalidError(f"{where}: a frame is damaged: {error}.") from error
+    if len(content) != size:
+        raise PartInvalidError(f"{where}: a frame holds {len(content)} bytes, not {size}.")
+    # Kernels are compiled for arrays that may be written.
+    return np.frombuffer(bytearray(content), np.uint8)

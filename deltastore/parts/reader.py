@@ -15,6 +15,7 @@ import numpy.typing as npt
 from deltastore.errors import ManifestInvalidError, PartInvalidError, shown
 from deltastore.manifest import Descriptor, Stream
 from deltastore.manifest.parse import load_json
+from deltastore.window import Window
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_STATIC_BYTES = 64 << 20
@@ -36,6 +37,7 @@ class _Part:
 
     def __init__(self, reader: Reader, descriptor: Descriptor) -> None:
         self.reader = reader
+        self._window = Window(reader.read, descriptor.size)
         self.where = f"Part {descriptor.digest}"
         self.users = 0
         length = int.from_bytes(reader.read(0, 8), "little") if descriptor.size >= 8 else -1
@@ -90,7 +92,12 @@ class _Part:
         dtype, begin, end = self._find(key)
         if end - begin > MAX_STATIC_BYTES:
             raise PartInvalidError(f"{self.where}: array {shown(key)} has {end - begin} bytes.")
-        return np.frombuffer(self.reader.read(self._start + begin, end - begin), dtype)
+        return np.frombuffer(self.read(self._start + begin, end - begin), dtype)
+
+    def read(self, position: int, count: int) -> bytes:
+        """``count`` bytes from ``position`` on."""
+        small = self._window.read(position, count)
+        return self.reader.read(position, count) if small is None else small
 
     def keys(self, prefix: str) -> list[str]:
         """The arrays whose key starts with ``prefix``, in order.
@@ -212,7 +219,7 @@ class StreamReader:
         with self._parts.use(segment.part) as part:
             start, offsets = self._offsets.get(number) or self._load(number, part)
             begin, end = int(offsets[local]), int(offsets[local + 1])
-            return part.reader.read(start + begin, end - begin)
+            return part.read(start + begin, end - begin)
 
     def filled(self) -> npt.NDArray[np.int64]:
         """The numbers of the frames that are not empty, ascending.
