@@ -288,13 +288,20 @@ class Place:
         return self._walk(make=True)
 
     def check(self) -> None:
-        """Refuse links of others; what else is wrong is said by whoever uses the directory.
+        """Refuse links of others, and what is no directory.
+
+        What else is wrong is said by whoever uses the directory.
 
         Raises:
             StoreError: A link is somebody else's.
+            NotADirectoryError: It is no directory, or what it lies in is none.
         """
-        with contextlib.suppress(OSError):
+        try:
             self.hold().close()
+        except NotADirectoryError:
+            raise
+        except OSError:
+            return
 
     def _walk(self, *, make: bool) -> Directory:
         path = self.path.absolute()

@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import secrets
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -64,11 +65,46 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 hint="Ask its owner for write permission, or use `--store` with another directory.",
                 path=str(path),
             ) from error
+        if (found := _in_the_way(error, path)) is not None:
+            kind = "no directory" if error.errno == errno.ENOTDIR else "a directory"
+            raise StoreError(
+                f"{path} cannot be {doing}: {'it' if found == path else found} is {kind}.",
+                hint=way_of_removal(found),
+                path=str(found),
+            ) from error
         raise StoreError(
             f"{path} cannot be {doing}: {error.strerror or error}.",
             hint="Run `deltastore doctor` for the state of the store.",
             path=str(path),
         ) from error
+
+
+def way_of_removal(path: Path) -> str:
+    """What to do about a thing that no deltastore made, as a hint."""
+    return f"Look what it is, then move it away, or remove it: `rm -r {shlex.quote(str(path))}`."
+
+
+def _in_the_way(error: OSError, path: Path) -> Path | None:
+    """What is no directory and has to be one for ``path``, or is one in the place of a file."""
+    # os.path, as Path's raises an error of what may not be looked at.
+    if error.errno in (errno.EISDIR, errno.ENOTEMPTY):
+        return path if os.path.isdir(path) else None  # noqa: PTH112
+    if error.errno == errno.ENOTDIR:
+        for above in (*reversed(path.parents), path):
+            if os.path.lexists(above) and not os.path.isdir(above):  # noqa: PTH112
+                return above
+    return None
+
+
+def set_aside(held: Directory, name: str, temps: Directory) -> None:
+    """Move a directory that stands in a file's place to the temporary files; it is not emptied.
+
+    No deltastore made it, so that it stays there, under a name that says so; an empty one goes.
+    """
+    aside = f"foreign-{temp_name()}"
+    held.rename(name, temps, aside)
+    with contextlib.suppress(OSError):
+        os.rmdir(aside, dir_fd=temps.descriptor)
 
 
 def temp_name() -> str:
@@ -93,15 +129,16 @@ class Temp:
         self._renamed = False
 
     def replace(self, place: Place, name: str) -> None:
-        """Give it a name in a directory, in place of what has it, and make that last."""
+        """Give it a name in a directory, in place of what has it, and make that last.
+
+        A directory that has the name is set aside: see ``set_aside``.
+        """
         with place.hold() as target:
-            os.replace(
-                self.path.name,
-                name,
-                src_dir_fd=self._directory.descriptor,
-                dst_dir_fd=target.descriptor,
-            )
-            self._renamed = True
+            try:
+                self._rename(target, name)
+            except IsADirectoryError:
+                set_aside(target, name, self._directory)
+                self._rename(target, name)
             target.sync()
 
     def create(self, place: Place, name: str) -> None:
@@ -128,6 +165,15 @@ class Temp:
                 # Still exclusive, but a crash can leave it cut short.
                 _copy(self._directory, self.path.name, target, name)
             target.sync()
+
+    def _rename(self, target: Directory, name: str) -> None:
+        os.replace(
+            self.path.name,
+            name,
+            src_dir_fd=self._directory.descriptor,
+            dst_dir_fd=target.descriptor,
+        )
+        self._renamed = True
 
     def __enter__(self) -> Self:
         return self

@@ -203,8 +203,12 @@ class LocalBlobs:
             StoreReadOnlyError: The user may not look.
             StoreError: The system refuses for another reason.
         """
-        with translated(self._directory):
-            names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
+        with translated(self._directory, "read"):
+            try:
+                names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
+            except FileNotFoundError:
+                # Tools that copy trees leave empty directories out.
+                return
         for name in names:
             if _HEX64.match(name) and (found := self.file(f"sha256:{name}")) is not None:
                 yield found

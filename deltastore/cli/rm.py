@@ -34,4 +34,6 @@ def _human(version: str, removed: Removed) -> Iterator[str]:
     if removed.still_used:
         yield "  another version has the same artifact, which stays"
     else:
-        yield f"  its blobs ({size(removed.stored_bytes)}) stay until `deltastore gc`"
+        # Of what could not be read nobody knows how much it was.
+        blobs = f"its blobs ({size(removed.stored_bytes)})" if removed.stored_bytes else "its blobs"
+        yield f"  {blobs} stay until `deltastore gc`"

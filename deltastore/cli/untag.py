@@ -20,7 +20,10 @@ def command(session: Session, *, ref: str, tag: str) -> None:
 
     with session.open_store() as store:
         tagged = untag(store, ref, tag)
-    version = f"{tagged.name}:v{tagged.version}"
-    session.output.result(
-        tagged, human=lambda: [f"{version} is no longer {tagged.name}:{tag}"], quiet=[version]
-    )
+    ref = f"{tagged.name}:{tag}"
+    if tagged.version is None:
+        said, quiet = f"removed {ref}, which meant no version", []
+    else:
+        version = f"{tagged.name}:v{tagged.version}"
+        said, quiet = f"{version} is no longer {ref}", [version]
+    session.output.result(tagged, human=lambda: [said], quiet=quiet)

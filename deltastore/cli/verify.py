@@ -44,5 +44,10 @@ def _human(report: VerifyReport) -> Iterator[str]:
         f"checked {count(report.checked, 'blob')} ({size(report.bytes)}): "
         f"{count(len(report.problems), 'problem') if report.problems else 'all is well'}"
     )
+    if any(problem.digest and problem.where != "catalog.db" for problem in report.problems):
+        yield (
+            "`deltastore extract --rehash` of the same pair writes its blobs anew; "
+            "`deltastore rm REF` gives a version up"
+        )
     if report.orphans:
         yield f"{count(len(report.orphans), 'orphan')}: blobs that no artifact uses"

@@ -38,7 +38,7 @@ _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _DTYPES = tuple(fmt.DTYPE_BYTES)
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
 _TOO_DEEP = f"it is nested more than {fmt.MAX_JSON_DEPTH} deep"
-_HINT = "Run `deltastore verify` to see what else is damaged, then fetch the artifact again."
+_HINT = "Run `deltastore verify` to see whose it is; `deltastore rm REF` gives that version up."
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deltastore.refs import parse_ref
 from deltastore.store import Artifact, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A version and the tags it has now."""
+    """A version and the tags it has now. No version: the tag that was removed meant none."""
 
     name: str
-    version: int
-    digest: str
+    version: int | None
+    digest: str | None
     tags: tuple[str, ...]
 
 
@@ -37,7 +38,10 @@ def untag(store: Store, ref: str, tag: str) -> Tagged:
         RefError: ``ref`` means no artifact or several, or there is no such tag.
         StoreError: The store cannot be written.
     """
-    return _tagged(store.untag(ref, tag))
+    artifact = store.untag(ref, tag)
+    return (
+        Tagged(parse_ref(ref).name or "", None, None, ()) if artifact is None else _tagged(artifact)
+    )
 
 
 def _tagged(artifact: Artifact) -> Tagged:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,8 +132,7 @@ class Claims:
             raise StoreError(
                 f"{path} is in the place of a claim and is none: it does not begin with the token "
                 "of a process.",
-                hint="No deltastore made it. Look what it is, then remove it: "
-                f"`rm -r {shlex.quote(str(path))}`.",
+                hint=f"No deltastore made it. {durable.way_of_removal(path)}",
                 path=str(path),
             )
 
@@ -144,15 +142,16 @@ class Claims:
             token = self._token(leases, name)
         except OSError:
             return False
-        if token is None:
-            return False
-        if is_dead(token):
-            return True
-        return at is not None and not is_alive(token) and abs(at - touched) > OVER_S
+        silent = at is not None and abs(at - touched) > OVER_S
+        if not token:
+            # Without hard links a claim is empty for a moment, and stays so if its process ends.
+            return token is not None and silent
+        return is_dead(token) or (not is_alive(token) and silent)
 
     def _token(self, leases: Directory, name: str) -> str | None:
+        """The token in a claim; empty where the claim is, None where it is none."""
         data = read_regular(self._directory / name, limit=_MAX_BYTES, within=leases)
-        return token_of(data.decode("ascii", "replace"))
+        return token_of(data.decode("ascii", "replace")) if data else ""
 
     def _server_time(self) -> float:
         with durable.write_temp(self._temp, [b"\0"]) as temp:

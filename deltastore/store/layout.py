@@ -37,6 +37,10 @@ from deltastore.manifest.parse import load_json
 
 STORE_FORMAT = 1
 _MAX_STORE_JSON_BYTES = 64 << 10
+_MADE_ANEW = (
+    "Restore it from a copy of the store, or have it made anew: `deltastore reindex`; all else is "
+    "kept."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,39 +174,73 @@ def create(layout: Layout) -> None:
             ) from error
         _refuse_foreign(layout)
         make_directories(layout)
-        document = canonical_json(
-            {"format": STORE_FORMAT, "id": str(uuid.uuid4()), "created": now()}
-        )
         # The marker comes last and once: of processes that create the store together, one gives
         # it its id.
         try:
-            with durable.write_temp(layout.temp, [document]) as temp:
+            with durable.write_temp(layout.temp, [_marker_bytes()]) as temp:
                 temp.create(Place(root, own=0), layout.marker.name)
         except FileExistsError:
             return
 
 
 def make_directories(layout: Layout) -> None:
-    """Make the store's directories where there is nothing.
+    """Make the store's directories where they are missing.
 
     Raises:
         StoreError: One of them cannot be made, or is a link of somebody else's.
         NoSpaceError: The disk is full.
     """
     for place in _places(layout):
-        if not os.path.lexists(place.path):
-            with durable.translated(place.path):
-                place.make().close()
+        with durable.translated(place.path):
+            place.make().close()
+
+
+def has_records(layout: Layout) -> bool:
+    """Whether a directory has what only a store has, whatever its marker says."""
+    # os.path, as Path's raises an error of what may not be looked at.
+    return os.path.isdir(layout.names) and os.path.isdir(layout.blobs)  # noqa: PTH112
+
+
+def restore_marker(layout: Layout) -> None:
+    """Make a store's marker anew where it is missing or damaged; the store gets another id.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        NotAStoreError: The marker is damaged, and there is nothing else of a store.
+        StoreTooNewError: A newer deltastore made the store.
+        StoreReadOnlyError: The user may not read or write it.
+    """
+    try:
+        if read_marker(layout) is not None:
+            return
+    except NotAStoreError:
+        if not has_records(layout):
+            raise
+    if not has_records(layout):
+        raise not_found(layout.root)
+    with (
+        durable.translated(layout.marker),
+        durable.write_temp(layout.temp, [_marker_bytes()]) as temp,
+    ):
+        temp.replace(Place(layout.root, own=0), layout.marker.name)
+
+
+def _marker_bytes() -> bytes:
+    return canonical_json({"format": STORE_FORMAT, "id": str(uuid.uuid4()), "created": now()})
 
 
 def check_links(layout: Layout) -> None:
-    """Refuse a store whose directories are links that another user has made.
+    """Refuse a store whose directories are links that another user has made, or no directories.
 
     Raises:
         StoreError: One of them is.
     """
+    # os.path, as Path's raises an error of what may not be looked at.
+    if not os.path.isdir(layout.root):  # noqa: PTH112
+        return
     for place in _places(layout):
-        place.check()
+        with durable.translated(place.path, "read"):
+            place.check()
 
 
 def _places(layout: Layout) -> tuple[Place, ...]:
@@ -211,6 +249,13 @@ def _places(layout: Layout) -> tuple[Place, ...]:
 
 def not_found(root: Path) -> StoreNotFoundError:
     """There is no store at ``root``."""
+    layout = Layout(root)
+    if has_records(layout):
+        return StoreNotFoundError(
+            f"There is no store at {root}: {layout.marker.name} is missing.",
+            hint=_MADE_ANEW,
+            path=str(root),
+        )
     return StoreNotFoundError(
         f"There is no store at {root}.",
         hint="`deltastore extract` makes one there; `--store` or DELTASTORE_HOME name another.",
@@ -226,7 +271,7 @@ def _refuse_foreign(layout: Layout) -> None:
     """
     own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db", "local-index"}
     foreign = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in own)
-    if foreign and not layout.marker.exists():
+    if foreign and not layout.marker.exists() and not has_records(layout):
         raise NotAStoreError(
             f"{layout.root} is not empty and is no store: it holds {', '.join(foreign[:3])}.",
             hint="Name an empty or new directory with `--store` or DELTASTORE_HOME.",
@@ -235,8 +280,9 @@ def _refuse_foreign(layout: Layout) -> None:
 
 
 def _damaged(path: Path, why: str) -> NotAStoreError:
+    ours = has_records(Layout(path.parent))
     return NotAStoreError(
-        f"{path} is damaged: {why}.",
-        hint="Restore it from a backup, or delete it to have it made anew: all else is kept.",
+        f"{path} is damaged: {why.removesuffix('.')}.",
+        hint=_MADE_ANEW if ours else "Name another place with `--store` or DELTASTORE_HOME.",
         path=str(path),
     )

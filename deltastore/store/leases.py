@@ -164,7 +164,12 @@ class Leases:
     def all(self) -> list[Lease]:
         """The leases that are there."""
         with _looked(self._place) as (held, names):
-            found = [_read(held, name) for name in names if _is_lease(name)]
+            # No deltastore makes a directory here; it is named among the strangers.
+            found = [
+                _read(held, name)
+                for name in names
+                if _is_lease(name) and not is_directory(held, name)
+            ]
         return [lease for lease in found if lease is not None]
 
     def all_or_error(self) -> list[Lease]:
@@ -216,9 +221,11 @@ class Leases:
                 for name in names
                 if token_of(name) is None or is_nested(temps, name)
             ]
-        with _looked(self._place) as (_, names):
+        with _looked(self._place) as (held, names):
             found += [
-                self._directory / name for name in names if not (_is_lease(name) or is_claim(name))
+                self._directory / name
+                for name in names
+                if not (_is_lease(name) or is_claim(name)) or is_directory(held, name)
             ]
         return found
 

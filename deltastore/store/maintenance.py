@@ -41,13 +41,17 @@ def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str 
 def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     """Rebuild the catalog from records and manifests, however damaged it is.
 
+    So is the store's marker, where it is damaged or missing and the rest of a store is there.
+
     Raises:
         StoreNotFoundError: There is no store.
+        NotAStoreError: The marker is damaged, and there is nothing else of a store.
         StoreReadOnlyError: It cannot be written.
         StoreTooNewError: A newer deltastore wrote it.
         CatalogError: It is locked.
         StoreError: What lies in its place cannot be removed.
     """
+    layout.restore_marker(Layout(Path(path).expanduser().absolute()))
     place, where = _place(path, index)
     try:
         with open_store(place.root, create=False, index=index) as store:
@@ -68,6 +72,7 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
 
 def _place(path: str | Path, index: str | None) -> tuple[Layout, IndexPlace]:
     place = Layout(Path(path).expanduser().absolute())
+    layout.check_links(place)
     info = layout.read_marker(place)
     if info is None:
         raise layout.not_found(place.root)

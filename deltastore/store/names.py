@@ -9,6 +9,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from deltastore.store.records import Record, Tag, Tombstone
 _MAX_STAMP_CHARS = 4096
 _MAX_FILES_CHARS = 512 << 10
 _NOTHING = "-"
+_CLOSED = "`deltastore doctor` says whose it is, and what gives the group access."
+_WIDE_GAP = 1000
+"""Versions. Records are lost one by one, or with the last copy; so many were never there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,21 @@ class Look:
     files: str
     stamp: str
     newest_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Irregular:
+    """A path at which something is missing, or is nothing that this version makes.
+
+    Attributes:
+        path: Where.
+        problem: What is wrong, as the end of a sentence that begins with the path.
+        way: What to do about it, as a hint.
+    """
+
+    path: Path
+    problem: str
+    way: str
 
 
 class Names:
@@ -146,8 +165,8 @@ class Names:
             return []
         return files
 
-    def irregular(self) -> list[tuple[Path, str]]:
-        """Paths at which something is missing, or is nothing that this version makes; and why.
+    def irregular(self) -> list[Irregular]:
+        """Paths at which something is missing, or is nothing that this version makes.
 
         Files that begin with a dot are left by file systems and tools, and pass.
 
@@ -158,30 +177,54 @@ class Names:
         for entry, kind in _visible(self._place):
             path = self._directory / entry
             if kind != "directory":
-                found.append((path, "it is no directory of a name"))
+                found.append(_foreign(path, "it is no directory of a name"))
                 continue
             try:
                 validate_name(entry)
             except RefSyntaxError:
-                found.append((path, "its name cannot be one"))
+                found.append(_foreign(path, "its name cannot be one"))
                 continue
             found.extend(self._irregular_versions(entry))
-        return sorted(found)
+        return sorted(found, key=lambda thing: (thing.path, thing.problem))
 
-    def _irregular_versions(self, name: str) -> Iterator[tuple[Path, str]]:
+    def _irregular_versions(self, name: str) -> Iterator[Irregular]:
         for entry, kind in _visible(self._place.within(name)):
             path = self._directory / name / entry
             if entry == "tags":
                 continue
             number = parse_version(entry.removesuffix(".json"))
             if number is None or entry != f"v{number}.json":
-                yield path, "it is no record, or a second one of a version"
+                yield _foreign(path, "it is no record, or a second one of a version")
             elif kind != "file":
-                yield path, "it is no ordinary file"
+                yield Irregular(path, "it is no ordinary file", _way(name, number))
         if _gaps(self.versions(name)):
             # Looked at again: the gap may be of versions that came while the names were read.
             for first, last in _gaps(self.versions(name)):
-                yield self.path(name, first), _missing(first, last)
+                way = self._way_out_of_gap(name, first, last)
+                yield Irregular(self.path(name, first), _missing(first, last), way)
+
+    def _way_out_of_gap(self, name: str, first: int, last: int) -> str:
+        if last - first >= _WIDE_GAP:
+            after = shlex.quote(str(self.path(name, last + 1)))
+            return (
+                "No deltastore leaves such a gap. Look what comes after it, then remove that: "
+                f"`rm -r {after}`; and run `deltastore reindex`."
+            )
+        if first == last:
+            return _way(name, first)
+        return (
+            "Restore them from a copy of the store, or give them up: "
+            f"`for n in $(seq {first} {last}); do deltastore rm {name}:v$n; done`."
+        )
+
+    def is_gap(self, name: str, version: int) -> bool:
+        """Whether a number was passed over: there is neither a record nor a tombstone of it."""
+        used = self.versions(name)
+        return version not in used and version < max(used, default=0)
+
+    def has(self, name: str, version: int) -> bool:
+        """Whether anything lies where a version's record or tombstone would."""
+        return os.path.lexists(self.path(name, version))
 
     def path(self, name: str, version: int) -> Path:
         """Where a version's record lies."""
@@ -198,9 +241,10 @@ class Names:
             BlobMissingError: There is no such file, or it cannot be read.
             ManifestInvalidError: It is neither.
         """
-        path = self.path(name, version)
-        data = _read(path, self._place.within(name))
-        return records.parse_record(data, name=name, version=version, where=str(path))
+        path, way = self.path(name, version), _way(name, version)
+        data = _read(path, self._place.within(name), way)
+        with _led_out(way):
+            return records.parse_record(data, name=name, version=version, where=str(path))
 
     def create(self, record: Record, *, check: Callable[[], None] | None = None) -> None:
         """Claim a version's number.
@@ -243,12 +287,23 @@ class Names:
         # Outside, as there it would be taken for a failure.
         raise taken
 
+    def digest_of_damaged(self, name: str, version: int) -> str:
+        """The digest in what may be a damaged record; ``records.UNKNOWN`` where there is none."""
+        try:
+            data = _read(self.path(name, version), self._place.within(name), "")
+        except (BlobMissingError, ManifestInvalidError, StoreError):
+            return records.UNKNOWN
+        return records.digest_in(data)
+
     def bury(self, tombstone: Tombstone) -> None:
-        """Replace a version's record by a tombstone."""
+        """Put a tombstone in the place of a version's record, or of whatever lies there."""
         path = self.path(tombstone.name, tombstone.version)
+        place = self._place.within(tombstone.name)
         data = records.tombstone_bytes(tombstone)
-        with durable.translated(path), durable.write_temp(self._temp, [data]) as temp:
-            temp.replace(self._place.within(tombstone.name), path.name)
+        with durable.translated(path):
+            place.make().close()
+            with durable.write_temp(self._temp, [data]) as temp:
+                temp.replace(place, path.name)
 
     def tags(self, name: str) -> list[str]:
         """The tags of a name that have a file, sorted."""
@@ -267,8 +322,24 @@ class Names:
             ManifestInvalidError: It is no tag.
         """
         path = self.tag_path(name, tag)
-        data = _read(path, self._place.within(name, "tags"))
-        return records.parse_tag(data, name=name, tag=tag, where=str(path))
+        way = (
+            f"Remove it: `deltastore untag {name} {tag}`; or set it anew: "
+            f"`deltastore tag REF {tag}`."
+        )
+        data = _read(path, self._place.within(name, "tags"), way)
+        with _led_out(way):
+            return records.parse_tag(data, name=name, tag=tag, where=str(path))
+
+    def has_tag(self, name: str, tag: str) -> bool:
+        """Whether anything lies where a tag's file would."""
+        return os.path.lexists(self.tag_path(name, tag))
+
+    def no_tags(self, name: str) -> Irregular | None:
+        """What is no directory and lies where a name's tags would; None where all is well."""
+        path = self._directory / name / "tags"
+        if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+            return None
+        return _foreign(path, "it is no directory of tags")
 
     def set_tag(self, tag: Tag) -> None:
         """Set a tag, in place of what it meant before."""
@@ -288,7 +359,11 @@ class Names:
             except FileNotFoundError:
                 return
             with held:
-                held.unlink(path.name, missing_ok=True)
+                try:
+                    held.unlink(path.name, missing_ok=True)
+                except IsADirectoryError:
+                    with Place(self._temp).make() as temps:
+                        durable.set_aside(held, path.name, temps)
                 held.sync()
 
 
@@ -308,6 +383,28 @@ def _newest_ns(path: Path) -> int:
     except OSError:
         return 0
     return max(found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _foreign(path: Path, problem: str) -> Irregular:
+    return Irregular(path, problem, durable.way_of_removal(path))
+
+
+def _way(name: str, version: int) -> str:
+    return (
+        "Restore it from a copy of the store, or give the version up: "
+        f"`deltastore rm {name}:v{version}`."
+    )
+
+
+@contextlib.contextmanager
+def _led_out(way: str) -> Iterator[None]:
+    """Have an error about a file of a name say what to do about that file."""
+    try:
+        yield
+    except ManifestInvalidError as error:
+        newer = error.hint.startswith(records.UPGRADE)
+        error.hint = f"{records.UPGRADE}. {way}" if newer else way
+        raise
 
 
 def _gaps(used: list[int]) -> list[tuple[int, int]]:
@@ -337,7 +434,7 @@ def _entries(place: Place) -> Iterator[os.DirEntry[str]]:
         directory = place.path.joinpath(*place.below)
         raise StoreReadOnlyError(
             f"{directory} cannot be read: {error.strerror}.",
-            hint="`deltastore doctor` says whose it is, and what gives the group access.",
+            hint=_CLOSED,
             path=str(directory),
         ) from error
     except OSError as error:
@@ -362,7 +459,7 @@ def _visible(place: Place) -> list[tuple[str, str]]:
             return []
 
 
-def _read(path: Path, place: Place) -> bytes:
+def _read(path: Path, place: Place, way: str) -> bytes:
     held = None
     try:
         held = place.hold()
@@ -371,15 +468,13 @@ def _read(path: Path, place: Place) -> bytes:
         if held is None and error.errno == errno.ELOOP:
             with durable.translated(path, "read"):
                 raise
+        closed = error.errno in (errno.EACCES, errno.EPERM)
         raise BlobMissingError(
-            f"{path} cannot be read: {error.strerror}.",
-            hint="Run `deltastore verify` to see what else is damaged.",
+            f"{path} cannot be read: {error.strerror}.", hint=_CLOSED if closed else way
         ) from error
     finally:
         if held is not None:
             held.close()
     if not data:
-        raise ManifestInvalidError(
-            f"{path} is empty.", hint="Run `deltastore verify` to see what else is damaged."
-        )
+        raise ManifestInvalidError(f"{path} is empty.", hint=way)
     return data

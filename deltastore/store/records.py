@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltastore.catalog.rows import TIME
-from deltastore.digest import canonical_json, is_digest
+from deltastore.digest import canonical_json, is_digest, sha256_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
 from deltastore.refs import MAX_VERSION
@@ -16,7 +16,10 @@ from deltastore.text import is_shown_as_it_is
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 64 << 10
 MAX_LABEL_CHARS = 1024
-_DAMAGED = "Run `deltastore verify` to see what else is damaged."
+UPGRADE = "Upgrade deltastore: `pip install -U deltastore`"
+
+UNKNOWN = sha256_digest()
+"""The digest in the tombstone of a version of which nobody knows the digest: that of no bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,16 @@ def parse_record(data: bytes, *, name: str, version: int, where: str) -> Record 
     )
 
 
+def digest_in(data: bytes) -> str:
+    """The digest in what may be a damaged record, or one of a newer format; else ``UNKNOWN``."""
+    try:
+        fields = load_json(data, limit=MAX_RECORD_BYTES, where="")
+    except ManifestInvalidError:
+        return UNKNOWN
+    digest = fields.get("digest") if isinstance(fields, dict) else None
+    return digest if isinstance(digest, str) and is_digest(digest) else UNKNOWN
+
+
 def parse_tag(data: bytes, *, name: str, tag: str, where: str) -> Tag:
     """Read a tag's file, which must agree with the place where it lies.
 
@@ -170,7 +183,9 @@ def _document(data: bytes, where: str) -> dict[str, Any]:
     if isinstance(found, int) and found > RECORD_FORMAT:
         raise ManifestInvalidError(
             f"{where} is of format {shown(found)}; this deltastore reads format {RECORD_FORMAT}.",
-            hint="Upgrade deltastore: `pip install -U deltastore`.",
+            hint=f"{UPGRADE}.",
+            found=found,
+            expected=RECORD_FORMAT,
         )
     _expect(fields, "format", RECORD_FORMAT, where)
     return fields
@@ -199,6 +214,5 @@ def _time(fields: Mapping[str, Any], field: str, where: str) -> str:
 def _invalid(where: str, field: str, expected: str, got: object) -> ManifestInvalidError:
     return ManifestInvalidError(
         f"{where}: field {field} should be {expected}, got {shown(got)}.",
-        hint=_DAMAGED,
         field=field,
     )

@@ -15,10 +15,7 @@ from deltastore.manifest import parse_manifest
 from deltastore.store.parts import Parts
 from deltastore.store.records import Record
 
-_HINT = (
-    "Nothing was deleted. `deltastore verify` shows all that is wrong; repair or restore it, or "
-    "`deltastore rm` the version, then run gc again."
-)
+_NOTHING = "Nothing was deleted."
 
 
 @dataclass(slots=True)
@@ -49,12 +46,13 @@ class References:
         """
         names = parts.names
         if problems := names.irregular():
-            where, problem = problems[0]
+            first = problems[0]
             more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
             raise IntegrityError(
-                f"{where.relative_to(parts.layout.root)} is not understood: {problem}{more}.",
-                hint=_HINT,
-                problems=[f"{path}: {text}" for path, text in problems],
+                f"{first.path.relative_to(parts.layout.root)} is not understood: {first.problem}"
+                f"{more}.",
+                hint=f"{_NOTHING} {first.way}",
+                problems=[f"{thing.path}: {thing.problem}" for thing in problems],
             )
         files = [(name, version) for name in names.all() for version in names.versions(name)]
         for key in files:
@@ -68,8 +66,8 @@ class References:
                 raise BlobMissingError(
                     f"The catalog lists {row.ref}, whose record "
                     f"{names.path(row.name, row.version)} is missing.",
-                    hint="Nothing was deleted. Restore the record, or run `deltastore reindex` to "
-                    "give the version up.",
+                    hint=f"{_NOTHING} Restore the record from a copy of the store, or give the "
+                    f"version up: `deltastore rm {row.ref}`.",
                 )
 
     def _read(self, parts: Parts, name: str, version: int) -> None:
@@ -77,14 +75,16 @@ class References:
         try:
             record = parts.names.read(name, version)
         except (FormatError, IntegrityError) as error:
-            raise type(error)(error.message, hint=_HINT, path=str(path)) from error
+            hint = f"{_NOTHING} {error.hint}"
+            raise type(error)(error.message, hint=hint, path=str(path)) from error
         if isinstance(record, Record):
             try:
                 self.blobs.update(self._blobs_of(parts, record.digest))
             except (FormatError, IntegrityError) as error:
                 raise type(error)(
                     f"The manifest of {name}:v{version} cannot be read: {error.message}",
-                    hint=_HINT,
+                    hint=f"{_NOTHING} {error.hint} Or give the version up: "
+                    f"`deltastore rm {name}:v{version}`.",
                     digest=record.digest,
                 ) from error
             return

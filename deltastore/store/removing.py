@@ -6,15 +6,49 @@ Its blobs stay until they are collected.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.catalog import Artifact
-from deltastore.errors import FormatError, IntegrityError, RefNotFoundError
+from deltastore.catalog import Artifact, Summary
+from deltastore.catalog.rows import UNREADABLE
+from deltastore.errors import FormatError, IntegrityError, RefNotFoundError, RefSyntaxError
+from deltastore.refs import parse_ref
 from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
+
+
+def unlisted(parts: Parts, ref: str) -> Artifact | None:
+    """What stands for a version that the catalog lacks, as what should be its record is none.
+
+    That is what is damaged, empty, foreign or of a newer format, a damaged tombstone, and nothing
+    at all where a later version is there. To give it a tombstone is a way to be rid of it.
+
+    Returns:
+        None where ``ref`` does not name a version by its number, or there is none of it.
+    """
+    try:
+        meant = parse_ref(ref)
+    except RefSyntaxError:
+        return None
+    name, version = meant.name, meant.version
+    if name is None or version is None or _is_tombstone(parts, name, version):
+        return None
+    if not (parts.names.has(name, version) or parts.names.is_gap(name, version)):
+        return None
+    summary = Summary.unreadable(parts.names.digest_of_damaged(name, version))
+    return Artifact(
+        name=name,
+        version=version,
+        created=now(),
+        created_by=UNREADABLE,
+        tool=UNREADABLE,
+        base="",
+        post="",
+        **dataclasses.asdict(summary),
+    )
 
 
 def remove(parts: Parts, artifact: Artifact) -> None:

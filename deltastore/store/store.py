@@ -13,6 +13,7 @@ from deltastore.blobs import LocalBlobs, steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
+from deltastore.errors import FormatError, IntegrityError, RefNotFoundError
 from deltastore.manifest import Config, Manifest
 from deltastore.store import (
     collecting,
@@ -223,8 +224,10 @@ class Store:
             tagging.set_tag(self.parts, artifact.name, tag, artifact.version)
         return self.resolve(artifact.ref)
 
-    def untag(self, ref: str, tag: str) -> Artifact:
+    def untag(self, ref: str, tag: str) -> Artifact | None:
         """Remove a tag of the name that ``ref`` has; the version it meant, as it is now.
+
+        None where the tag meant none: its file was damaged, or its version was removed.
 
         Raises:
             RefSyntaxError: ``ref`` is no ref, or ``tag`` cannot be a tag.
@@ -232,15 +235,24 @@ class Store:
             RefAmbiguousError: A shortened digest fits several artifacts.
         """
         self.parts.require_writable()
-        name = self.resolve(ref).name
-        artifact = self.resolve(f"{name}:{tag}")
+        artifact = None
+        try:
+            name = self.resolve(ref).name
+            artifact = self.resolve(f"{name}:{tag}")
+        except (RefNotFoundError, FormatError, IntegrityError):
+            found = tagging.name_with_file(self.parts, ref, tag)
+            if found is None:
+                raise
+            name = found
         with changing(self.parts, "untag", name):
             steps.reached(Step.LEASE)
             tagging.remove_tag(self.parts, name, tag)
-        return self.resolve(artifact.ref)
+        return None if artifact is None else self.resolve(artifact.ref)
 
     def rm(self, ref: str) -> Artifact:
         """Remove a version and its tags; what was removed. Its number is never used again.
+
+        Whatever lies in the place of its record is replaced: see ``removing.unlisted``.
 
         Raises:
             RefSyntaxError: ``ref`` is no ref.
@@ -248,7 +260,13 @@ class Store:
             RefAmbiguousError: The ref fits several versions.
         """
         self.parts.require_writable()
-        artifact = finding.resolve_version(self.parts, ref)
+        try:
+            artifact = finding.resolve_version(self.parts, ref)
+        except (RefNotFoundError, FormatError, IntegrityError):
+            found = removing.unlisted(self.parts, ref)
+            if found is None:
+                raise
+            artifact = found
         removing.remove(self.parts, artifact)
         return artifact
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltastore.catalog import Artifact
-from deltastore.errors import CatalogError, FormatError, IntegrityError, StoreError
+from deltastore.errors import CatalogError, DeltastoreError, FormatError, IntegrityError, StoreError
 from deltastore.manifest import Config, Manifest
 from deltastore.store.indexing import summarise, version_row
 from deltastore.store.records import Record, Tombstone
@@ -36,20 +36,25 @@ def live_records(store: Store, findings: list[Finding]) -> dict[tuple[str, int],
     except StoreError as error:
         findings.append(Finding("names", None, error.message, ()))
         return found
-    for path, problem in irregular:
-        where = str(path.relative_to(store.path))
-        findings.append(Finding(where, None, f"{path}: {problem}.", ()))
+    for thing in irregular:
+        where = str(thing.path.relative_to(store.path))
+        problem = f"{thing.path}: {thing.problem}. {thing.way}"
+        findings.append(Finding(where, None, problem, ()))
     for name in names.all():
         for version in names.versions(name):
             try:
                 record = names.read(name, version)
             except (FormatError, IntegrityError) as error:
                 where = str(names.path(name, version).relative_to(store.path))
-                findings.append(Finding(where, None, error.message, (f"{name}:v{version}",)))
+                findings.append(Finding(where, None, _said(error), (f"{name}:v{version}",)))
             else:
                 if isinstance(record, Record):
                     found[name, version] = record.digest
     return found
+
+
+def _said(error: DeltastoreError) -> str:
+    return f"{error.message} {error.hint}"
 
 
 def is_removed(store: Store, name: str, version: int) -> bool:
@@ -65,6 +70,10 @@ def check_tags(store: Store) -> list[Finding]:
     names = store.parts.names
     findings = []
     for name in names.all():
+        if (thing := names.no_tags(name)) is not None:
+            where = str(thing.path.relative_to(store.path))
+            problem = f"{thing.path}: {thing.problem}. {thing.way}"
+            findings.append(Finding(where, None, problem, ()))
         for tag in names.tags(name):
             path = names.tag_path(name, tag)
             where, ref = str(path.relative_to(store.path)), (f"{name}:{tag}",)
@@ -73,10 +82,13 @@ def check_tags(store: Store) -> list[Finding]:
             except (FormatError, IntegrityError) as error:
                 # Removed since the tags were listed.
                 if os.path.lexists(path):
-                    findings.append(Finding(where, None, error.message, ref))
+                    findings.append(Finding(where, None, _said(error), ref))
             else:
                 if version not in names.versions(name):
-                    problem = f"{path} means {name}:v{version}, which there never was."
+                    problem = (
+                        f"{path} means {name}:v{version}, which there never was. Remove it: "
+                        f"`deltastore untag {name} {tag}`."
+                    )
                     findings.append(Finding(where, None, problem, ref))
     return findings
 
@@ -87,7 +99,7 @@ def compare_with_catalog(store: Store, records: dict[tuple[str, int], str]) -> l
         store.parts.catalog.check()
         rows = store.artifacts()
     except CatalogError as error:
-        return [Finding("catalog.db", None, f"{error.message} {error.hint}", ())]
+        return [Finding("catalog.db", None, _said(error), ())]
     listed = {(row.name, row.version): row.digest for row in rows}
     tagged = {(row.name, tag): row.version for row in rows for tag in row.tags}
     tags = _tags(store, records)

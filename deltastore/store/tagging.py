@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.errors import FormatError, IntegrityError, RefError, RefNotFoundError
-from deltastore.refs import validate_tag
+from deltastore.errors import (
+    FormatError,
+    IntegrityError,
+    RefError,
+    RefNotFoundError,
+    RefSyntaxError,
+)
+from deltastore.refs import parse_ref, validate_tag
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Record, Tag, printable
@@ -18,13 +24,18 @@ def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
         RefSyntaxError: It cannot be a tag.
         RefError: Another tag of the name differs only in case.
         RefNotFoundError: The name has no such version.
+        IntegrityError: Its record cannot be read.
+        FormatError: Its record is damaged.
     """
     validate_tag(tag)
     refuse_other_case(parts, name, tag)
     # The file is replaced while the catalog's write lock is held: were two processes to set one
     # tag at the same time, file and row could otherwise end up with different versions.
     with parts.catalog.writing() as writer:
-        if version not in writer.versions(name) or not is_live(parts, name, version):
+        # A record that cannot be read is not the same as none: its error says what is wrong.
+        if version not in writer.versions(name) or not isinstance(
+            parts.names.read(name, version), Record
+        ):
             raise RefNotFoundError(
                 f"{name}:v{version} is not in the store.", hint="`deltastore list` shows what is."
             )
@@ -49,6 +60,16 @@ def remove_tag(parts: Parts, name: str, tag: str) -> None:
         steps.reached(Step.TAG)
         writer.remove_tag(name, tag)
     steps.reached(Step.TAG_ROW)
+
+
+def name_with_file(parts: Parts, ref: str, tag: str) -> str | None:
+    """The name in a ref, where there is a file of its tag, whatever that says; else None."""
+    try:
+        name = parse_ref(ref).name
+        validate_tag(tag)
+    except RefSyntaxError:
+        return None
+    return name if name is not None and parts.names.has_tag(name, tag) else None
 
 
 def is_live(parts: Parts, name: str, version: int) -> bool:

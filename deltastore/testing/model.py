@@ -102,7 +102,8 @@ class StoreModel(RuleBasedStateMachine):
     def untag(self, name: str, tag: str) -> None:
         """A tag means nothing any more, if it did."""
         try:
-            meant = self.store.untag(name, tag).version
+            removed = self.store.untag(name, tag)
+            meant = None if removed is None else removed.version
         except RefNotFoundError:
             assert (name, tag) not in self.tags
         else:
