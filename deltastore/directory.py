@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from deltastore.errors import StoreError
+from deltastore.text import typed
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 8
@@ -361,8 +362,8 @@ def _target(where: str, above: Directory, path: Path) -> str | None:
             raise StoreError(
                 f"{path} is a symbolic link of another user (number {status.st_uid}), which a "
                 "store does not follow.",
-                hint=f"Look where it leads: `ls -l {path}`; if that is right, make a link of your "
-                "own in its place.",
+                hint=f"Look where it leads: `ls -l {typed(path)}`; if that is right, make a link "
+                "of your own in its place.",
                 path=str(path),
             )
         return os.readlink("", dir_fd=link)

@@ -7,6 +7,7 @@ document they must not move the cursor, turn the direction of what follows, or b
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 
 MAX_MESSAGE_CHARS = 4096
@@ -62,6 +63,11 @@ def excerpt(text: str, limit: int = MAX_NAME_CHARS) -> str:
     """The beginning of a name or a value of many, as it may stand in a list."""
     # Cut before as well: to escape what is cut off would take its time.
     return bounded(escaped(bounded(text, limit)), limit)
+
+
+def typed(path: object) -> str:
+    """A path, or what else is one word of a command, as it is typed in a shell."""
+    return shlex.quote(str(path))
 
 
 def sentence(text: str) -> str:

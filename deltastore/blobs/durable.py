@@ -12,7 +12,6 @@ import errno
 import itertools
 import os
 import secrets
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from typing import Self
 from deltastore.blobs.owner import owner_token
 from deltastore.directory import Directory, Place
 from deltastore.errors import NoSpaceError, StoreError, StoreReadOnlyError
+from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
 
@@ -81,7 +81,7 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
 
 def way_of_removal(path: Path) -> str:
     """What to do about a thing that no deltastore made, as a hint."""
-    return f"Look what it is, then move it away, or remove it: `rm -r {shlex.quote(str(path))}`."
+    return f"Look what it is, then move it away, or remove it: `rm -r {typed(path)}`."
 
 
 def _in_the_way(error: OSError, path: Path) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 from deltastore.checkpoint.model import FileIdentity
 from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError, shown
 from deltastore.manifest.nesting import check_keys, memory_of
+from deltastore.text import typed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -39,7 +40,7 @@ def file_error(
     if error.errno in (errno.EMFILE, errno.ENFILE):
         hint = "Allow more open files in this shell: `ulimit -n 8192`."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = f"Check the permissions: `ls -ld {where}`."
+        hint = f"Check the permissions: `ls -ld {typed(where)}`."
     return CheckpointError(f"Cannot {doing} {where}: {reason}.", hint=hint, path=where)
 
 
@@ -58,9 +59,9 @@ def open_regular(path: Path, what: str = "a weight file") -> int:
         # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
-        what = "a dangling symbolic link" if path.is_symlink() else "missing"
+        found = "a dangling symbolic link" if path.is_symlink() else "missing"
         raise CheckpointCorruptError(
-            f"{path} is {what}; expected {what}.",
+            f"{path} is {found}; expected {what}.",
             hint="Fetch the checkpoint again, e.g. `hf download org/name`.",
             path=str(path),
         ) from error
@@ -237,7 +238,7 @@ def _read(path: Path, max_bytes: int) -> bytes | int:
         raise CheckpointCorruptError(
             f"{path} has more than the {size} bytes that the system says it has; expected a file "
             "of a checkpoint.",
-            hint=f"It is being written, or one of the system's own: `ls -lL {path}`.",
+            hint=f"It is being written, or one of the system's own: `ls -lL {typed(path)}`.",
             path=str(path),
         )
     return bytes(data)

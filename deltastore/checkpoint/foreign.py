@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from deltastore.checkpoint.index import listed
 from deltastore.errors import NoWeightsError
+from deltastore.text import typed
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -32,7 +32,7 @@ def unreadable_file(path: Path) -> NoWeightsError:
     kind = FOREIGN.get(suffix, "something else")
     return NoWeightsError(
         f"{path} is {kind}; expected {SAFETENSORS[0]}, {', '.join(PICKLES)} or an .index.json.",
-        hint=_DISTRIBUTED.format(directory=shlex.quote(str(path.parent)))
+        hint=_DISTRIBUTED.format(directory=typed(path.parent))
         if suffix == ".distcp"
         else "Give the directory or the weight file of a checkpoint in the Hugging Face layout.",
         path=str(path),
@@ -48,7 +48,7 @@ def no_weights(directory: Path, names: list[str]) -> NoWeightsError:
         found = listed(names) if names else "no files"
     hint = "Give a directory with .safetensors (or pytorch_model*.bin) files in it."
     if any(name.endswith(".distcp") for name in names):
-        hint = _DISTRIBUTED.format(directory=shlex.quote(str(directory)))
+        hint = _DISTRIBUTED.format(directory=typed(directory))
     below = _weights_below(directory)
     if below:
         hint = f"There are weights in {listed(below)}: give such a directory."

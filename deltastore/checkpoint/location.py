@@ -11,6 +11,7 @@ from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
 from deltastore.errors import CheckpointNotFoundError, MissingExtraError
 from deltastore.suggesting import nearest
+from deltastore.text import typed
 
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(@(?P<revision>[^\s@]{1,200}))?\Z",
@@ -78,7 +79,7 @@ def _not_found(path: Path) -> CheckpointNotFoundError:
         hint = (
             f"Did you mean {', '.join(near)}?"
             if near
-            else f"See what there is: `ls {parent}`; or give a Hub id such as org/name."
+            else f"See what there is: `ls {typed(parent)}`; or give a Hub id such as org/name."
         )
     return CheckpointNotFoundError(f"{path} does not exist.", hint=hint, path=str(path))
 

@@ -37,6 +37,7 @@ from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
 from deltastore.directory import Directory, hold_or_make, unmake
 from deltastore.errors import CheckpointError, shown
+from deltastore.text import typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,7 +231,7 @@ class CheckpointWriter:
                 raise CheckpointError(
                     f"{self.out} was not written: {error.strerror}.",
                     hint="Give an --out in a directory where nobody else may write: "
-                    f"`ls -ld {self.out.parent}` shows who may.",
+                    f"`ls -ld {typed(self.out.parent)}` shows who may.",
                     path=str(self.out),
                 ) from error
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):

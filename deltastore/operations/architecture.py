@@ -8,6 +8,7 @@ from typing import Any
 from deltastore.checkpoint import Checkpoint
 from deltastore.errors import StructureMismatchError, shown
 from deltastore.operations.structure import Delta
+from deltastore.text import typed
 
 _KEYS = (
     "model_type",
@@ -55,8 +56,8 @@ def explained(
                 f"{label} is another model than the one {delta.ref} was extracted from: it has "
                 f"{len(names) - len(absent)} of the {len(names)} tensors of {delta.ref}, and "
                 f"{len(others)} of its own, such as {others[0]} and not {absent[0]}{told}.",
-                hint=f"See which deltas fit: `deltastore resolve --base {label}`; `--json` lists "
-                "every tensor.",
+                hint=f"See which deltas fit: `deltastore resolve --base {typed(label)}`; `--json` "
+                "lists every tensor.",
                 **facts,
                 other_model=delta.ref,
             )

@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import shlex
 import shutil
 import sqlite3
 import sys
@@ -21,6 +20,7 @@ from deltastore.errors import DeltastoreError, StoreNotFoundError
 from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
+from deltastore.text import typed
 
 PACKAGES = (
     "alembic",
@@ -129,7 +129,7 @@ def _writable(store: Store) -> Check:
         "store access",
         "fail",
         f"the store can be written, but not {shown}",
-        f"Have the owner run `chmod -R u+rwX,g+rwX {store.path}`, and set the umask to 002.",
+        f"Have the owner run `chmod -R u+rwX,g+rwX {typed(store.path)}`, and set the umask to 002.",
     )
 
 
@@ -158,7 +158,7 @@ def _index(store: Store) -> Check:
     if os.path.lexists(layout.catalog):
         found = f"{index.path}: {index.reason}; catalog.db in the store is not used"
         # One that an older deltastore made has paths of local files in it.
-        delete = f"Delete it: `rm {shlex.quote(str(layout.catalog))}`." if store.writable else ""
+        delete = f"Delete it: `rm {typed(layout.catalog)}`." if store.writable else ""
         return Check("index", "ok", found, delete)
     return Check("index", "ok", f"{index.path}: {index.reason}")
 
@@ -257,7 +257,7 @@ def _temps(store: Store) -> Check:
             "temporary files",
             "warn",
             f"{len(foreign)} things in tmp/ and leases/ were not made by deltastore",
-            f"They do no harm; look at them, then remove them: `ls -ld {foreign[0]}`.",
+            f"They do no harm; look at them, then remove them: `ls -ld {typed(foreign[0])}`.",
         )
     stale = len(store.parts.leases.stale_temps())
     if stale:

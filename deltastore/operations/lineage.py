@@ -18,6 +18,7 @@ from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.operations.progress import Progress
 from deltastore.operations.structure import Place
+from deltastore.text import typed
 
 Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
 
@@ -277,7 +278,8 @@ def judge(
             f"of {UNRELATED_BELOW} or more in nearly every tensor, got {measured}; the result "
             "would be noise.",
             hint=hint
-            or f"See which deltas fit: `deltastore resolve --base {base}`; or give `--force`.",
+            or f"See which deltas fit: `deltastore resolve --base {typed(base)}`; or give "
+            "`--force`.",
             ref=ref,
             **asdict(figures),
         )

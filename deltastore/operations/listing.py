@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from fnmatch import fnmatchcase
 
 from deltastore.errors import RefAmbiguousError, RefNotFoundError
 from deltastore.operations.progress import Progress
 from deltastore.operations.sources import Side, Source, find_source
 from deltastore.store import Artifact, Listing, Store
+from deltastore.text import typed
 
 __all__ = ["Listing", "list_artifacts", "ref_of_pair"]
 
@@ -98,7 +98,7 @@ def _near(artifacts: list[Artifact], before: Source, after: Source) -> str:
     """The hint where no delta has both: those that have one of them, or the same names."""
     for source, side in ((before, "base"), (after, "post")):
         if any(map(source.fits, artifacts)):
-            option = f"--{side} {shlex.quote(source.text)}"
+            option = f"--{side} {typed(source.text)}"
             return f"See what there is of that {side}: `deltastore list {option}`."
     for artifact in artifacts:
         if artifact.base == before.label and artifact.post == after.label:

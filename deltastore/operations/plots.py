@@ -19,6 +19,7 @@ from deltastore.blobs.durable import temp_name, translated
 from deltastore.directory import Directory
 from deltastore.errors import MissingExtraError, UsageError
 from deltastore.operations.compare import Comparison, PairFigures
+from deltastore.text import typed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,13 +52,13 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"{path} has no suffix of a picture; expected one of {', '.join(SUFFIXES)}.",
-            hint=f"For example: `--plot {path.stem or 'compare'}.png`.",
+            hint=f"For example: `--plot {typed(path.stem or 'compare')}.png`.",
             path=str(path),
         )
     if not path.parent.is_dir():
         raise UsageError(
             f"{path} cannot be written: there is no directory {path.parent}.",
-            hint=f"Make it: `mkdir -p {path.parent}`.",
+            hint=f"Make it: `mkdir -p {typed(path.parent)}`.",
             path=str(path),
         )
     if path.is_dir():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from deltastore.catalog.ownership import group_name, user_name
 from deltastore.errors import StoreError
 from deltastore.store import Store
+from deltastore.text import typed
 
 _NAMES_LOOKED_AT = 1000
 _FILES_LOOKED_AT = 1000
@@ -103,7 +103,7 @@ def _closed(path: Path, status: os.stat_result, group: int) -> str:
 
 
 def _repair(store: Store, group: str) -> str:
-    path = shlex.quote(str(store.path))
+    path = typed(store.path)
     steps = [
         f"chgrp -R {group} {path}",
         f"chmod -R g+rX {path}",

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import itertools
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from deltastore.errors import (
 from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
+from deltastore.text import typed
 
 _MAX_STAMP_CHARS = 4096
 _MAX_FILES_CHARS = 512 << 10
@@ -205,7 +205,7 @@ class Names:
 
     def _way_out_of_gap(self, name: str, first: int, last: int) -> str:
         if last - first >= _WIDE_GAP:
-            after = shlex.quote(str(self.path(name, last + 1)))
+            after = typed(self.path(name, last + 1))
             return (
                 "No deltastore leaves such a gap. Look what comes after it, then remove that: "
                 f"`rm -r {after}`; and run `deltastore reindex`."

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from deltastore.checkpoint.hub import limits
 from deltastore.checkpoint.hub.listing import COMMIT, SHA256, is_safe_name
 from deltastore.errors import HubError
+from deltastore.text import typed
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK_S = 0.2
@@ -86,7 +87,7 @@ def check_inside(repo: str, path: Path) -> None:
     if not any(real.startswith(os.path.realpath(root) + os.sep) for root in roots):
         raise HubError(
             f"{path} leads out of the hub's local cache, to {real}.",
-            hint=f"Look who put it there, and remove it: `rm {path}`.",
+            hint=f"Look who put it there, and remove it: `rm {typed(path)}`.",
             path=str(path),
         )
 
@@ -136,7 +137,7 @@ def read_ref(repo: str, revision: str) -> str | None:
         path = cache_root().joinpath(*place)
         raise HubError(
             f"{path} does not name a commit; expected 40 hexadecimal digits.",
-            hint=f"Remove it: `rm {path}`; it is written again at the next download.",
+            hint=f"Remove it: `rm {typed(path)}`; it is written again at the next download.",
             path=str(path),
         )
     return text

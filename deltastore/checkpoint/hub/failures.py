@@ -10,6 +10,7 @@ from deltastore.checkpoint.hub.exchange import RefusedError
 from deltastore.checkpoint.hub.patience import TooSlowError
 from deltastore.checkpoint.hub.retrying import is_transport, retry_after, status_of
 from deltastore.errors import HubError, NoSpaceError
+from deltastore.text import typed
 
 _NOT_A_HUB = "Check HF_ENDPOINT: {} does not behave as a model hub does."
 _SAID = "X-Error-Message"
@@ -45,7 +46,7 @@ def hub_error(
     if isinstance(cause, OSError) and cause.errno is not None and not is_transport(cause):
         return HubError(
             f"{doing} the hub's local cache cannot be used ({cause.strerror}).",
-            hint=f"Check the permissions: `ls -ld {cache_root()}`; or `export HF_HOME=DIR`.",
+            hint=f"Check the permissions: `ls -ld {typed(cache_root())}`; or `export HF_HOME=DIR`.",
             repo=repo,
             revision=revision,
         )
@@ -61,7 +62,7 @@ def hub_error(
 
 def download_command(repo: str, revision: str | None) -> str:
     """The command that fetches a repository into the hub's local cache."""
-    return f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+    return f"hf download {repo}" + (f" --revision {typed(revision)}" if revision else "")
 
 
 def _cause(error: BaseException) -> BaseException:

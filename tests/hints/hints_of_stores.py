@@ -1,0 +1,192 @@
+"""Where a store is, and where its index is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+
+from hints_world import World, case
+
+
+@case("store/layout.py:not_found:2")
+def there_is_no_store(world: World) -> None:
+    world.monkeypatch.setenv("DELTASTORE_STORE", str(world.root / "none"))
+    ran = world.fails("list", "--store", str(world.root / "none"))
+    assert ran.commands[0] == "deltastore extract"
+    world.works("extract", *world.pair())
+    world.works("list")
+
+
+@case("store/layout.py:create:1", "store/layout.py:_refuse_foreign:1")
+def there_is_something_else(world: World) -> None:
+    (world.root / "file").write_text("")
+    for place in ("file", "base"):
+        ran = world.fails("--store", world.path(place), "extract", *world.pair())
+        assert ran.commands == ["--store"]
+    world.works("--store", world.path("another"), "extract", *world.pair())
+
+
+@case("store/placing.py:_local_path:1")
+def index_is_no_place(world: World) -> None:
+    world.monkeypatch.setenv("DELTASTORE_INDEX", "elsewhere")
+    assert "Correct DELTASTORE_INDEX" in world.fails("list").hint
+    world.monkeypatch.setenv("DELTASTORE_INDEX", "local")
+    world.works("list")
+    world.is_well()
+
+
+@case("store/placing.py:place_index:1", "store/placing.py:place_index:2")
+def index_cannot_lie_in_the_store(world: World) -> None:
+    world.monkeypatch.setenv("DELTASTORE_INDEX", "store")
+    world.store.chmod(0o777)
+    assert "Unset DELTASTORE_INDEX" in world.fails("list").hint
+    world.store.chmod(0o755)
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.store.filesystem.file_system_type", lambda _: "nfs4")
+        assert "Unset DELTASTORE_INDEX" in world.fails("list").hint
+    world.store.chmod(0o777)
+    world.monkeypatch.delenv("DELTASTORE_INDEX")
+    world.is_well()
+
+
+@case("store/placing.py:place_index:3")
+def users_have_indexes_of_their_own(world: World) -> None:
+    (world.store / "local-index").write_text("")
+    world.monkeypatch.setenv("DELTASTORE_INDEX", "store")
+    ran = world.fails("list")
+    (world.store / "local-index").unlink()
+    world.follow(ran)
+    world.is_well()
+
+
+@case("operations/doctor.py:_index:1")
+def index_is_in_memory(world: World) -> None:
+    (world.root / "file").write_text("")
+    world.monkeypatch.setenv("DELTASTORE_INDEX", str(world.root / "file") + "/")
+    ran = world.works("doctor")
+    assert "DELTASTORE_INDEX" in ran.out
+    world.monkeypatch.setenv("DELTASTORE_INDEX", str(world.root / "own") + "/")
+    assert "in memory" not in world.works("doctor").out
+    world.is_well()
+
+
+@case("blobs/durable.py:translated:1")
+def disk_is_full(world: World) -> None:
+    import errno
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.blobs.durable._write_all", full)
+        ran = world.fails("extract", *world.pair("post4"))
+    world.follow(ran)
+    world.works("extract", *world.pair("post4"))
+
+
+@case("blobs/durable.py:translated:5")
+def disk_fails(world: World) -> None:
+    import errno
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.blobs.durable._write_all", fails)
+        ran = world.fails("extract", *world.pair("post4"))
+    world.follow(ran)
+    world.is_well()
+
+
+@case("blobs/durable.py:translated:3")
+def store_may_not_be_written(world: World) -> None:
+    import errno
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.blobs.durable._write_all", refused)
+        assert "--store" in world.fails("extract", *world.pair("post4")).commands
+    world.works("--store", world.path("another"), "extract", *world.pair("post4"))
+
+
+@case("operations/doctor.py:_space:1")
+def space_is_low(world: World) -> None:
+    world.monkeypatch.setattr("deltastore.operations.doctor.LOW_SPACE_BYTES", 1 << 62)
+    assert "`deltastore du`" in world.works("doctor").out
+    world.works("du")
+
+
+@case("operations/storing.py:_require_space:1")
+def store_has_too_little_space(world: World) -> None:
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.store.Store.free_bytes", lambda _: 10)
+        assert world.fails("extract", *world.pair("post4")).commands == ["--store"]
+    world.works("--store", world.path("another"), "extract", *world.pair("post4"))
+
+
+@case("operations/sharing.py:look_at_sharing:1")
+def group_is_kept_out(world: World) -> None:
+    world.store.chmod(0o777)
+    checks = json.loads(world.works("--json", "doctor").out)["checks"]
+    (told,) = [check["next"] for check in checks if check["what"] == "sharing"]
+    world.said.append(told)
+    (command, _) = re.findall(r"`([^`]+)`", told)
+    assert subprocess.run(["bash", "-c", command]).returncode == 0
+    checks = json.loads(world.works("--json", "doctor").out)["checks"]
+    assert "but names" not in str(checks)
+    assert "but blobs" not in str(checks)
+
+
+@case("operations/sharing.py:look_at_sharing:2")
+def umask_keeps_the_group_out(world: World) -> None:
+    group_is_kept_out(world)
+    before = os.umask(0o077)
+    try:
+        assert "`umask 002`" in world.works("doctor").out
+        os.umask(0o002)
+        assert "`umask 002` first" not in world.works("doctor").out
+    finally:
+        os.umask(before)
+
+
+@case("catalog/schema.py:check_revision:1")
+def catalog_is_of_an_older_deltastore(world: World) -> None:
+    from deltastore.catalog import schema
+
+    catalog = sqlite3.connect(world.store / "catalog.db")
+    catalog.executescript(
+        ";".join(schema.statements_at("0001")[-2:])
+        + ";UPDATE alembic_version SET version_num = '0001'"
+    )
+    catalog.close()
+    world.follow(world.fails("list"))
+    world.works("reindex")
+    world.is_well()
+
+
+@case("catalog/failures.py:_from_driver:1")
+def catalog_is_locked(world: World) -> None:
+    catalog = sqlite3.connect(world.store / "catalog.db", isolation_level=None)
+    catalog.execute("BEGIN EXCLUSIVE")
+    with world.monkeypatch.context() as patched:
+        patched.setattr("deltastore.catalog.sqlite.BUSY_TIMEOUT_S", 0.1)
+        assert "when the other one has finished" in world.fails("list").hint
+    catalog.execute("ROLLBACK")
+    catalog.close()
+    world.works("list")
+
+
+@case("cli/output.py:write:1")
+def output_device_is_full(world: World) -> None:
+    command = f"{shlex.quote(sys.executable)} -m deltastore list"
+    ran = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
+    assert (ran.returncode, "Redirect it" in ran.stderr) == (3, True)
+    assert subprocess.run(["bash", "-c", f"{command} > listed"]).returncode == 0
+    world.shows("cli/output.py:write:1")

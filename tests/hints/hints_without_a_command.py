@@ -1,0 +1,176 @@
+"""Hints whose command no test can run here, and why."""
+
+from __future__ import annotations
+
+REASONS: dict[str, str] = {}
+
+
+def _because(reason: str, *keys: str) -> None:
+    for key in keys:
+        assert key not in REASONS
+        REASONS[key] = reason
+
+
+_because(
+    "A newer deltastore wrote it, or the installation is broken: another one has to be installed.",
+    "catalog/schema.py:check_revision:2",
+    "catalog/schema.py:migrations_directory:1",
+    "codecs/exact.py:ExactCodec.decoder:1",
+    "manifest/parse.py:parse_config:1",
+    "operations/decoding.py:_require_plain:1",
+    "operations/doctor.py:_installation:1",
+    "store/layout.py:read_marker:2",
+)
+_because(
+    "A package is missing: it has to be installed.",
+    "checkpoint/location.py:_pinned:3",
+    "checkpoint/vocabulary.py:_sentencepiece:1",
+    "operations/plots.py:check_plot:6",
+    "testing/__init__.py:<module>:1",
+)
+_because(
+    "Another user has to do it, or this one lacks a permission, which root has: "
+    "tests/store/test_store_sharing.py and test_other_users.py.",
+    "blobs/local.py:_unreadable:1",
+    "catalog/failures.py:_from_driver:3",
+    "catalog/sqlite.py:SqliteDatabase._require_writable:1",
+    "checkpoint/files.py:file_error:3",
+    "checkpoint/files.py:file_error:4",
+    "directory.py:_target:1",
+    "operations/doctor.py:_leases:1",
+    "operations/doctor.py:_temps:2",
+    "operations/doctor.py:_writable:1",
+    "operations/doctor.py:_writable:2",
+    "operations/plots.py:check_plot:4",
+    "store/layout.py:read_marker:1",
+    "store/names.py:_entries:1",
+    "store/parts.py:Parts.require_writable:1",
+    "checkpoint/writer.py:CheckpointWriter.commit:1",
+)
+_because(
+    "The machine has to change: its disk, its limits, its clock or its file system. "
+    "`deltastore du` and `doctor` are run in other cases.",
+    "catalog/failures.py:_from_driver:2",
+    "catalog/failures.py:_from_driver:4",
+    "catalog/failures.py:_from_driver:5",
+    "catalog/failures.py:cannot_be_made:1",
+    "checkpoint/files.py:file_error:1",
+    "checkpoint/files.py:file_error:2",
+    "checkpoint/pickle_child.py:_answer:1",
+    "operations/doctor.py:_clock:1",
+    "operations/doctor.py:_file_system:1",
+)
+_because(
+    "Another process did something at the same moment, and the same command is right again: "
+    "tests/store/test_store_collecting.py, test_store_crash.py, tests/operations/test_faults.py.",
+    "checkpoint/files.py:_read:1",
+    "checkpoint/files.py:read_at:1",
+    "checkpoint/reader.py:Checkpoint.check_unchanged:1",
+    "store/names.py:Names.create:2",
+    "store/opening.py:open_parts:1",
+    "store/publishing.py:_check_lease:1",
+    "store/publishing.py:_require:1",
+    "store/publishing.py:_require:2",
+    "store/removing.py:remove:1",
+    "store/tagging.py:set_tag:1",
+)
+_because(
+    "What is damaged or hostile has a right digest: no deltastore makes it, and the way out is the "
+    "one of `manifest_breaks_the_format`.",
+    "blobs/local.py:LocalBlobs.put:1",
+    "blobs/local.py:LocalBlobs.read:1",
+    "checkpoint/writer.py:CheckpointWriter.write_file:1",
+    "manifest/parse.py:load_json:2",
+    "operations/chunk_encoding.py:_encode_delta:1",
+    "operations/compose.py:_encode:1",
+    "operations/compose.py:_load:2",
+    "operations/compose.py:_require_chain:2",
+    "operations/output_files.py:_check_sizes:1",
+    "operations/output_files.py:_check_sizes:2",
+    "parts/reader.py:_Part.__init__:1",
+    "store/finding.py:_candidates:1",
+)
+_because(
+    "A hub has to answer, or its cache is mended by fetching: tests/hub has one, and what is "
+    "fetched from it works.",
+    "checkpoint/hub/cache.py:check_inside:1",
+    "checkpoint/hub/cache.py:check_links:1",
+    "checkpoint/hub/cache.py:read_ref:1",
+    "checkpoint/hub/downloading.py:_name:1",
+    "checkpoint/hub/failures.py:hub_error:1",
+    "checkpoint/hub/failures.py:hub_error:2",
+    "checkpoint/hub/failures.py:hub_error:3",
+    "checkpoint/hub/opening.py:check_cached:1",
+    "checkpoint/hub/opening.py:fetch_layout:1",
+    "checkpoint/hub/opening.py:look_at_shards:1",
+    "checkpoint/hub/pinning.py:pin:1",
+    "checkpoint/hub/ranges.py:RemoteFile.__init__:1",
+    "checkpoint/hub/ranges.py:RemoteFile.read_into:1",
+    "checkpoint/hub/shard.py:HubShard._download:1",
+    "checkpoint/hub/shard.py:HubShard._download:2",
+    "checkpoint/hub/snapshot.py:Snapshot._download:1",
+    "checkpoint/hub/snapshot.py:Snapshot._too_much:1",
+    "checkpoint/hub/snapshot.py:Snapshot.fetch:1",
+    "checkpoint/hub/snapshot.py:Snapshot.require_space:1",
+)
+_because(
+    "The checkpoint has to be saved, merged or fetched again by what made it.",
+    "checkpoint/header.py:_unreadable:1",
+    "checkpoint/pickle_child.py:_failure:3",
+    "checkpoint/pickle_child.py:_failure:4",
+    "checkpoint/pickle_child.py:_stopped:1",
+    "checkpoint/pickle_file.py:PickleFile._add:1",
+    "checkpoint/pickle_file.py:PickleFile._corrupt:1",
+    "checkpoint/pieces.py:require_whole_tensors:1",
+    "checkpoint/plan.py:plan_shards:1",
+    "checkpoint/writer.py:_heads:1",
+    "operations/kinship.py:refuse_adapter:2",
+    "operations/pair_structure.py:check_pair_structure:1",
+    "operations/small_files.py:_check_total:1",
+    "operations/small_files.py:read_portable:1",
+    "operations/ungathered.py:refuse_ungathered:1",
+)
+_because(
+    "Names an option of apply, which tests with tokenizers and such models give in "
+    "tests/operations: test_hints.py, test_vocabulary.py, test_output_fits.py, "
+    "test_added_tokens.py.",
+    "checkpoint/vocabulary.py:_added:1",
+    "checkpoint/vocabulary.py:_checked:1",
+    "checkpoint/vocabulary.py:_json_object:1",
+    "checkpoint/vocabulary.py:_unreadable:1",
+    "checkpoint/vocabulary.py:read_vocabulary:1",
+    "operations/added_tokens.py:_cannot:1",
+    "operations/naming.py:_replaced:1",
+    "operations/output/fit.py:_Fit._check_stacks:1",
+    "operations/output/fit.py:_Fit._follow_structure:1",
+    "operations/output/fit.py:_Fit._hint:1",
+    "operations/output/fit.py:_Fit._hint:2",
+    "operations/output/fit.py:_Fit._refusal:1",
+    "operations/output/fit.py:_Fit._require_all_or_nothing:1",
+    "operations/output/fit.py:_Fit._settle:1",
+    "operations/output/tokenizer.py:_refuse_conflict:1",
+    "operations/recipes.py:_conflict:1",
+    "operations/recipes.py:_require_whole_tokens:1",
+    "operations/structure.py:_hint:4",
+    "operations/vocabulary.py:Vocabulary.rows:1",
+)
+_because(
+    "Names a call of Python on a model in memory, which tests/operations/test_patching.py makes.",
+    "api.py:DeltaStore.unpatch:1",
+    "operations/conversions.py:layout:1",
+    "operations/model_weights.py:_refuse_different:1",
+    "operations/model_weights.py:_refuse_overlaps:1",
+    "operations/model_weights.py:_refuse_strange:1",
+    "operations/model_weights.py:_refuse_strange:2",
+    "operations/patching.py:_changed:1",
+    "operations/patching.py:_mismatch_error:1",
+    "operations/patching.py:_mismatch_error:2",
+    "operations/patching.py:_mismatch_error:3",
+    "operations/patching.py:_mismatch_error:4",
+    "operations/patching.py:_names:1",
+    "operations/patching.py:_refuse_quantised:1",
+    "operations/patching.py:patch:1",
+    "operations/patching.py:patch:2",
+    "operations/patching.py:unpatch.check:1",
+    "operations/wrappers.py:_refuse_shards:1",
+)
