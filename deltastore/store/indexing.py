@@ -69,11 +69,21 @@ def version_row(record: Record) -> VersionRow:
     )
 
 
-def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str) -> list[str]:
+def index_name(
+    names: Names, blobs: BlobStore, writer: CatalogWriter, name: str, *, remember: bool = False
+) -> list[str]:
     """Make the rows of one name agree with its records, within the writer's transaction.
 
     What cannot be read is not gone: a disk may fail for a moment, and a user may be kept out of
     what others list. Its rows stay as they are.
+
+    Args:
+        names: The records and tags.
+        blobs: The artifacts.
+        writer: The transaction.
+        name: The name.
+        remember: Whether the row of a version stays that has neither record nor tombstone any
+            more: nothing that deltastore does leads to that.
 
     Returns:
         What could not be read.
@@ -86,7 +96,8 @@ def index_name(names: Names, blobs: BlobStore, writer: CatalogWriter, name: str)
     unreadable = writer.unreadable(name)
     present = {record.version for record in seen.live} | seen.unreadable
     for version in known.keys() - present:
-        writer.remove_version(name, version)
+        if version in seen.removed or not remember:
+            writer.remove_version(name, version)
     for record in seen.live:
         row = version_row(record)
         if known.get(record.version) != row or record.version in unreadable:
@@ -107,6 +118,7 @@ class _Seen:
     """What is there of one name. ``closed``: its directory cannot be read at all."""
 
     live: list[Record] = field(default_factory=list)
+    removed: set[int] = field(default_factory=set)
     tags: dict[str, int] = field(default_factory=dict)
     unreadable: set[int] = field(default_factory=set)
     unreadable_tags: set[str] = field(default_factory=set)
@@ -132,6 +144,8 @@ def _look(names: Names, name: str) -> _Seen:
         else:
             if isinstance(record, Record):
                 seen.live.append(record)
+            else:
+                seen.removed.add(version)
     for tag in tags:
         try:
             # A tag whose version was removed while the tag was being set means nothing.

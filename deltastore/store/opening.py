@@ -48,8 +48,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         layout.make_directories(place)
         if where.local:
             placing.mark_local(place)
-    sources = Sources(names, blobs, leases, not closed, where.on_network)
+    sources = Sources(
+        names, blobs, leases, not closed, on_network=where.on_network, remember=not where.local
+    )
     catalog, where = _index(sources, place, info, where)
+    sources = dataclasses.replace(sources, remember=not where.local)
     parts = Parts(
         layout=place,
         info=info,
@@ -106,7 +109,7 @@ def _index(
             return catalog, where
         where = placing.index_outside(place, info, where, reason)
     index, where = _local(where, info.id)
-    refresh(sources, index)
+    refresh(dataclasses.replace(sources, remember=False), index)
     return index, where
 
 

@@ -48,6 +48,9 @@ class Sources:
         leases: Knows the file server's time, which takes a file to find out.
         writable: Whether a file may be made in the store.
         on_network: Whether the store may be on another machine, with a clock of its own.
+        remember: Whether the index keeps what has gone without a tombstone. An index in the store
+            does, so that a record that was lost is missed, by ``gc`` above all; one of a user of
+            many follows the files.
     """
 
     names: Names
@@ -55,6 +58,7 @@ class Sources:
     leases: Leases
     writable: bool
     on_network: bool
+    remember: bool
 
     def time_ns(self, names: list[str]) -> int:
         """The file server's time in nanoseconds, or one before it, without waiting.
@@ -76,7 +80,7 @@ class Sources:
 def agrees(sources: Sources, index: Catalog) -> bool:
     """Whether the files look as they did when the index was last brought up to date."""
     changed, gone = _compare(sources.names, index.seen())
-    return not changed and not gone
+    return not changed and (not gone or sources.remember)
 
 
 def refresh(sources: Sources, index: Catalog) -> int:
@@ -91,6 +95,8 @@ def refresh(sources: Sources, index: Catalog) -> int:
         CatalogError: It failed.
     """
     changed, gone = _compare(sources.names, index.seen())
+    if sources.remember:
+        gone = []
     if changed or gone:
         _read(sources, index, changed, gone)
     return len(changed)
@@ -158,9 +164,12 @@ def _compare(names: Names, seen: dict[str, tuple[str, str]]) -> tuple[list[str],
 def _follow(sources: Sources, writer: CatalogWriter, name: str, at: int) -> list[str]:
     look = sources.names.look(name)
     if look is None:
-        writer.forget(name)
+        if not sources.remember:
+            writer.forget(name)
         return []
-    problems = indexing.index_name(sources.names, sources.blobs, writer, name)
+    problems = indexing.index_name(
+        sources.names, sources.blobs, writer, name, remember=sources.remember
+    )
     # What could not be read is looked at again: it may have been on its way.
     proof = not problems and look.newest_ns + GRAIN_NS < at
     writer.see(name, look.files, look.stamp if proof else _NEVER)

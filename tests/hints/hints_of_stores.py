@@ -40,7 +40,7 @@ def index_is_no_place(world: World) -> None:
     world.is_well()
 
 
-@case("store/placing.py:place_index:1", "store/placing.py:place_index:2")
+@case("store/placing.py:_place:1", "store/placing.py:_place:2")
 def index_cannot_lie_in_the_store(world: World) -> None:
     world.monkeypatch.setenv("DELTASTORE_INDEX", "store")
     world.store.chmod(0o777)
@@ -54,7 +54,7 @@ def index_cannot_lie_in_the_store(world: World) -> None:
     world.is_well()
 
 
-@case("store/placing.py:place_index:3")
+@case("store/placing.py:_place:3")
 def users_have_indexes_of_their_own(world: World) -> None:
     (world.store / "local-index").write_text("")
     world.monkeypatch.setenv("DELTASTORE_INDEX", "store")
@@ -163,7 +163,7 @@ def catalog_is_of_an_older_deltastore(world: World) -> None:
     catalog = sqlite3.connect(world.store / "catalog.db")
     catalog.executescript(
         ";".join(schema.statements_at("0001")[-2:])
-        + ";UPDATE alembic_version SET version_num = '0001'"
+        + ";DROP TABLE seen;UPDATE alembic_version SET version_num = '0001'"
     )
     catalog.close()
     world.follow(world.fails("list"))

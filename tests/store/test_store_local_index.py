@@ -43,9 +43,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     index_name = indexing.index_name
 
-    def watched(names, blobs, writer, name):  # type: ignore[no-untyped-def]
+    def watched(names, blobs, writer, name, **more):  # type: ignore[no-untyped-def]
         seen.append(name)
-        return index_name(names, blobs, writer, name)
+        return index_name(names, blobs, writer, name, **more)
 
     monkeypatch.setattr(indexing, "index_name", watched)
     return seen

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deltastore.errors import DeltastoreError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
@@ -143,10 +144,30 @@ def test_what_is_removed_at_the_source_is_removed_from_a_mirror_that_follows(
         _new_files(source, mirror)
         assert _said(mirror) == _said(source)
         store.untag("a:v1", "prod")
-    shutil.rmtree(source / "names" / "b")
+        _new_files(source, mirror)
+        assert _said(mirror) == _said(source)
+    # A name that is not there any more: whoever has an index of his own lists it no longer.
+    own = str(tmp_path / "index")
+    assert len(_said(mirror, own)) == 2
     shutil.rmtree(mirror / "names" / "b")
-    _new_files(source, mirror)
-    assert [(ref, tags) for ref, _, tags, _ in _said(mirror)] == [("a:v1", ("best",))]
+    assert [(ref, tags) for ref, _, tags, _ in _said(mirror, own)] == [("a:v1", ("best",))]
+
+
+@pytest.mark.parametrize("lost", ["names/a/v2.json", "names/a"])
+def test_a_record_that_was_lost_is_missed(store: Store, lost: str) -> None:
+    """No command takes a record away without leaving a tombstone."""
+    publish(store, "a", 1)
+    publish(store, "a", 2)
+    path = store.path / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with open_store(store.path) as again:
+        assert "a:v2" in [artifact.ref for artifact in again.artifacts()]
+        assert any("a:v2" in problem.refs for problem in verify(again).problems)
+        before = set(again.blobs.digests())
+        with pytest.raises(DeltastoreError, match=r"a:v|a/v") as caught:
+            again.collect(grace_s=0)
+        assert "`deltastore rm a:v" in caught.value.hint
+        assert set(again.blobs.digests()) == before
 
 
 def test_a_record_that_was_changed_in_place_is_seen(store: Store) -> None:
@@ -205,7 +226,9 @@ def test_nothing_is_read_where_nothing_changed(
     read: list[str] = []
     real = refreshing.indexing.index_name
     monkeypatch.setattr(
-        refreshing.indexing, "index_name", lambda *args: (read.append(args[3]), real(*args))[1]
+        refreshing.indexing,
+        "index_name",
+        lambda *args, **more: (read.append(args[3]), real(*args, **more))[1],
     )
     _said(store.path)
     assert read == []
