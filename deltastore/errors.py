@@ -59,6 +59,10 @@ class MissingExtraError(UsageError):
     """An optional dependency is needed and not installed."""
 
 
+class LimitError(UsageError):
+    """The system gives this process too little: memory, threads or open files."""
+
+
 class StandardOutputError(DeltastoreError):
     """The result cannot be printed; what the command did is done."""
 

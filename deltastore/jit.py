@@ -7,8 +7,10 @@ again; that costs seconds, so it is said once.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -40,9 +42,38 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compile(function: Callable[..., Any], *, cache: bool) -> Callable[..., Any]:
-    return numba.njit(  # type: ignore[no-any-return]
-        function, cache=cache, nogil=True, error_model="numpy"
-    )
+    with _no_directory_called_tilde():
+        return numba.njit(  # type: ignore[no-any-return]
+            function, cache=cache, nogil=True, error_model="numpy"
+        )
+
+
+@contextmanager
+def _no_directory_called_tilde() -> Iterator[None]:
+    """Where there is no home directory, let Numba find no cache in it.
+
+    It would make a directory called "~" in the working directory: there, or where NUMBA_CACHE_DIR
+    begins with one that no shell has expanded.
+    """
+    given: str = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+    found = os.path.expanduser(given)  # noqa: PTH111 - names nothing that could be missing
+    _set_cache_directory("" if found.startswith("~") else found)
+    cache_home = os.environ.get("XDG_CACHE_HOME")
+    homeless = not Path(cache_home or os.path.expanduser("~")).is_absolute()  # noqa: PTH111
+    if homeless:
+        os.environ["XDG_CACHE_HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        _set_cache_directory(given)
+        if homeless and cache_home is None:
+            del os.environ["XDG_CACHE_HOME"]
+        elif homeless and cache_home is not None:
+            os.environ["XDG_CACHE_HOME"] = cache_home
+
+
+def _set_cache_directory(path: str) -> None:
+    numba.config.CACHE_DIR = path  # type: ignore[attr-defined]
 
 
 @cache

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltastore import places
 from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
 from deltastore.errors import CheckpointNotFoundError, MissingExtraError
@@ -56,7 +57,7 @@ def locate(
     text = os.fspath(source)
     # Not Path.expanduser, which fails where there is no such user.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
-    if os.path.lexists(path):
+    if places.exists(path):
         if path.exists():
             return Location(path)
         raise CheckpointNotFoundError(
@@ -71,6 +72,7 @@ def locate(
 
 
 def _not_found(path: Path) -> CheckpointNotFoundError:
+    places.given(path, called="a checkpoint's path")  # says so where the working directory is gone
     parent = path.parent
     if not os.path.isdir(parent):  # noqa: PTH112 - Path.is_dir fails for names that are too long
         hint = f"There is no directory {parent} either; check the path."

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from deltastore import __version__
+from deltastore.cli.limits import as_limit
 from deltastore.cli.output import document, message
 from deltastore.errors import DeltastoreError, StructureMismatchError, UsageError
 
@@ -41,6 +42,9 @@ def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
     if type(error).__name__ == "NoArgsIsHelpError" and isinstance(error, click.UsageError):
         error.show()
         return error.exit_code
+    limit = None if isinstance(error, DeltastoreError) else as_limit(error)
+    if limit is not None:
+        error = limit
     problem = _problem(error, argv)
     unexpected = problem.exit_code == 1 and not isinstance(
         error, (DeltastoreError, click.ClickException)

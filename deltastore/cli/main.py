@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import signal
 import sys
@@ -13,10 +14,12 @@ from typing import NoReturn
 
 import click
 
-from deltastore import __version__
+from deltastore import __version__, places
 from deltastore.cli.errors import report
 from deltastore.cli.group import LazyGroup
+from deltastore.cli.limits import use_few_threads
 from deltastore.cli.options import global_options
+from deltastore.cli.output import silence_stdout, unwritable
 from deltastore.cli.session import Session
 
 _HELP = """Store what post-training did to a model, and apply it to other bases.
@@ -47,6 +50,8 @@ _STORE_HELP = (
     "'extract' creates that store.  [default: $DELTASTORE_HOME, else a directory of the user]"
 )
 
+_PRINTED_BY_CLICK = frozenset({"-h", "--help", "--version"})
+
 
 @click.group(
     name="deltastore",
@@ -63,6 +68,8 @@ def cli() -> None:
 
 def run() -> NoReturn:
     """Run the command line of this process, and exit."""
+    use_few_threads()
+    places.leave_gone_directory()
     code = main(sys.argv[1:])
     # The process ends: its memory need not be searched for garbage, which took a quarter of a
     # second after the kernels were loaded.
@@ -88,26 +95,44 @@ def main(argv: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     session = Session()
     try:
-        with _terminated_as_interrupted():
+        with _ended_as_interrupted():
             code = cli.main(list(argv), prog_name="deltastore", standalone_mode=False, obj=session)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        if isinstance(error, OSError) and not _PRINTED_BY_CLICK.isdisjoint(argv):
+            silence_stdout()
+            if error.errno == errno.EPIPE:  # the reader had enough
+                return 0
+            error = unwritable(error)
         # An option that failed to parse leaves no session, hence the second look.
         return report(error, as_json=session.json or "--json" in argv, argv=argv)
     return code if isinstance(code, int) else 0
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that temporary files are removed on the way out."""
+def _ended_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
+
+    A terminal that goes away sends SIGHUP, and so does its shell; a service's manager may send both
+    signals. What comes after the first must not end the clean-up. ``nohup`` is obeyed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    ending = False
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal ending
+        if not ending:
+            ending = True
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

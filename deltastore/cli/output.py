@@ -82,14 +82,19 @@ def write(lines: Iterable[str]) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        _silence_stdout()
+        silence_stdout()
         # `deltastore list | head -1`: the reader had enough. The command did its work, and its
         # exit code says how that went.
         if error.errno != errno.EPIPE:
-            raise StandardOutputError(
-                f"Standard output cannot be written: {error.strerror}.",
-                hint="Redirect it to a file system with free space.",
-            ) from error
+            raise unwritable(error) from error
+
+
+def unwritable(error: OSError) -> StandardOutputError:
+    """What to say where stdout takes nothing."""
+    return StandardOutputError(
+        f"Standard output cannot be written: {error.strerror}.",
+        hint="Redirect it to a file system with free space.",
+    )
 
 
 def message(label: str, text: str, *, colour: str | None = None) -> None:
@@ -171,7 +176,7 @@ def _without_nan(value: Any) -> Any:
     return _without_nan(_plain(value))
 
 
-def _silence_stdout() -> None:
+def silence_stdout() -> None:
     """Send what is still buffered nowhere, so that the interpreter's last flush cannot fail."""
     try:
         descriptor = sys.stdout.fileno()

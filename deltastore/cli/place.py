@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from deltastore import places
 from deltastore.errors import StoreError, UsageError
 
 
@@ -21,17 +22,18 @@ def locate_store(value: str | None) -> Path:
 
     Raises:
         StoreError: The config file has the store by URLs, which need an engine that is not here.
-        UsageError: The config file cannot be read or is malformed.
+        UsageError: The config file cannot be read or is malformed, or there is no such place.
     """
     if not value:
         from deltastore.store import default_store_path
 
         return default_store_path()
-    path = Path(value).expanduser()
-    if _is_path(value):
-        return path
-    configured = configured_stores()
-    return _configured_path(value, configured[value]) if value in configured else path
+    called = "DELTASTORE_STORE" if value == os.environ.get("DELTASTORE_STORE") else "--store"
+    if not _is_path(value):
+        configured = configured_stores()
+        if value in configured:
+            return _configured_path(value, configured[value])
+    return places.given(value, called=called)
 
 
 def configured_index(value: str | None) -> str | None:
@@ -61,7 +63,8 @@ def configured_index(value: str | None) -> str | None:
             store=value,
         )
     if os.sep in index:
-        return str(config_path().parent / Path(index).expanduser())
+        called = f"index of [stores.{value}] in {config_path()}"
+        return str(config_path().parent / places.given(index, called=called))
     return index
 
 
@@ -70,18 +73,21 @@ def _is_path(value: str) -> bool:
     return (
         value.startswith("~")
         or any(separator in value for separator in separators)
-        or Path(value).is_dir()
+        # Not Path.is_dir, which fails for names that are too long.
+        or (places.exists(value) and os.path.isdir(value))  # noqa: PTH112
     )
 
 
 def config_path() -> Path:
-    """The config file: ``DELTASTORE_CONFIG``, or the one in the user's config directory."""
-    given = os.environ.get("DELTASTORE_CONFIG")
-    if given:
-        return Path(given).expanduser()
-    import platformdirs
+    """The config file: ``DELTASTORE_CONFIG``, or the one in the user's config directory.
 
-    return platformdirs.user_config_path("deltastore", appauthor=False) / "config.toml"
+    Raises:
+        UsageError: There is no such place.
+    """
+    if named := os.environ.get("DELTASTORE_CONFIG"):
+        return places.given(named, called="DELTASTORE_CONFIG")
+    directory = places.user_directory("config", instead="name a file in DELTASTORE_CONFIG")
+    return directory / "config.toml"
 
 
 def configured_stores() -> dict[str, Any]:
@@ -90,7 +96,12 @@ def configured_stores() -> dict[str, Any]:
     Raises:
         UsageError: The file cannot be read, is no TOML, or its ``stores`` are no tables.
     """
-    path = config_path()
+    try:
+        path = config_path()
+    except UsageError:
+        if os.environ.get("DELTASTORE_CONFIG"):
+            raise
+        return {}  # where there is no place for the file there is none
     hint = f"Correct {path}, or name another file in DELTASTORE_CONFIG."
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +130,8 @@ def _configured_path(name: str, entry: Any) -> Path:
     source = config_path()
     path = entry.get("path") if isinstance(entry, dict) else None
     if isinstance(path, str) and path:
-        return source.parent / Path(path).expanduser()
+        called = f"path of [stores.{name}] in {source}"
+        return source.parent / places.given(path, called=called)
     if isinstance(entry, dict) and {"catalog", "blobs"} & entry.keys():
         raise StoreError(
             f"The store {name!r} in {source} is given by catalog and blobs URLs, "

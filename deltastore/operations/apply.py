@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import deltastore
+from deltastore import places
 from deltastore.checkpoint import (
     TORCH_DTYPES,
     Checkpoint,
@@ -142,6 +143,7 @@ def apply(
         NoSpaceError: The output does not fit.
     """
     started = time.monotonic()
+    out = places.given(out, called="--out")
     progress = Staged(progress or Silent())
     alphas = Scales(checked_scales(refs, scales), scale_rules)
     output_dtype = _dtype(dtype)
@@ -237,7 +239,7 @@ def apply(
             check_destination(out, plan)
         else:
             overflowed, restored = _write(
-                store, summary, made, composed, plan, patches, Path(out), fsync, jobs, progress
+                store, summary, made, composed, plan, patches, out, fsync, jobs, progress
             )
         if overflowed:
             progress.warn(f"{overflowed} elements are too large for the output's dtype.")

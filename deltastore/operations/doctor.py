@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import deltastore
+from deltastore import places
 from deltastore.errors import DeltastoreError, StoreNotFoundError
 from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
@@ -65,7 +66,7 @@ def doctor(path: str | Path, *, index: str | None = None) -> Diagnosis:
         path: The store.
         index: Where its index is; see ``open_store``.
     """
-    checks = (*_installation(), *_store(Path(path).expanduser().absolute(), index))
+    checks = (*_installation(), *_store(places.absolute(path, called="the store"), index))
     return Diagnosis(all(check.status != "fail" for check in checks), checks)
 
 

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deltastore import places
 from deltastore.blobs.durable import temp_name, translated
 from deltastore.directory import Directory
 from deltastore.errors import MissingExtraError, UsageError
@@ -48,7 +48,7 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
             be written to, a directory is in its place, or there are too many deltas.
         MissingExtraError: matplotlib is not installed.
     """
-    path = Path(path)
+    path = places.given(path, called="--plot")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"{path} has no suffix of a picture; expected one of {', '.join(SUFFIXES)}.",
@@ -101,7 +101,7 @@ def plot_comparison(comparison: Comparison, path: str | PathLike[str]) -> None:
         NoSpaceError: The picture does not fit.
         StoreError: It cannot be written for another reason.
     """
-    path = Path(path)
+    path = places.given(path, called="--plot")
     check_plot(path, len(comparison.refs))
     drawn = BytesIO()
     with warnings.catch_warnings():

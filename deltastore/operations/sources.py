@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from deltastore import places
 from deltastore.digest import fingerprint
 from deltastore.errors import FormatError, IntegrityError
 from deltastore.operations.progress import Progress, Silent, Staged
@@ -76,7 +77,7 @@ def find_source(
 def _is_path(text: str) -> bool:
     """Whether there is something, or what was given can be nothing but a path."""
     # Not Path.expanduser, which fails where there is no such user.
-    if os.path.lexists(os.path.expanduser(text)):  # noqa: PTH111
+    if places.exists(os.path.expanduser(text)):  # noqa: PTH111
         return True
     rooted = text.startswith(("/", "./", "../", "~")) or text.endswith("/")
     return (rooted or text.count("/") > 1) and not set(text) & {"*", "?"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from deltastore import places
 from deltastore.blobs.durable import translated
 from deltastore.blobs.local import LocalReader, check_bytes
 from deltastore.checkpoint.destination import resolved
@@ -66,7 +67,7 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
         NoSpaceError: It does not fit.
         StoreReadOnlyError: The user may not write there.
     """
-    directory = resolved(directory.expanduser())
+    directory = resolved(places.given(directory, called="the directory"))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise OutputExistsError(
             f"{directory} is there and not empty.", hint="Name a new or empty directory."

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeGuard
 
+from deltastore import places
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
@@ -95,12 +96,14 @@ class StoreInfo:
 
 
 def default_store_path() -> Path:
-    """The store that is meant when none is named: ``DELTASTORE_HOME``, else the user's own."""
-    if home := os.environ.get("DELTASTORE_HOME"):
-        return Path(home).expanduser()
-    from platformdirs import user_data_path
+    """The store that is meant when none is named: ``DELTASTORE_HOME``, else the user's own.
 
-    return user_data_path("deltastore", appauthor=False)
+    Raises:
+        UsageError: There is no such place: the user has no home directory, for one.
+    """
+    if home := os.environ.get("DELTASTORE_HOME"):
+        return places.given(home, called="DELTASTORE_HOME")
+    return places.user_directory("data", instead="name a store in DELTASTORE_STORE or `--store`")
 
 
 def now() -> str:

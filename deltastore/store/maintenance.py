@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltastore import places
 from deltastore.blobs import steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
@@ -27,7 +28,7 @@ def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str 
     """
     place, where = _place(path, index)
     before = None
-    if not where.local and place.catalog.exists():
+    if where.path is not None and not where.local and place.catalog.exists():
         catalog = Catalog.at(where.path, read_only=False)
         before = catalog.revision()
         if before is not None and before != HEAD:
@@ -63,15 +64,16 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     except CatalogError as error:
         if not error.facts.get("damaged"):
             raise
-    with translated(where.path):
-        lying.discard_files(where.path)
+    if where.path is not None:
+        with translated(where.path):
+            lying.discard_files(where.path)
     steps.reached(Step.DISCARDED)
     with open_store(place.root, create=False, index=index) as store:
         return store.reindex()
 
 
 def _place(path: str | Path, index: str | None) -> tuple[Layout, IndexPlace]:
-    place = Layout(Path(path).expanduser().absolute())
+    place = Layout(places.absolute(path, called="the store"))
     layout.check_links(place)
     info = layout.read_marker(place)
     if info is None:

@@ -9,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from deltastore import places
 from deltastore.blobs import LocalBlobs
 from deltastore.catalog import Catalog, DigestMemory, LocalIndex
 from deltastore.errors import NotAStoreError, StoreError
@@ -24,7 +25,7 @@ from deltastore.store.refreshing import Sources, agrees, refresh
 
 def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
     """See ``open_store``."""
-    place = Layout(path.expanduser().absolute())
+    place = Layout(places.absolute(path, called="the store"))
     layout.check_links(place)
     info = layout.read_marker(place)
     if info is None:
@@ -99,7 +100,7 @@ def _index(
     sources: Sources, place: Layout, info: StoreInfo, where: IndexPlace
 ) -> tuple[Catalog, IndexPlace]:
     """The index, brought up to date with the records, and where it is."""
-    if not where.local:
+    if not where.local and where.path is not None:
         catalog = Catalog.at(where.path, read_only=not sources.writable)
         if sources.writable:
             catalog.prepare()
@@ -126,6 +127,8 @@ def _unfit(sources: Sources, catalog: Catalog) -> str | None:
 
 def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:
     """The index on this machine; in memory where there is no room for it."""
+    if where.path is None:
+        return LocalIndex.unshared(store_id), where
     try:
         return LocalIndex.open(where.path, store_id), where
     except StoreError as error:

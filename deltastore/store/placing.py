@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from deltastore import places
 from deltastore.blobs import durable
 from deltastore.catalog.lying import files
 from deltastore.catalog.ownership import other_mover, other_writer
@@ -34,13 +35,13 @@ class IndexPlace:
     """Where the index is.
 
     Attributes:
-        path: Its file.
+        path: Its file; None where it is in memory, as this user has no place for one.
         local: Whether it is not in the store.
         reason: Why it is there, for people.
         on_network: Whether the store may be on another machine's disk.
     """
 
-    path: Path
+    path: Path | None
     local: bool
     reason: str
     on_network: bool
@@ -59,7 +60,7 @@ def place_index(
         writable: Whether the user may change the store.
 
     Raises:
-        UsageError: The setting is none of these.
+        UsageError: The setting is none of these, or names no place that there can be.
         StoreError: It asks for an index in a store where there can be none.
     """
     kind = filesystem.file_system_type(layout.root)
@@ -70,7 +71,7 @@ def place_index(
 
 def _place(
     layout: Layout, info: StoreInfo, setting: str | None, kind: str | None, *, writable: bool
-) -> tuple[Path, bool, str]:
+) -> tuple[Path | None, bool, str]:
     """The index's file, whether it is not in the store, and why."""
     setting = setting or os.environ.get(VARIABLE) or None
     catalog = Path(os.path.realpath(layout.root)) / layout.catalog.name
@@ -100,18 +101,17 @@ def _place(
             )
         return catalog, False, "as asked for"
     if setting is not None:
-        return _local_path(layout, info, setting), True, "as asked for"
+        path = _local_path(layout, info, _asked_for(setting))
+        return path, True, "as asked for"
     if network:
-        reason = f"the store is on {kind}, a network file system"
-        return _local_path(layout, info, "local"), True, reason
+        return _implied(layout, info, f"the store is on {kind}, a network file system")
     if reason := _not_alone(layout, catalog):
-        return _local_path(layout, info, "local"), True, reason
+        return _implied(layout, info, reason)
     if layout.local_index.exists():
         reason = f"{layout.local_index.name} in the store asks for it"
-        return _local_path(layout, info, "local"), True, reason
+        return _implied(layout, info, reason)
     if not writable and not (layout.catalog.exists() and layout.catalog.stat().st_size):
-        reason = "the store has no catalog and cannot be written"
-        return _local_path(layout, info, "local"), True, reason
+        return _implied(layout, info, "the store has no catalog and cannot be written")
     return catalog, False, "in the store"
 
 
@@ -124,19 +124,38 @@ def index_outside(layout: Layout, info: StoreInfo, place: IndexPlace, reason: st
         place: What it takes the place of.
         reason: Why, for people.
     """
-    path = _local_path(layout, info, "local")
-    return replace(place, path=path, local=True, reason=reason)
+    path, local, reason = _implied(layout, info, reason)
+    return replace(place, path=path, local=local, reason=reason)
 
 
-def place_digests(setting: str | None) -> Path:
-    """Where this user's deltastore remembers what it computed, for all stores.
+def place_digests(setting: str | None) -> Path | None:
+    """Where this user's deltastore remembers what it computed, for all stores; None for nowhere.
 
     Args:
         setting: As for ``place_index``; where it is a directory, it lies there.
+
+    Raises:
+        UsageError: There is no such directory.
     """
     setting = setting or os.environ.get(VARIABLE) or "local"
-    directory = Path(setting).expanduser().absolute() if os.sep in setting else _cache()
-    return directory / "digests.db"
+    if os.sep in setting:
+        return _given(setting) / "digests.db"
+    try:
+        return _cache() / "digests.db"
+    except UsageError:
+        return None  # a user without a home directory
+
+
+def _implied(layout: Layout, info: StoreInfo, reason: str) -> tuple[Path | None, bool, str]:
+    """The place of an index that is on this machine although nobody asked for that.
+
+    One who has no home directory reads the store all the same.
+    """
+    try:
+        path = _local_path(layout, info, _cache() / "indexes")
+    except UsageError as error:
+        return None, True, f"in memory: {error.message}"
+    return path, True, reason
 
 
 def mark_local(layout: Layout) -> None:
@@ -158,18 +177,39 @@ def mark_local(layout: Layout) -> None:
             return
 
 
-def _local_path(layout: Layout, info: StoreInfo, setting: str) -> Path:
-    if setting == "local":
-        directory = _cache() / "indexes"
-    elif os.sep in setting:
-        directory = Path(setting).expanduser().absolute()
-    else:
+def _asked_for(setting: str) -> Path:
+    """The directory of indexes that a setting means."""
+    if os.sep in setting:
+        return _given(setting)
+    if setting != "local":
         raise UsageError(
             "The index of a store can be 'store', 'local' or a directory; it was given as "
             f"{setting!r}.",
             hint=f'Correct {VARIABLE} or the key "index" of the config file; a directory\'s path '
             f"has a {os.sep!r}.",
         )
+    try:
+        return _cache() / "indexes"
+    except UsageError as error:
+        raise UsageError(
+            f"{_called(setting)} is 'local'. {error.message}", hint=error.hint
+        ) from error
+
+
+def _given(setting: str) -> Path:
+    return places.absolute(setting, called=_called(setting))
+
+
+def _called(setting: str) -> str:
+    return VARIABLE if setting == os.environ.get(VARIABLE) else "The store's index"
+
+
+def _cache() -> Path:
+    return places.user_directory("cache", instead=f"name a directory in {VARIABLE}")
+
+
+def _local_path(layout: Layout, info: StoreInfo, directory: Path) -> Path:
+    """The index of a store in a directory of indexes."""
     # The place counts as well: a copy of a store has its id, and other records.
     key = hashlib.sha256(f"{info.id}\n{layout.root.resolve()}".encode(errors="surrogateescape"))
     return directory / f"{key.hexdigest()[:32]}.db"
@@ -185,9 +225,3 @@ def _not_alone(layout: Layout, catalog: Path) -> str:
         if reason := other_writer(path):
             return reason
     return other_mover(catalog)
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("deltastore", appauthor=False)

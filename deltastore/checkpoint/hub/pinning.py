@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
+from deltastore import places
 from deltastore.checkpoint.hub import limits
 from deltastore.checkpoint.hub.addresses import MisbehavedError
 from deltastore.checkpoint.hub.cache import read_ref, snapshot_folder
@@ -42,6 +43,8 @@ def pin(
     """
     from huggingface_hub import constants
 
+    # Relative where there is no home: the cache would be in a directory called "~".
+    places.given(constants.HF_HUB_CACHE, called="The hub's cache (HF_HOME)")
     what = f"{repo}@{revision}" if revision else repo
     doing = f"{what} is no local path, and"
     try:
