@@ -6,6 +6,7 @@ from starting. They make work faster and nothing else, so that is no reason to f
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -14,6 +15,26 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+LEAST_BYTES = 640 << 20
+"""Address space that one thread works in. With less, LLVM ends or stalls its process."""
+
+_BYTES_OF_A_THREAD = 192 << 20
+
+
+def address_space() -> int | None:
+    """How many bytes of address space this process may have (``ulimit -v``); None if any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def affordable(count: int) -> int:
+    """How many of ``count`` threads, one or more, there is address space for; at least one."""
+    limit = address_space()
+    if limit is None:
+        return count
+    return min(count, 1 + max(0, limit - LEAST_BYTES) // _BYTES_OF_A_THREAD)
 
 
 def started(thread: threading.Thread) -> bool:

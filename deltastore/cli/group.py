@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from deltastore.cli.limits import require_memory
+
 COMMANDS = (
     "extract",
     "apply",
@@ -26,6 +28,9 @@ COMMANDS = (
     "migrate",
 )
 """Every command, in the order of the help. The module of the same name has it as ``command``."""
+
+COMPUTING = frozenset({"extract", "apply", "compose", "resolve", "compare"})
+"""The commands that load numpy and compiled kernels."""
 
 
 class NoSuchCommandError(click.UsageError):
@@ -60,8 +65,11 @@ class LazyGroup(click.Group):
 
         Raises:
             NoSuchCommandError: The first argument is neither a command nor an option.
+            LimitError: The command would not get the memory that it needs.
         """
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             raise NoSuchCommandError(name, ctx)
+        if name in COMPUTING and not {"-h", "--help"} & set(args) and not ctx.resilient_parsing:
+            require_memory()
         return super().resolve_command(ctx, args)

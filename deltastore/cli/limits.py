@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterator
 
 from deltastore.errors import DeltastoreError, LimitError, NoSpaceError
+from deltastore.threads import LEAST_BYTES, address_space
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_MEMORY = (
@@ -31,6 +32,21 @@ def use_few_threads() -> None:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def require_memory() -> None:
+    """For commands that compute, before the libraries are loaded that do.
+
+    Raises:
+        LimitError: Loading them would end the process without a word, or never end.
+    """
+    limit = address_space()
+    if limit is not None and limit < LEAST_BYTES:
+        raise LimitError(
+            f"The system gives this process too little memory{_said('AS', '-v', 1024)}; expected "
+            f"{LEAST_BYTES >> 10} or more.",
+            hint="Raise the limit: `ulimit -v unlimited`.",
+        )
 
 
 def as_limit(error: BaseException) -> DeltastoreError | None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from deltastore.threads import start_many
+from deltastore.threads import affordable, start_many
 
 T = TypeVar("T")
 
@@ -16,8 +16,11 @@ _MAX_JOBS = 64
 
 
 def job_count(jobs: int | None) -> int:
-    """How many threads to use: what was asked for, else one for each core this process may use."""
-    return max(1, min(jobs or len(os.sched_getaffinity(0)), _MAX_JOBS))
+    """How many threads to use: what was asked for, else one for each core this process may use.
+
+    Fewer where there is too little address space for them.
+    """
+    return affordable(max(1, min(jobs or len(os.sched_getaffinity(0)), _MAX_JOBS)))
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the way out of a wait
