@@ -19,7 +19,7 @@ from typing import Self
 
 from deltastore.blobs.owner import owner_token
 from deltastore.directory import Directory, Place
-from deltastore.errors import NoSpaceError, StoreError, StoreReadOnlyError
+from deltastore.errors import NoSpaceError, StoreError, StoreReadOnlyError, UsageError, shown
 from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
@@ -41,6 +41,7 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
     Raises:
         NoSpaceError: The file system or the user's quota is full.
         StoreReadOnlyError: The user may not write there.
+        UsageError: The name is too long.
         StoreError: Anything else that the system reports.
     """
     try:
@@ -71,6 +72,13 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 f"{path} cannot be {doing}: {'it' if found == path else found} is {kind}.",
                 hint=way_of_removal(found),
                 path=str(found),
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(
+                f"{shown(str(path))} cannot be {doing}: the name is too long; most file systems "
+                "allow 255 bytes, and 4095 for a path.",
+                hint="Give a shorter one.",
+                path=str(path),
             ) from error
         raise StoreError(
             f"{path} cannot be {doing}: {error.strerror or error}.",

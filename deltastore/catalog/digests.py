@@ -61,6 +61,16 @@ class FileIdentity:
     device: int
     seen_ns: int = field(compare=False)
 
+    @property
+    def storable(self) -> bool:
+        """Whether a database can hold it: names need not be Unicode, times may be after 2262."""
+        numbers = (self.size, self.mtime_ns, self.ctime_ns, self.inode, self.device)
+        try:
+            self.path.encode("utf-8")
+        except UnicodeEncodeError:
+            return False
+        return all(-(1 << 63) <= number < 1 << 63 for number in numbers)
+
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> FileIdentity:
         """Ask the system; before the file is read.
@@ -117,7 +127,7 @@ class DigestMemory:
         Returns:
             By path, the tensors' hex digests by name.
         """
-        asked = [file for file in files if _encodable(file.path)]
+        asked = [file for file in files if file.storable]
 
         def read(session: Session) -> dict[str, dict[str, str]]:
             found: dict[str, dict[str, str]] = {}
@@ -159,8 +169,7 @@ class DigestMemory:
         proven = [
             (file, tensors)
             for file, tensors in files
-            if _encodable(file.path)
-            and max(file.mtime_ns, file.ctime_ns) + _CLOCK_GRAIN_NS < file.seen_ns
+            if file.storable and max(file.mtime_ns, file.ctime_ns) + _CLOCK_GRAIN_NS < file.seen_ns
         ]
         if not proven:
             return
@@ -269,12 +278,3 @@ def _prepared(path: Path | None) -> SqliteDatabase:
     with database.reading() as session:
         schema.check_only(session, _TABLES)
     return database
-
-
-def _encodable(path: str) -> bool:
-    """File names need not be Unicode; a database's text must."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from deltastore.checkpoint.model import FileIdentity
-from deltastore.errors import CheckpointCorruptError, CheckpointError, NoSpaceError, shown
+from deltastore.errors import (
+    CheckpointCorruptError,
+    CheckpointError,
+    NoSpaceError,
+    UsageError,
+    shown,
+)
 from deltastore.manifest.nesting import check_keys, memory_of
 from deltastore.text import typed
 
@@ -20,7 +26,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def file_error(
     error: OSError, path: str | os.PathLike[str], doing: str
-) -> CheckpointError | NoSpaceError:
+) -> CheckpointError | NoSpaceError | UsageError:
     """The error to raise for a failed system call, to be used with ``raise ... from``.
 
     Args:
@@ -30,6 +36,13 @@ def file_error(
     """
     where = os.fspath(path)
     reason = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(
+            f"Cannot {doing} {shown(where)}: the name is too long; most file systems allow 255 "
+            "bytes, and 4095 for a path.",
+            hint="Give a shorter one.",
+            path=where,
+        )
     if error.errno in _FULL:
         return NoSpaceError(
             f"Cannot {doing} {where}: {reason}.",
@@ -88,6 +101,15 @@ def identify(descriptor: int, path: Path) -> FileIdentity:
         inode=found.st_ino,
         device=found.st_dev,
     )
+
+
+def is_replaced(path: Path, before: FileIdentity) -> bool:
+    """Whether another file is at ``path`` than was there; none is no other one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return (found.st_ino, found.st_dev) != (before.inode, before.device)
 
 
 def read_at(descriptor: int, position: int, view: memoryview, path: Path) -> None:

@@ -9,6 +9,7 @@ a directory that nobody may remove.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -32,6 +33,8 @@ MAX_FOLDERS = 2
 """How deep an output is: ``blobs/sha256`` of an export. A folder of a checkpoint has no other."""
 
 _MAX_LEASE_BYTES = 4096
+_LONGEST_PREFIX = 220
+"""Bytes of an output's name that leave room for the rest, where 255 are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def create_partial(parent: Directory, out: str) -> Partial:
     Raises:
         OSError: The directory cannot be created or written.
     """
-    name = f".{out}.partial-{secrets.token_hex(6)}"
+    name = f".{_prefix(out)}.partial-{secrets.token_hex(6)}"
     lease = own_lease()
     # The lease first, beside it: a directory without one could not be told from a living one.
     descriptor = parent.create(f"{name}{LEASE}")
@@ -134,6 +137,14 @@ def create_partial(parent: Directory, out: str) -> Partial:
     finally:
         os.close(descriptor)
     return partial
+
+
+def _prefix(out: str) -> str:
+    """What names of unfinished outputs at ``out`` begin with: they must not be too long either."""
+    name = os.fsencode(out)
+    if len(name) <= _LONGEST_PREFIX:
+        return out
+    return f"{out[: _LONGEST_PREFIX // 8]}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def deliver(partial: Partial, out: str) -> None:
@@ -191,7 +202,7 @@ def remove_dead_partials(out: Path) -> list[Path]:
         What was removed. Directories of living processes, of other hosts and users, and those that
         no readable lease names are left alone.
     """
-    pattern = re.compile(re.escape(f".{out.name}.partial-") + r"[0-9a-f]{12}(\.lease)?\Z")
+    pattern = re.compile(re.escape(f".{_prefix(out.name)}.partial-") + r"[0-9a-f]{12}(\.lease)?\Z")
     removed = []
     with suppress(OSError), Directory.hold(out.parent) as parent:
         names = {name.removesuffix(LEASE) for name in parent.names() if pattern.match(name)}

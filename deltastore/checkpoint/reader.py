@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from deltastore.checkpoint.beside import Left, left_behind, listing, travelling
 from deltastore.checkpoint.buffers import byte_view, check_range
-from deltastore.checkpoint.files import identify
+from deltastore.checkpoint.files import identify, is_replaced
 from deltastore.checkpoint.hub import Downloads, HubShard, Unwatched, blob_sha256
 from deltastore.checkpoint.hub.opening import check_cached, fetch_layout, look_at_shards
 from deltastore.checkpoint.index import check_index, listed
@@ -199,6 +199,8 @@ class Checkpoint:
     def check_unchanged(self) -> None:
         """Make sure that what was read belongs together.
 
+        A new link, mode, owner or attribute of a file changes its ``ctime`` and no byte of it.
+
         Raises:
             SourceChangedError: A file has been written, replaced or touched since the opening.
         """
@@ -207,13 +209,15 @@ class Checkpoint:
             before = file.identity
             changed = [
                 field
-                for field in ("size", "mtime_ns", "ctime_ns")
+                for field in ("size", "mtime_ns")
                 if getattr(now, field) != getattr(before, field)
             ]
+            said = f"its {', '.join(changed)} differ from those at the opening"
+            if not changed and now.ctime_ns != before.ctime_ns and is_replaced(file.path, before):
+                changed, said = ["inode"], "another file is in its place"
             if changed:
                 raise SourceChangedError(
-                    f"{file.path} changed while it was being read: its {', '.join(changed)} "
-                    "differ from those at the opening.",
+                    f"{file.path} changed while it was being read: {said}.",
                     hint="Run the command again once nothing writes to the checkpoint.",
                     path=str(file.path),
                     changed=changed,

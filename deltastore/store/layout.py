@@ -127,6 +127,8 @@ def read_marker(layout: Layout) -> StoreInfo | None:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EINVAL, errno.ENXIO):
             raise _damaged(path, error.strerror or str(error)) from error
+        if error.errno == errno.ENAMETOOLONG:
+            return None  # nothing can be there; making it says so
         raise StoreReadOnlyError(
             f"The store at {layout.root} cannot be read: {error.strerror}.",
             hint="Ask its owner for read permission.",
