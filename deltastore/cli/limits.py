@@ -32,6 +32,8 @@ def use_few_threads() -> None:
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # No kernel has threads of Numba's; a number that makes no sense would fail its import.
+    os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
 def require_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -55,21 +56,21 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
             hint=f"For example: `--plot {typed(path.stem or 'compare')}.png`.",
             path=str(path),
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112 - Path.is_dir fails for what is too long
         raise UsageError(
             f"{path} cannot be written: there is no directory {path.parent}.",
             hint=f"Make it: `mkdir -p {typed(path.parent)}`.",
             path=str(path),
         )
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         raise UsageError(
             f"{path} is a directory; expected a file or nothing.",
             hint="Give another `--plot`.",
             path=str(path),
         )
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent), contextlib.suppress(FileNotFoundError):
+            path.lstat()  # fails for a name that is too long
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror} in {path.parent}.",
@@ -82,6 +83,7 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
             f"{math.comb(MOST_REFS, 2)}, of {MOST_REFS} deltas.",
             hint="Compare fewer, or leave out `--plot`: tables and JSON take any number.",
         )
+    _settle_directory()
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -90,6 +92,23 @@ def check_plot(path: str | PathLike[str], refs: int) -> None:
             hint="Install it: `pip install 'deltastore[plot]'`; or leave out `--plot`.",
             package="matplotlib",
         ) from error
+
+
+def _settle_directory() -> None:
+    """Have matplotlib keep its fonts where the user means, or nowhere that lasts.
+
+    It takes a ``~`` that no shell has expanded for a name, and so it does with a lacking home.
+    """
+    variable = "MPLCONFIGDIR"
+    given = os.environ.get(variable)
+    try:
+        if given:
+            os.environ[variable] = str(places.given(given, called=variable))
+        else:
+            places.user_directory("config", instead="")
+            places.user_directory("cache", instead="")
+    except UsageError:
+        os.environ[variable] = os.devnull  # no directory: matplotlib makes a temporary one
 
 
 def plot_comparison(comparison: Comparison, path: str | PathLike[str]) -> None:

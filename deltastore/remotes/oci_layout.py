@@ -68,10 +68,11 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
         StoreReadOnlyError: The user may not write there.
     """
     directory = resolved(places.given(directory, called="the directory"))
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise OutputExistsError(
-            f"{directory} is there and not empty.", hint="Name a new or empty directory."
-        )
+    with translated(directory):
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise OutputExistsError(
+                f"{directory} is there and not empty.", hint="Name a new or empty directory."
+            )
     manifest, _ = store.load(artifact.digest)
     sizes = {blob.digest: blob.size for blob in manifest.blobs}
     sizes[artifact.digest] = manifest_size = store.blobs.size(artifact.digest) or 0

@@ -102,6 +102,19 @@ def test_a_file_is_known_by_its_real_path(memory: DigestMemory, tmp_path: Path) 
     assert memory.remembered([FileIdentity.of(tmp_path / "link")]) == {file.path: {"a": "00"}}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"mtime_ns": 1 << 63}, {"mtime_ns": -(1 << 63) - 1}, {"inode": 1 << 63}, {"size": 1 << 63}],
+)
+def test_numbers_that_no_database_takes_are_passed_over(
+    memory: DigestMemory, tmp_path: Path, change: dict[str, int]
+) -> None:
+    """A file's time may be after 2262."""
+    file = dataclasses.replace(settled(tmp_path / "shard"), **change, seen_ns=1 << 65)
+    memory.remember([(file, {"a": "00"})])
+    assert memory.remembered([file]) == {}
+
+
 def test_names_that_are_no_text_are_passed_over(memory: DigestMemory, tmp_path: Path) -> None:
     file = settled(tmp_path / os.fsdecode(b"bad\xff"))
     memory.remember([(file, {"a": "00"})])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,24 @@ def test_a_grown_and_a_replaced_file_are_noticed(sharded: Path, save: Any) -> No
     save(sharded / "model-00002-of-00003.safetensors", "c")
     with open_checkpoint(sharded) as checkpoint:
         save(sharded / "new", "c").replace(checkpoint.shards[1].path)
-        with pytest.raises(SourceChangedError, match="ctime_ns"):
+        with pytest.raises(SourceChangedError, match="another file is in its place"):
             checkpoint.check_unchanged()
+
+
+def test_a_link_a_mode_and_a_removal_change_no_byte(sharded: Path) -> None:
+    with open_checkpoint(sharded) as checkpoint:
+        path = checkpoint.shards[1].path
+        before = path.stat().st_ctime_ns
+        for change in (
+            lambda: os.link(path, sharded / "backup"),
+            lambda: path.chmod(0o640),
+            lambda: (sharded / "backup").unlink(),
+            path.unlink,
+        ):
+            time.sleep(0.01)
+            change()
+            checkpoint.check_unchanged()
+            assert not path.exists() or path.stat().st_ctime_ns != before
 
 
 def test_no_descriptor_is_left_open(sharded: Path, raw: Any) -> None:

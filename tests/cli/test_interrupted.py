@@ -8,6 +8,7 @@ SLEEPER = """
 import signal, sys, time
 # A test run in the background may have been started with it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import deltastore.operations.doctor as operation
 from deltastore.cli.main import run
 
@@ -16,15 +17,18 @@ def sleeping(path, **options):
         print("ready", flush=True)
         time.sleep(60)
     finally:
+        if "again" in again:
+            import os
+            os.kill(os.getpid(), signal.SIGHUP)
         print("cleaned", flush=True)
 
 operation.doctor = sleeping
-sys.argv = ["deltastore", "doctor"]
+sys.argv, again = ["deltastore", "doctor"], sys.argv
 run()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_unwinds_and_exits_with_130(number: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
@@ -40,3 +44,29 @@ def test_a_signal_unwinds_and_exits_with_130(number: signal.Signals) -> None:
     assert out == "cleaned\n"
     assert "Interrupted" in err
     assert "Traceback" not in err
+
+
+def test_a_second_signal_does_not_end_the_clean_up() -> None:
+    """The terminal's, and its shell's."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, "again"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGHUP)
+        out, _ = child.communicate(timeout=30)
+    assert (child.returncode, out) == (130, b"cleaned\n")
+
+
+def test_nohup_is_obeyed() -> None:
+    ignoring = SLEEPER.replace("SIGHUP, signal.SIG_DFL", "SIGHUP, signal.SIG_IGN")
+    ignoring = ignoring.replace("time.sleep(60)", "time.sleep(0.5)")
+    with subprocess.Popen(
+        [sys.executable, "-c", ignoring], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGHUP)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode != 130
+    assert b"Interrupted" not in err
