@@ -171,7 +171,7 @@ class DeltaStore:
         Args:
             artifacts: A ref or an artifact, or several.
             base: The new base: a path or a hub id.
-            out: The directory to write, which must not exist.
+            out: The directory to write; an empty one that is there is filled.
             scale: What the deltas are multiplied by: one for all, or one each.
             scale_for: The same for tensors whose names match a pattern, as in
                 ``{"model.layers.*.mlp.*": 0.7}``; the last that matches counts.
@@ -188,7 +188,7 @@ class DeltaStore:
             progress: Is told how far the work is.
 
         Raises:
-            UsageError: There are not as many scales as artifacts.
+            UsageError: There are not as many scales as artifacts, or ``out`` is in the store.
             RefError: There is no such artifact.
             IncompatibleError: The deltas do not belong to this base.
             IntegrityError: Stored bytes are damaged.
@@ -492,17 +492,28 @@ class DeltaStore:
 
         return gc(self._store, grace_s=grace_s, dry_run=dry_run)
 
-    def export(self, artifact: str | Artifact, directory: str | PathLike[str]) -> ExportReport:
+    def export(
+        self, artifact: str | Artifact, directory: str | PathLike[str], *, link: bool = False
+    ) -> ExportReport:
         """Write an artifact as an OCI image layout.
+
+        Args:
+            artifact: A ref or an artifact.
+            directory: A new directory, or an empty one, which is filled.
+            link: Make hard links of blobs, as far as that is safe, in place of copies: what is
+                done to them in the export is done to the store.
 
         Raises:
             RefError: There is no such artifact.
+            UsageError: The directory is in the store.
             OutputExistsError: The directory is there and not empty.
             IntegrityError: Stored bytes are damaged.
+            NoSpaceError: It does not fit.
+            CheckpointError: The directory cannot be written.
         """
         from deltastore.operations.export import export
 
-        return export(self._store, _ref(artifact), str(directory))
+        return export(self._store, _ref(artifact), str(directory), link=link)
 
     def du(self) -> Usage:
         """How much room the store takes."""

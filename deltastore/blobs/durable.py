@@ -80,6 +80,13 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 hint="Give a shorter one.",
                 path=str(path),
             ) from error
+        if error.errno == errno.EXDEV:
+            raise StoreError(
+                f"{path} cannot be {doing}: it is on another file system or mount than the store's "
+                "temporary files; expected all of a store on one.",
+                hint="`deltastore doctor` says what is apart, and how it gets together.",
+                path=str(path),
+            ) from error
         raise StoreError(
             f"{path} cannot be {doing}: {error.strerror or error}.",
             hint="Run `deltastore doctor` for the state of the store.",

@@ -25,7 +25,7 @@ from deltastore.errors import BlobCorruptError, BlobMissingError, ManifestInvali
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK_BYTES = 1 << 20
 
-# What is stored never changes, and an export shares the files: nobody should edit one by mistake.
+# What is stored never changes: nobody should edit a file by mistake, which may be an export's too.
 _MODE = 0o444
 _FETCH_AGAIN = (
     "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the "
@@ -77,6 +77,10 @@ class LocalReader:
         buffer = bytearray(count)
         self.read_into(offset, buffer)
         return bytes(buffer)
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._descriptor
 
     def touch(self) -> None:
         """Have it count as just used, where the user may.

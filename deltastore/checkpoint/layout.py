@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deltastore.checkpoint.files import file_error, open_regular
+from deltastore.checkpoint.filling import is_half_filled
 from deltastore.checkpoint.foreign import PICKLES, SAFETENSORS, no_weights, unreadable_file
 from deltastore.checkpoint.index import Index, listed, read_index
 from deltastore.checkpoint.pieces import (
@@ -56,12 +57,23 @@ def find_layout(path: Path, names: list[str] | None = None) -> Layout:
         CheckpointCorruptError: Files are missing, or contradict each other or their index.
         CheckpointError: Several checkpoints lie in the directory, or it cannot be read.
     """
+    if names is None and is_half_filled(path if path.is_dir() else path.parent):
+        raise _half_filled(path)
     if names is not None or path.is_dir():
         return _directory(path, _listing(path) if names is None else names)
     if path.name.endswith(".index.json"):
         names = _listing(path.parent)
         return _with_ignored(_indexed(path.parent, path.name, names, given=True), names)
     return _single(path)
+
+
+def _half_filled(path: Path) -> CheckpointCorruptError:
+    return CheckpointCorruptError(
+        f"{path} is not there as a whole: a deltastore has begun to fill its directory and has not "
+        "ended.",
+        hint="Wait for it; if it was stopped, the same `deltastore apply` again begins anew.",
+        path=str(path),
+    )
 
 
 def suffixes_of(names: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Whose unfinished output a directory is, and removing those of the dead.
 
 An unfinished output is a directory ``.<name>.partial-<random>`` beside ``<name>`` with a file
-``.lease`` in it. While the output is being renamed into place the lease stands beside the
+``.lease`` in it; where ``<name>`` is there already and is to be filled, it is ``.partial-<random>``
+within. While the output is being renamed into place the lease stands beside the unfinished
 directory (``.<name>.partial-<random>.lease``), so that at no instant a process can die and leave
 a directory that nobody may remove.
 """
@@ -32,9 +33,14 @@ LEASE = ".lease"
 MAX_FOLDERS = 2
 """How deep an output is: ``blobs/sha256`` of an export. A folder of a checkpoint has no other."""
 
+FILLED = ""
+"""In place of an output's name: the directory that holds the unfinished one is the output."""
+
 _MAX_LEASE_BYTES = 4096
-_LONGEST_PREFIX = 220
-"""Bytes of an output's name that leave room for the rest, where 255 are allowed."""
+_MAX_NAME_BYTES = 200
+"""Of an output's name that stands in others: a file's name has 255 bytes at most."""
+
+_RANDOM = r"[0-9a-f]{12}(\.lease)?\Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +108,25 @@ def create_partial(parent: Directory, out: str) -> Partial:
     """Create the directory in which an output is put together, with this process's lease in it.
 
     Args:
-        parent: The directory in which the output will be.
-        out: Its name.
+        parent: The directory in which the output will be, or that is to be filled.
+        out: The output's name; ``FILLED`` where ``parent`` is to be filled.
 
     Raises:
         OSError: The directory cannot be created or written.
     """
-    name = f".{_prefix(out)}.partial-{secrets.token_hex(6)}"
+    name = f"{_prefix(out)}{secrets.token_hex(6)}"
     lease = own_lease()
-    # The lease first, beside it: a directory without one could not be told from a living one.
-    descriptor = parent.create(f"{name}{LEASE}")
-    partial = None
+    descriptor, partial = -1, None
     try:
+        # The lease first, beside it: a directory without one could not be told from a living one.
+        descriptor = parent.create(f"{name}{LEASE}")
         _say(descriptor, lease)
         steps.reached(Step.LEASED)
         directory = parent.make(name)
         partial = Partial(parent, name, directory)
         steps.reached(Step.BARE)
         # A lease speaks for the directory that it names, and for no other that has its name.
-        lease = replace(lease, directory=_number(directory))
+        lease = replace(lease, directory=number_of(directory))
         _say(descriptor, lease)
         try:
             parent.rename(f"{name}{LEASE}", directory, LEASE)
@@ -128,23 +134,32 @@ def create_partial(parent: Directory, out: str) -> Partial:
             # Another writer met it while it was still empty, and took it for a dead one's.
             directory.write(LEASE, _text_of(lease))
         steps.reached(Step.OWNED)
-    except OSError:
+    except BaseException:
+        # An interruption as well: no other command can tell that this process needs them no more.
         if partial is not None:
             remove_partial(partial)
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=parent.descriptor)
         with suppress(OSError):
             parent.unlink(f"{name}{LEASE}")
         raise
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
     return partial
 
 
 def _prefix(out: str) -> str:
-    """What names of unfinished outputs at ``out`` begin with: they must not be too long either."""
-    name = os.fsencode(out)
-    if len(name) <= _LONGEST_PREFIX:
-        return out
-    return f"{out[: _LONGEST_PREFIX // 8]}-{hashlib.sha256(name).hexdigest()[:16]}"
+    """What the names of an output's unfinished directories begin with."""
+    data = os.fsencode(out)
+    if len(data) > _MAX_NAME_BYTES:
+        out = hashlib.sha256(data).hexdigest()[:32]
+    return f".{out}.partial-" if out else ".partial-"
+
+
+def is_unfinished(name: str, out: str = FILLED) -> bool:
+    """Whether a name is that of an unfinished directory of an output, or of the lease of one."""
+    return re.fullmatch(re.escape(_prefix(out)) + _RANDOM, name) is not None
 
 
 def deliver(partial: Partial, out: str) -> None:
@@ -202,14 +217,31 @@ def remove_dead_partials(out: Path) -> list[Path]:
         What was removed. Directories of living processes, of other hosts and users, and those that
         no readable lease names are left alone.
     """
-    pattern = re.compile(re.escape(f".{_prefix(out.name)}.partial-") + r"[0-9a-f]{12}(\.lease)?\Z")
     removed = []
     with suppress(OSError), Directory.hold(out.parent) as parent:
-        names = {name.removesuffix(LEASE) for name in parent.names() if pattern.match(name)}
-        for name in sorted(names):
-            with suppress(OSError):
-                if _remove_dead(parent, name):
-                    removed.append(parent.path / name)
+        removed += _remove_all_dead(parent, out.name)
+    with suppress(OSError), hold_output(out) as filled:
+        removed += _remove_all_dead(filled, FILLED)
+    return removed
+
+
+def hold_output(out: Path) -> Directory:
+    """Open an output's directory; no link is followed that has come to its place.
+
+    Raises:
+        OSError: It cannot be opened; ``ELOOP`` for a symbolic link.
+    """
+    with Directory.hold(out.parent) as above:
+        return above.open(out.name)
+
+
+def _remove_all_dead(parent: Directory, out: str) -> list[Path]:
+    removed = []
+    names = {name.removesuffix(LEASE) for name in parent.names() if is_unfinished(name, out)}
+    for name in sorted(names):
+        with suppress(OSError):
+            if _remove_dead(parent, name):
+                removed.append(parent.path / name)
     return removed
 
 
@@ -218,32 +250,34 @@ def _remove_dead(parent: Directory, name: str) -> bool:
     try:
         directory = parent.open(name)
     except FileNotFoundError:
-        found = _read(parent, beside)
-        if found is not None and _is_own(parent, found.owner) and (not found.size or found.dead):
+        found = read_lease(parent, beside)
+        if found is not None and is_own(parent, found.owner) and (not found.size or found.dead):
             # Killed before it said a word, or before it made or after it removed the directory.
             parent.unlink(beside, missing_ok=True)
             return found.lease is not None
         return False
     with directory:
-        found = _read(directory, LEASE) or _read(parent, beside)
-        if found is None or not found.dead or not _is_own(parent, found.owner):
+        found = read_lease(directory, LEASE) or read_lease(parent, beside)
+        if found is None or not found.dead or not is_own(parent, found.owner):
             return False
         assert found.lease is not None
         if not found.lease.directory and directory.names():
             return False  # Killed before it had put anything into its directory: this is another.
-        if found.lease.directory and found.lease.directory != _number(directory):
+        if found.lease.directory and found.lease.directory != number_of(directory):
             return False
         remove_partial(Partial(parent, name, directory))
     return True
 
 
-def _number(directory: Directory) -> int:
+def number_of(directory: Directory) -> int:
+    """The number (inode) of a directory that is held open."""
     return os.fstat(directory.descriptor).st_ino
 
 
-def _is_own(parent: Directory, owner: int) -> bool:
+def is_own(parent: Directory, owner: int) -> bool:
     """Whether a file is this user's, by what is made here now: some file systems change owners."""
-    name = f".{secrets.token_hex(8)}"
+    # A name that others who look into the directory take for what it is: nothing of theirs.
+    name = f"{_prefix(FILLED)}{secrets.token_hex(6)}{LEASE}"
     descriptor = parent.create(name, mode=0o600)
     try:
         return os.fstat(descriptor).st_uid == owner
@@ -274,7 +308,7 @@ def _say(descriptor: int, lease: Lease) -> None:
     os.pwrite(descriptor, _text_of(lease), 0)
 
 
-def _read(directory: Directory, name: str) -> _Found | None:
+def read_lease(directory: Directory, name: str) -> _Found | None:
     """A lease's file; None where there is none, or a link or pipe in its place."""
     try:
         # Anybody who may write beside an output may have put it there.
@@ -286,13 +320,18 @@ def _read(directory: Directory, name: str) -> _Found | None:
         if not stat.S_ISREG(status.st_mode):
             return None
         try:
-            lease = _lease(json.loads(file.read(_MAX_LEASE_BYTES)))
+            lease = parsed(json.loads(file.read(_MAX_LEASE_BYTES)))
         except (OSError, ValueError, TypeError, RecursionError):
             lease = None
     return _Found(status.st_uid, status.st_size, lease)
 
 
-def _lease(fields: Any) -> Lease | None:
+def parsed(fields: Any) -> Lease | None:
+    """A lease from its document; None where that cannot be one.
+
+    Raises:
+        TypeError: A field is missing, or there is one more.
+    """
     lease = Lease(**fields)
     texts = (lease.host, lease.machine, lease.boot, lease.namespace, lease.started)
     if not all(isinstance(text, str) for text in texts) or type(lease.directory) is not int:

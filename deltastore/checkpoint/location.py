@@ -10,7 +10,7 @@ from pathlib import Path
 from deltastore import places
 from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
-from deltastore.errors import CheckpointNotFoundError, MissingExtraError
+from deltastore.errors import CheckpointNotFoundError, MissingExtraError, UsageError
 from deltastore.suggesting import nearest
 from deltastore.text import typed
 
@@ -50,11 +50,18 @@ def locate(
         downloads: Who is told where the Hub lets us wait.
 
     Raises:
+        UsageError: It is an empty text.
         CheckpointNotFoundError: No such path, and no Hub id either.
         HubError: The Hub cannot be reached, or has no such repository or revision.
         MissingExtraError: huggingface_hub is not installed.
     """
     text = os.fspath(source)
+    if not text:
+        # To Path it would be the directory one is in.
+        raise UsageError(
+            "A checkpoint was given as an empty text; expected a path or a Hub id.",
+            hint="`.` is the directory that you are in.",
+        )
     # Not Path.expanduser, which fails where there is no such user.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
     if places.exists(path):

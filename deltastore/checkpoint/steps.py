@@ -19,8 +19,10 @@ class Step(Enum):
     WRITTEN = "every tensor and small file is whole"
     RELEASED = "the lease stands beside the whole directory"
     NAMED = "the directory has its name: this is the commit"
+    FILLING = "`.filling` is in the directory that is there already: all that follows is renaming"
+    FILLED = "the last file has its name there: this is the commit"
     DONE = "the lease is gone"
-    CLEARED = "a failed output's files are gone, its lease stands beside the empty directory"
+    CLEARED = "the unfinished directory is empty, and its lease stands beside it"
 
 
 def reached(step: Step) -> None:

@@ -2,66 +2,62 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.buffers import byte_view, check_range
-from deltastore.checkpoint.destination import (
-    check_free,
-    check_space,
-    in_the_way,
-    reserve,
-    resolved,
-)
+from deltastore.checkpoint.destination import check_place, check_space, reserve, resolved
 from deltastore.checkpoint.files import file_error, read_at
+from deltastore.checkpoint.filling import CLAIM
 from deltastore.checkpoint.header import build_header
 from deltastore.checkpoint.index import MAX_INDEX_BYTES
-from deltastore.checkpoint.lease import (
-    LEASE,
-    MAX_FOLDERS,
-    Partial,
-    create_partial,
-    deliver,
-    remove_dead_partials,
-    remove_partial,
-)
+from deltastore.checkpoint.lease import LEASE, MAX_FOLDERS, is_unfinished
+from deltastore.checkpoint.output import Output, remove_dead
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory, hold_or_make, unmake
 from deltastore.errors import CheckpointError, shown
-from deltastore.text import typed
 
 if TYPE_CHECKING:
     import numpy as np
 
 INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
 METADATA = {"format": "pt"}
 """What transformers writes, and asks for, in every safetensors file."""
 
 
 def check_destination(
-    out: str | os.PathLike[str], plan: Iterable[ShardPlan], *, extra_bytes: int = 0
+    out: str | os.PathLike[str],
+    plan: Iterable[ShardPlan],
+    *,
+    files: Mapping[str, int] | None = None,
 ) -> None:
-    """Check what a ``CheckpointWriter`` with these arguments checks before it writes.
+    """Check what a ``CheckpointWriter`` checks before it writes, or would find at its end.
+
+    Args:
+        out: The directory.
+        plan: The files of weights.
+        files: The small files, by relative path, with their sizes in bytes.
 
     Raises:
         OutputExistsError: Something is at ``out`` already.
         NoSpaceError: The output does not fit.
-        CheckpointError: The place cannot be looked at, or nothing could read the output.
+        CheckpointError: The place cannot be looked at or written to, or nothing could read the
+            output.
+        ValueError: A small file's path leaves the output, or is that of a weight file.
     """
-    place = resolved(out)
-    shards = tuple(plan)
-    check_free(place)
-    _heads(shards, METADATA)
-    check_space(place, sum(shard.nbytes for shard in shards) + extra_bytes)
+    place, shards = resolved(out), tuple(plan)
+    check_place(place, settled=False)
+    small = files or {}
+    for path in small:
+        _checked(path, shards)
+    _check_room(place, shards, *_heads(shards, METADATA), sum(small.values()))
 
 
 class CheckpointWriter:
@@ -82,7 +78,7 @@ class CheckpointWriter:
         """Check the space, create the files at their full size and write their headers.
 
         Args:
-            out: The directory to create; missing parents are created, an empty one is replaced.
+            out: The directory to create; missing parents are created, an empty one is filled.
             plan: The files and their tensors.
             metadata: The ``__metadata__`` of every file.
             extra_bytes: What ``write_file`` will add, for the check of the free space.
@@ -95,26 +91,16 @@ class CheckpointWriter:
         self.out = resolved(out)
         self.plan = tuple(plan)
         # First: what a process that was killed left goes even where its output is in the way.
-        remove_dead_partials(self.out)
-        mode = check_free(self.out)
+        remove_dead(self.out)
+        check_place(self.out)
         headers, self._index = _heads(self.plan, metadata)
-        data = sum(shard.nbytes for shard in self.plan)
-        check_space(self.out, data + sum(map(len, headers)) + len(self._index) + extra_bytes)
+        _check_room(self.out, self.plan, headers, self._index, extra_bytes)
         self._places: dict[str, tuple[int, int, OutputTensor]] = {}
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()
         self._descriptors: list[int] = []
-        self._done = False
-        self._parent: Directory | None = None
-        # What an abort removes again.
-        self._made: list[tuple[Directory, Directory]] = []
-        self._partial: Partial | None = None
+        self._output = Output(self.out)
         try:
-            self._parent, self._made = hold_or_make(self.out.parent)
-            self._partial = create_partial(self._parent, self.out.name)
-            if mode is not None:
-                # An empty directory that was made private before must not become public.
-                os.fchmod(self._partial.directory.descriptor, mode | 0o700)
             for shard, header in zip(self.plan, headers, strict=True):
                 self._create(shard, header)
             steps.reached(Step.RESERVED)
@@ -172,20 +158,8 @@ class CheckpointWriter:
             CheckpointError: The write failed, or the path is too deep.
             ValueError: The path leaves the output, or is that of a weight file or the index.
         """
-        path = PurePosixPath(relative_path)
-        taken = {
-            name.casefold() for name in (*(shard.filename for shard in self.plan), INDEX, LEASE)
-        }
-        first = path.parts[0].casefold() if path.parts else ""
-        if path.is_absolute() or ".." in path.parts or not path.parts or first in taken:
-            raise ValueError(f"{relative_path!r} cannot be a small file of an output")
-        if len(path.parts) > MAX_FOLDERS + 1:
-            raise CheckpointError(
-                f"{shown(relative_path)} is in {len(path.parts) - 1} folders; a file of an output "
-                f"is in at most {MAX_FOLDERS}.",
-                hint="Look at the artifact's files: `deltastore show REF --json`.",
-            )
-        directory = self._directory()
+        path = _checked(relative_path, self.plan)
+        directory = self._output.directory
         try:
             with ExitStack() as stack:
                 for part in path.parts[:-1]:
@@ -209,8 +183,7 @@ class CheckpointWriter:
                 the place of the unfinished directory.
             ValueError: A tensor of the plan was not written to its end.
         """
-        directory, partial = self._directory(), self._partial
-        assert partial is not None
+        directory = self._output.directory
         missing = sorted(name for name, left in self._missing.items() if left > 0)
         if missing:
             raise ValueError(f"{len(missing)} tensors were not written whole: {missing[:5]}")
@@ -220,34 +193,16 @@ class CheckpointWriter:
             if fsync:
                 directory.sync(folders=MAX_FOLDERS, files=True)
             self._close()
-            steps.reached(Step.WRITTEN)
-            deliver(partial, self.out.name)
-            self._done = True
-            if fsync:
-                partial.parent.sync()
-            self._let_go()
         except OSError as error:
-            if error.errno == errno.ESTALE:
-                raise CheckpointError(
-                    f"{self.out} was not written: {error.strerror}.",
-                    hint="Give an --out in a directory where nobody else may write: "
-                    f"`ls -ld {typed(self.out.parent)}` shows who may.",
-                    path=str(self.out),
-                ) from error
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise in_the_way(self.out, "appeared while it was being written") from error
             raise file_error(error, self.out, "write") from error
+        steps.reached(Step.WRITTEN)
+        shards = [shard.filename for shard in self.plan]
+        self._output.deliver([*shards, INDEX, CONFIG], fsync=fsync)
 
     def abort(self) -> None:
         """Remove everything; without effect after ``commit`` or a first ``abort``."""
-        if self._done:
-            return
-        self._done = True
         self._close()
-        if self._partial is not None:
-            remove_partial(self._partial)
-        unmake(self._made)
-        self._let_go()
+        self._output.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -256,7 +211,7 @@ class CheckpointWriter:
         self.abort()
 
     def _create(self, shard: ShardPlan, header: bytes) -> None:
-        descriptor = self._directory().create(shard.filename, flags=os.O_RDWR)
+        descriptor = self._output.directory.create(shard.filename, flags=os.O_RDWR)
         self._descriptors.append(descriptor)
         _write_at(descriptor, 0, memoryview(header))
         reserve(descriptor, len(header) + shard.nbytes)
@@ -266,24 +221,46 @@ class CheckpointWriter:
             self._missing[tensor.name] = tensor.nbytes
             position += tensor.nbytes
 
-    def _directory(self) -> Directory:
-        if self._done or self._partial is None:
-            raise ValueError("the writer is closed")
-        return self._partial.directory
-
-    def _let_go(self) -> None:
-        if self._partial is not None:
-            self._partial.close()
-        if self._parent is not None:
-            self._parent.close()
-        for directory in chain.from_iterable(self._made):
-            directory.close()
-
     def _close(self) -> None:
         self._places = {}
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _checked(relative_path: str, plan: Iterable[ShardPlan]) -> PurePosixPath:
+    """The path of a small file of an output.
+
+    Raises:
+        CheckpointError: It is too deep.
+        ValueError: It leaves the output, or is that of a weight file or the index.
+    """
+    path = PurePosixPath(relative_path)
+    taken = {shard.filename.casefold() for shard in plan} | {INDEX, LEASE, CLAIM}
+    first = path.parts[0].casefold() if path.parts else ""
+    if path.is_absolute() or ".." in path.parts or not path.parts or first in taken:
+        raise ValueError(f"{relative_path!r} cannot be a small file of an output")
+    if is_unfinished(first):
+        raise ValueError(f"{relative_path!r} cannot be a small file of an output")
+    if len(path.parts) > MAX_FOLDERS + 1:
+        raise CheckpointError(
+            f"{shown(relative_path)} is in {len(path.parts) - 1} folders; a file of an output "
+            f"is in at most {MAX_FOLDERS}.",
+            hint="Look at the artifact's files: `deltastore show REF --json`.",
+        )
+    return path
+
+
+def _check_room(
+    place: Path, plan: tuple[ShardPlan, ...], headers: list[bytes], index: bytes, extra: int
+) -> None:
+    """Make sure that an output fits.
+
+    Raises:
+        NoSpaceError: It does not.
+    """
+    sizes = [shard.nbytes + len(head) for shard, head in zip(plan, headers, strict=True)]
+    check_space(place, sum(sizes) + len(index) + extra, largest=max(sizes, default=0))
 
 
 def _heads(plan: tuple[ShardPlan, ...], metadata: Mapping[str, str]) -> tuple[list[bytes], bytes]:

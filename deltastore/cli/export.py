@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 @options.command("export")
 @options.ref_argument
 @click.argument("directory", metavar="DIR")
-def command(session: Session, *, ref: str, directory: str) -> None:
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Hard links in place of copies, where that is safe: they take no room, and what is done "
+    "to them is done to the store.",
+)
+def command(session: Session, *, ref: str, directory: str, link: bool) -> None:
     """Write an artifact as an OCI image layout.
 
-    skopeo and oras read it. Blobs are hard links where the file system allows it, and take no
-    room.
+    skopeo and oras read it. It is a copy: nothing that is done to it reaches the store. Where the
+    file system can share the bytes of copies until they are changed, it takes no room.
     """
     from deltastore.operations.export import export
 
     with session.open_store() as store:
-        exported = export(store, ref, directory)
+        exported = export(store, ref, directory, link=link)
     session.output.result(exported, human=lambda: _human(exported), quiet=[exported.directory])
 
 
@@ -37,10 +43,16 @@ def _human(exported: ExportReport) -> Iterator[str]:
     yield from fields(
         [
             ("artifact", f"{exported.ref}  {exported.digest}"),
-            (
-                "blobs",
-                f"{count(exported.blobs, 'blob')} ({size(exported.bytes)}), "
-                f"{exported.linked:,} of them hard links",
-            ),
+            ("blobs", _blobs(exported)),
         ]
     )
+
+
+def _blobs(exported: ExportReport) -> str:
+    """How many there are, and how they share their bytes with the store."""
+    said = f"{count(exported.blobs, 'blob')} ({size(exported.bytes)})"
+    if exported.linked:
+        said += f", {exported.linked:,} of them hard links"
+    if exported.cloned:
+        said += f", {exported.cloned:,} of them sharing room with the store"
+    return said

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import deltastore
@@ -31,6 +30,7 @@ from deltastore.operations.applying import Applier
 from deltastore.operations.architecture import explained
 from deltastore.operations.calling import called_as, unwrapped
 from deltastore.operations.decoding import ArtifactReader, blaming
+from deltastore.operations.destination import check_output
 from deltastore.operations.lineage import Lineage, comparable, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
@@ -46,6 +46,12 @@ from deltastore.store import Store
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
 """What ``--dtype`` takes, by the names that torch uses."""
+
+PROVENANCE = "deltastore.json"
+_PROVENANCE_BYTES = 1 << 20
+"""Room that is kept for it, before it is known."""
+
+_TOOL = f"deltastore {deltastore.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,8 @@ def apply(
     Nothing is visible at ``out`` before every tensor is written and every blob that was used has
     been compared with its digest.
 
+    An empty directory that is there is filled, and keeps its owner, mode and mount.
+
     Args:
         store: Where the deltas are.
         refs: What to apply, added from left to right.
@@ -135,7 +143,7 @@ def apply(
         progress: Who is told how far the work is.
 
     Raises:
-        UsageError: Scales or dtype make no sense.
+        UsageError: Scales or dtype make no sense, or the output would be in the store.
         RefError: A ref means nothing.
         IncompatibleError: A delta and the base do not belong together.
         IntegrityError: A blob is missing or damaged.
@@ -147,6 +155,7 @@ def apply(
     progress = Staged(progress or Silent())
     alphas = Scales(checked_scales(refs, scales), scale_rules)
     output_dtype = _dtype(dtype)
+    check_output(store, out, dry_run=dry_run)
     with ExitStack() as stack:
         named: list[str] = []
         stack.enter_context(blaming(named))
@@ -157,6 +166,9 @@ def apply(
             reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
             sides = read_sides(store.blobs, reader.manifest, reader.config)
             deltas.append(Chosen(artifact, artifact.ref, scale, reader, sides))
+        # They are read much later.
+        for layer in used_blobs(deltas):
+            store.blobs.open(layer.digest, layer.size).close()
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
@@ -234,12 +246,13 @@ def apply(
             progress.warn(
                 f"Beside the weights of the {whose} and not in the output: {listed(names)}."
             )
+        documents = composed.files | {"README.md": _card(summary, composed)}
+        sizes = {name: len(data) for name, data in documents.items()}
+        check_destination(out, plan, files=sizes | {PROVENANCE: _PROVENANCE_BYTES})
         overflowed, restored = 0, False
-        if dry_run:
-            check_destination(out, plan)
-        else:
+        if not dry_run:
             overflowed, restored = _write(
-                store, summary, made, composed, plan, patches, out, fsync, jobs, progress
+                store, summary, made, composed, documents, plan, patches, out, fsync, jobs, progress
             )
         if overflowed:
             progress.warn(f"{overflowed} elements are too large for the output's dtype.")
@@ -268,21 +281,17 @@ def _write(
     summary: Summary,
     made: Mapping[str, Recipe],
     composed: output_files.Composed,
+    documents: Mapping[str, bytes],
     plan: Sequence[ShardPlan],
     patches: frozenset[str] | None,
-    out: Path,
+    out: str | PathLike[str],
     fsync: bool,
     jobs: int | None,
     progress: Progress,
 ) -> tuple[int, bool]:
     """Write the output; elements that overflowed, and whether it is post bit for bit."""
     checkpoint, deltas = summary.checkpoint, summary.deltas
-    tool = f"deltastore {deltastore.__version__}"
-    models = [(summary.label, checkpoint.repo)]
-    models += [(delta.artifact.post, delta.config.post.repo) for delta in deltas]
-    details = summary.details()
-    card = output_files.card(composed, models, details, tool)
-    files = composed.files | {"README.md": card}
+    files = dict(documents)
     applier = Applier(
         checkpoint,
         [delta.reader for delta in deltas],
@@ -291,7 +300,7 @@ def _write(
     )
     checked = used_blobs(deltas)
     total = sum(recipe.output.nbytes for recipe in made.values())
-    extra = sum(map(len, files.values())) + (1 << 20)
+    extra = sum(map(len, files.values())) + _PROVENANCE_BYTES
     with CheckpointWriter(out, plan, extra_bytes=extra) as writer:
         progress.start("applying", total)
         tally = applier.write(writer, plan, made, store.blobs, checked, job_count(jobs), progress)
@@ -299,8 +308,8 @@ def _write(
         restored = patches is not None and restoration.is_post(
             deltas[0].config, made, tally.digests
         )
-        files["deltastore.json"] = output_files.provenance(
-            refs=details,
+        files[PROVENANCE] = output_files.provenance(
+            refs=summary.details(),
             base=summary.base,
             dtype=summary.dtype,
             restored=restored,
@@ -309,13 +318,19 @@ def _write(
             vocabulary=summary.vocabulary,
             not_copied=summary.not_copied,
             partial={m["name"]: m["problem"] for m in summary.left_out} or None,
-            tool=tool,
+            tool=_TOOL,
             composed=composed,
         )
         for name, data in sorted(files.items()):
             writer.write_file(name, data)
         writer.commit(fsync=fsync)
     return tally.overflowed, restored
+
+
+def _card(summary: Summary, composed: output_files.Composed) -> bytes:
+    models = [(summary.label, summary.checkpoint.repo)]
+    models += [(delta.artifact.post, delta.config.post.repo) for delta in summary.deltas]
+    return output_files.card(composed, models, summary.details(), _TOOL)
 
 
 def _dtype(name: str | None) -> str | None:

@@ -21,6 +21,7 @@ from deltastore.errors import DeltastoreError, StoreNotFoundError
 from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
+from deltastore.store.mounts import all_apart, on_one
 from deltastore.text import typed
 
 PACKAGES = (
@@ -107,6 +108,7 @@ def _opened(store: Store) -> Iterator[Check]:
     yield _catalog(store)
     yield _index(store)
     yield _file_system(store)
+    yield from _mounts(store)
     yield _sharing(store)
     yield _space(store)
     yield from _clock(store)
@@ -177,6 +179,19 @@ def _file_system(store: Store) -> Check:
         found,
         "Locks may not hold there; let one machine at a time write to this store.",
     )
+
+
+def _mounts(store: Store) -> Iterator[Check]:
+    layout = store.parts.layout
+    if found := all_apart(layout):
+        shown = ", ".join(map(str, found[:3]))
+        yield Check(
+            "mounts",
+            "fail",
+            f"{shown}: on another file system or mount than {layout.temp}, so that nothing can be "
+            "renamed into it; what is there can be read",
+            on_one(layout),
+        )
 
 
 def _sharing(store: Store) -> Check:

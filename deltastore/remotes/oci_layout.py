@@ -6,58 +6,68 @@ Source: https://github.com/opencontainers/image-spec, ``image-layout.md``.
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from deltastore import places
-from deltastore.blobs.durable import translated
 from deltastore.blobs.local import LocalReader, check_bytes
-from deltastore.checkpoint.destination import resolved
-from deltastore.checkpoint.lease import (
-    create_partial,
-    deliver,
-    remove_dead_partials,
-    remove_partial,
-)
+from deltastore.checkpoint.destination import check_space
+from deltastore.checkpoint.files import file_error
+from deltastore.checkpoint.output import Output
 from deltastore.digest import canonical_json
-from deltastore.directory import Directory, hold_or_make, unmake
-from deltastore.errors import BlobCorruptError, OutputExistsError
+from deltastore.directory import Directory
+from deltastore.errors import BlobCorruptError
 from deltastore.manifest.format import ARTIFACT_TYPE, MANIFEST_MEDIA_TYPE
 from deltastore.store import Artifact, Store
 
 REF_NAME = "org.opencontainers.image.ref.name"
 NAME = "vnd.deltastore.name"
 _BLOCK_BYTES = 1 << 20
+_INDEX = "index.json"
 _NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 )
+_FICLONE = 0x40049409
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A layout that was written: its blobs, how many of them are links into the store."""
+    """A layout that was written: its blobs, and how many of them take no room of their own.
+
+    Attributes:
+        directory: Where it is.
+        blobs: How many there are.
+        bytes: Theirs.
+        linked: Hard links: the store's own files.
+        cloned: Copies that the file system keeps once until one of them is changed.
+    """
 
     directory: Path
     blobs: int
     bytes: int
     linked: int
+    cloned: int
 
 
-def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
+def write_layout(
+    store: Store, artifact: Artifact, directory: Path, *, link: bool = False
+) -> Exported:
     """Write an artifact as an OCI image layout with one manifest, tagged ``v<N>``.
 
-    Blobs of the user's own are hard links where the file system allows, all others copies; every
-    one is checked. The
+    Every blob is a copy of its own, and checked: what is done to it does not reach the store. The
     directory appears whole or not at all.
 
     Args:
         store: The store.
         artifact: What to export.
-        directory: A new or empty directory.
+        directory: A new or empty directory, as ``check_output`` says.
+        link: Make hard links of the blobs that are this user's and that nobody else may write to,
+            where the file system allows.
 
     Raises:
         OutputExistsError: It is there and not empty, or is a file.
@@ -65,57 +75,37 @@ def write_layout(store: Store, artifact: Artifact, directory: Path) -> Exported:
         BlobCorruptError: A blob is damaged.
         ManifestInvalidError: The manifest breaks the format.
         NoSpaceError: It does not fit.
-        StoreReadOnlyError: The user may not write there.
+        CheckpointError: This user cannot write there.
     """
-    directory = resolved(places.given(directory, called="the directory"))
-    with translated(directory):
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise OutputExistsError(
-                f"{directory} is there and not empty.", hint="Name a new or empty directory."
-            )
+    directory = places.absolute(directory, called="the directory")
     manifest, _ = store.load(artifact.digest)
     sizes = {blob.digest: blob.size for blob in manifest.blobs}
     sizes[artifact.digest] = manifest_size = store.blobs.size(artifact.digest) or 0
-    with translated(directory):
-        remove_dead_partials(directory)
-        parent, made = hold_or_make(directory.parent)
+    with Output(directory) as output:
         try:
-            with parent:
-                linked = _write(store, artifact, manifest_size, sizes, parent, directory.name)
-        except BaseException:
-            unmake(made)
-            raise
-        finally:
-            for held in chain.from_iterable(made):
-                held.close()
-    return Exported(directory, len(sizes), sum(sizes.values()), linked)
+            root = output.directory
+            with root.make("blobs") as blobs, blobs.make("sha256") as target:
+                linked, cloned, left = 0, 0, {}
+                for digest, size in sizes.items():
+                    if link and _link(store, digest, size, target):
+                        linked += 1
+                    elif _clone(store, digest, size, target):
+                        cloned += 1
+                    else:
+                        left[digest] = size
+                check_space(directory, sum(left.values()), largest=max(left.values(), default=0))
+                for digest, size in left.items():
+                    _copy(store, digest, size, target)
+            _write_documents(root, artifact, manifest_size)
+        except OSError as error:
+            raise file_error(error, directory, "write") from error
+        # It is by its index that tools know a layout.
+        output.deliver([_INDEX])
+    return Exported(directory, len(sizes), sum(sizes.values()), linked, cloned)
 
 
-def _write(
-    store: Store,
-    artifact: Artifact,
-    manifest_size: int,
-    sizes: Mapping[str, int],
-    parent: Directory,
-    name: str,
-) -> int:
-    """Put a layout together beside its place and give it its name; how many blobs are links."""
-    partial = create_partial(parent, name)
-    try:
-        with partial.directory.make("blobs") as blobs, blobs.make("sha256") as target:
-            linked = sum(_put(store, digest, size, target) for digest, size in sizes.items())
-        _write_documents(partial.directory, artifact, manifest_size)
-        # Onto an empty directory this replaces it; onto anything else it fails.
-        deliver(partial, name)
-    except BaseException:
-        remove_partial(partial)
-        raise
-    partial.close()
-    return linked
-
-
-def _put(store: Store, digest: str, size: int, target: Directory) -> bool:
-    """Put one blob in its place; whether as a link."""
+def _link(store: Store, digest: str, size: int, target: Directory) -> bool:
+    """Make a hard link of a blob; whether that can be done, and is safe."""
     path, name = store.blobs.path(digest), digest.removeprefix("sha256:")
     try:
         os.link(path, name, dst_dir_fd=target.descriptor, follow_symlinks=False)
@@ -126,20 +116,49 @@ def _put(store: Store, digest: str, size: int, target: Directory) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-    else:
-        # What somebody else may write to would change in the export when he does.
-        if _is_own(target.status(name)):
-            _check(target, digest, size)
-            return True
+        return False
+    # What somebody else may write to would change in the export when he does.
+    if not _is_own(target.status(name)):
         target.unlink(name)
+        return False
+    _check(target, digest, size)
+    return True
+
+
+def _clone(store: Store, digest: str, size: int, target: Directory) -> bool:
+    """Copy a blob without its bytes, where the file system can: btrfs, XFS and others.
+
+    Both have the same blocks until one of them is written to, which then gets blocks of its own.
+    """
+    name = digest.removeprefix("sha256:")
+    descriptor = target.create(name)
+    try:
+        with store.blobs.open(digest, size) as reader:
+            fcntl.ioctl(descriptor, _FICLONE, reader.fileno())
+    except OSError as error:
+        target.unlink(name)
+        if error.errno in _FULL:
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    _check(target, digest, size)
+    return True
+
+
+def _copy(store: Store, digest: str, size: int, target: Directory) -> None:
+    """Copy a blob, whose digest is that of the bytes that are written."""
+    hasher = hashlib.sha256()
     block = memoryview(bytearray(min(_BLOCK_BYTES, max(1, size))))
+    name = digest.removeprefix("sha256:")
     with store.blobs.open(digest, size) as reader, open(target.create(name), "wb") as file:
         for offset in range(0, size, len(block)):
             piece = block[: min(len(block), size - offset)]
             reader.read_into(offset, piece)
+            hasher.update(piece)
             file.write(piece)
-    _check(target, digest, size)
-    return False
+    if f"sha256:{hasher.hexdigest()}" != digest:
+        raise _damaged(digest)
 
 
 def _is_own(status: os.stat_result) -> bool:
@@ -182,5 +201,5 @@ def _write_documents(root: Directory, artifact: Artifact, manifest_size: int) ->
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [descriptor],
     }
-    root.write("index.json", canonical_json(index))
     root.write("oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+    root.write(_INDEX, canonical_json(index))

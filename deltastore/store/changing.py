@@ -19,6 +19,7 @@ def changing(parts: Parts, purpose: str, name: str) -> Iterator[Path]:
     error removes its lease, so it has to do itself what the next command would; where it cannot,
     as the disk is full, say, the lease stays.
     """
+    parts.require_together(parts.layout.names, parts.layout.names / name)
     with parts.leases.hold(purpose, name) as lease:
         try:
             yield lease

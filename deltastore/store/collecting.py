@@ -71,6 +71,7 @@ class Collection:
 def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
     """See ``Store.collect``."""
     parts.require_writable()
+    parts.require_together(parts.layout.blobs)
     done = Collection(
         temp_files=parts.recovered.temp_files,
         temp_bytes=parts.recovered.temp_bytes,

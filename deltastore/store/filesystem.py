@@ -53,6 +53,17 @@ def file_system_type(path: Path) -> str | None:
     return by_device or by_path
 
 
+def mount_points() -> list[Path]:
+    """Where this process sees something mounted; nothing where the kernel does not tell."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    return [
+        Path(_unescaped(line.split()[4])) for line in mounts.splitlines() if line.count(" ") > 4
+    ]
+
+
 def _unescaped(text: str) -> str:
     r"""Blanks and backslashes stand as ``\040`` and the like."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

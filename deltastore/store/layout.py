@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -49,6 +50,11 @@ class Layout:
     """The paths of the store at ``root``."""
 
     root: Path
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """All of the store's own; any but the first may be a link."""
+        return (self.root, self.blobs.parent, self.blobs, self.names, self.temp, self.leases)
 
     @property
     def marker(self) -> Path:
@@ -250,6 +256,14 @@ def check_links(layout: Layout) -> None:
 
 def _places(layout: Layout) -> tuple[Place, ...]:
     return (Place(layout.blobs, own=2), *map(Place, (layout.names, layout.temp, layout.leases)))
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory looks like a store, by what it has in it."""
+    layout = Layout(directory)
+    with contextlib.suppress(OSError):
+        return layout.marker.is_file() and layout.names.is_dir() and layout.blobs.is_dir()
+    return False
 
 
 def not_found(root: Path) -> StoreNotFoundError:

@@ -13,6 +13,7 @@ from deltastore.errors import StoreReadOnlyError
 from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
+from deltastore.store.mounts import require_together
 from deltastore.store.names import Names
 from deltastore.store.placing import IndexPlace
 from deltastore.store.refreshing import Sources
@@ -62,6 +63,14 @@ class Parts:
                 "with another one.",
                 path=str(self.layout.root),
             )
+
+    def require_together(self, *paths: Path) -> None:
+        """Refuse to change a store in which these directories cannot be written by renaming.
+
+        Raises:
+            StoreError: One of them, or that of the leases, is on another file system or mount.
+        """
+        require_together(self.layout, (*paths, self.layout.leases))
 
     def _shown(self) -> str:
         names = [str(path.relative_to(self.layout.root)) for path in self.closed]

@@ -394,7 +394,7 @@ def test_a_directory_without_permission(tmp_path: Path, monkeypatch: pytest.Monk
         # As the system would, but for root too, whom permissions do not stop.
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("deltastore.checkpoint.writer.create_partial", refuse)
+    monkeypatch.setattr("deltastore.checkpoint.output.create_partial", refuse)
     with pytest.raises(CheckpointError, match="Permission denied") as caught:
         CheckpointWriter(tmp_path / "out", ONE)
     assert "ls -ld" in caught.value.hint

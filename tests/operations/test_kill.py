@@ -21,7 +21,7 @@ from checkpoints import Tensors, assert_same_bits, load, model, save, trained
 import deltastore
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.checkpoint import CheckpointWriter, lease, writer
+from deltastore.checkpoint import CheckpointWriter, lease, output, writer
 from deltastore.cli.main import main
 from deltastore.directory import Directory
 from deltastore.errors import OutputExistsError
@@ -271,7 +271,7 @@ def empty_lease() -> None:
 APPLY_POINTS: dict[str, Action] = {
     "the empty lease": empty_lease,
     "the bare directory": lambda: wrapped(lease, "own_lease", 1),
-    "the partial directory": lambda: wrapped(writer, "create_partial", 1, after=True),
+    "the partial directory": lambda: wrapped(output, "create_partial", 1, after=True),
     "the first file": lambda: wrapped(writer, "reserve", 1),
     "all files": lambda: wrapped(writer, "reserve", 2, after=True),
     "the first chunk": lambda: wrapped(CheckpointWriter, "write", 1),
@@ -280,7 +280,7 @@ APPLY_POINTS: dict[str, Action] = {
     "all small files": lambda: wrapped(CheckpointWriter, "commit", 1),
     "the commit": lambda: wrapped(lease, "release", 1),
     "the lease beside the directory": lambda: wrapped(lease, "release", 1, after=True),
-    "the beginning of a clean-up": failing_then(lambda: wrapped(writer, "remove_partial", 1)),
+    "the beginning of a clean-up": failing_then(lambda: wrapped(output, "remove_partial", 1)),
     "a clean-up": failing_then(lambda: wrapped(Directory, "unlink", 2)),
     "the end of a clean-up": failing_then(lambda: wrapped(Directory, "remove", 1)),
 }

@@ -19,6 +19,7 @@ from worlds import (
     BEFORE,
     World,
     apply,
+    apply_into,
     check_nothing_left_over,
     check_whole,
     collect,
@@ -112,6 +113,14 @@ COMMANDS: dict[str, tuple[Callable[[World], None], dict[str, tuple[str, ...]], t
         apply,
         BEFORE,
         ("LEASED", "BARE", "OWNED", "RESERVED", "WRITTEN", "RELEASED", "NAMED", "DONE"),
+    ),
+    "apply into a directory": (
+        apply_into,
+        BEFORE,
+        (
+            *("LEASED", "BARE", "OWNED", "RESERVED", "WRITTEN"),
+            *("FILLING", "FILLED", "CLEARED", "DONE"),
+        ),
     ),
     "apply that fails": (
         fail_to_apply,
