@@ -90,14 +90,18 @@ class Store:
 
         Raises:
             StoreReadOnlyError: The user may not write.
-            StoreError: The store's directories are on several file systems.
+        """
+        self.parts.require_writable()
+
+    def lease(self, purpose: str) -> AbstractContextManager[Path]:
+        """Hold a lease while blobs are being put: what they are put for is not published yet.
+
+        Raises:
+            StoreReadOnlyError: The user may not write.
+            StoreError: The store's directories are not on one file system.
         """
         self.parts.require_writable()
         self.parts.require_together(self.parts.layout.blobs, self.parts.layout.names)
-
-    def lease(self, purpose: str) -> AbstractContextManager[Path]:
-        """Hold a lease while blobs are being put: what they are put for is not published yet."""
-        self.require_writable()
         return self.parts.leases.hold(purpose)
 
     def publish(
