@@ -199,7 +199,9 @@ def test_export(store: Path, tmp_path: Path, call: Call, say: Say) -> None:
     done = call("export", "instruct", str(tmp_path / "layout"))
     assert done["ref"] == "instruct:v1"
     assert (tmp_path / "layout" / "oci-layout").exists()
-    assert "hard links" in say("export", "instruct", str(tmp_path / "again"))
+    assert done["linked"] == 0
+    assert "hard links" not in say("export", "instruct", str(tmp_path / "again"))
+    assert "of them hard links" in say("export", "instruct", str(tmp_path / "links"), "--link")
     assert main(["export", "instruct", str(tmp_path / "layout")]) == 67
 
 
