@@ -151,11 +151,10 @@ def apply(
         NoSpaceError: The output does not fit.
     """
     started = time.monotonic()
-    out = places.given(out, called="--out")
     progress = Staged(progress or Silent())
     alphas = Scales(checked_scales(refs, scales), scale_rules)
     output_dtype = _dtype(dtype)
-    check_output(store, out, dry_run=dry_run)
+    out = check_output(store, out, called="--out", dry_run=dry_run)
     with ExitStack() as stack:
         named: list[str] = []
         stack.enter_context(blaming(named))

@@ -6,6 +6,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
+from deltastore import places
 from deltastore.checkpoint.destination import check_place, resolved
 from deltastore.checkpoint.output import remove_dead
 from deltastore.errors import UsageError
@@ -13,7 +14,9 @@ from deltastore.store import Store
 from deltastore.store.layout import is_store
 
 
-def check_output(store: Store, out: str | PathLike[str], *, dry_run: bool = False) -> Path:
+def check_output(
+    store: Store, out: str | PathLike[str], *, called: str, dry_run: bool = False
+) -> Path:
     """Refuse a place where no output can be.
 
     What processes that were killed have left there goes first, even where an output is in the way.
@@ -21,13 +24,15 @@ def check_output(store: Store, out: str | PathLike[str], *, dry_run: bool = Fals
     Args:
         store: From which the output is made.
         out: The directory that the user gave.
+        called: How the user gave it, for messages.
         dry_run: Remove nothing, and say what would be said if it had been.
 
     Returns:
         Where that is, through links.
 
     Raises:
-        UsageError: It is an empty text, or in the store.
+        UsageError: It is an empty text, needs a home or a working directory that is not there, or
+            is in the store.
         OutputExistsError: Something is there already.
         CheckpointError: This user cannot write there, or cannot look.
     """
@@ -37,7 +42,7 @@ def check_output(store: Store, out: str | PathLike[str], *, dry_run: bool = Fals
             "The directory for the output was given as an empty text; expected a path.",
             hint="Give a new or an empty directory; `.` is the one that you are in.",
         )
-    place = resolved(text)
+    place = resolved(places.given(text, called=called))
     # The store's own directories may be links; a directory may be in another store as well.
     own = [Path(os.path.realpath(path)) for path in store.parts.layout.directories]
     if any(place.is_relative_to(path) for path in own) or any(map(is_store, place.parents)):

@@ -53,7 +53,7 @@ def export(
         NoSpaceError: It does not fit.
         CheckpointError: The directory cannot be written.
     """
-    place = check_output(store, directory)
+    place = check_output(store, directory, called="the directory")
     artifact = store.resolve(ref)
     done = write_layout(store, artifact, place, link=link)
     return ExportReport(

@@ -13,7 +13,6 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltastore import places
 from deltastore.blobs.local import LocalReader, check_bytes
 from deltastore.checkpoint.destination import check_space
 from deltastore.checkpoint.files import file_error
@@ -77,7 +76,6 @@ def write_layout(
         NoSpaceError: It does not fit.
         CheckpointError: This user cannot write there.
     """
-    directory = places.absolute(directory, called="the directory")
     manifest, _ = store.load(artifact.digest)
     sizes = {blob.digest: blob.size for blob in manifest.blobs}
     sizes[artifact.digest] = manifest_size = store.blobs.size(artifact.digest) or 0

@@ -30,7 +30,7 @@ from deltastore.checkpoint.lease import own_lease
 from deltastore.checkpoint.output import remove_dead
 from deltastore.checkpoint.steps import Step
 from deltastore.directory import Directory
-from deltastore.errors import CheckpointCorruptError, CheckpointError, OutputExistsError
+from deltastore.errors import CheckpointCorruptError, CheckpointError, OutputExistsError, UsageError
 from deltastore.testing.killing import is_killed_at, killed_at, start
 
 PLAN = (
@@ -394,11 +394,11 @@ def test_a_name_as_long_as_may_be(tmp_path: Path, letter: str, there: bool) -> N
     assert names(place) == WHOLE
     longer = tmp_path / (place.name + "xx")
     for attempt in (lambda: check_destination(longer, PLAN), lambda: write(longer)):
-        with pytest.raises(CheckpointError, match="File name too long"):
+        with pytest.raises(UsageError, match="the name is too long"):
             attempt()
     deeper = tmp_path / "new" / longer.name
     for attempt in (lambda: check_destination(deeper, PLAN), lambda: write(deeper)):
-        with pytest.raises(CheckpointError, match="File name too long"):
+        with pytest.raises(UsageError, match="the name is too long"):
             attempt()
     assert names(tmp_path) == {place.name}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deltastore.checkpoint import Location, locate, open_checkpoint
-from deltastore.errors import CheckpointNotFoundError, HubError
+from deltastore.errors import CheckpointNotFoundError, HubError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -65,15 +65,17 @@ def test_a_path_into_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "name", "./org/name", "a/b/c", "-x/y", "org/name@", "org/na me", "../org"]
+    "text", ["name", "./org/name", "a/b/c", "-x/y", "org/name@", "org/na me", "../org"]
 )
 def test_what_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
-    if text == "":
-        assert locate(text) == Location(Path())
-        return
     with pytest.raises(CheckpointNotFoundError):
         locate(text)
+
+
+def test_an_empty_text_is_no_checkpoint() -> None:
+    with pytest.raises(UsageError, match="empty text"):
+        locate("")
 
 
 def test_a_path_object_is_never_a_hub_id(cache: Path) -> None:

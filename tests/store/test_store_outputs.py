@@ -168,7 +168,7 @@ PLACES: dict[str, tuple[Callable[[Path], Path], int, str]] = {
     "the store's own": (lambda place: place.parent / "store" / "tmp", 2, "is in a store"),
     "the store": (lambda place: place.parent / "store", 2, "is in a store"),
     "a device's": (lambda place: Path("/dev/null"), 67, "is a file"),
-    "too long a name": (lambda place: place / ("x" * 256), 60, "File name too long"),
+    "too long a name": (lambda place: place / ("x" * 256), 2, "the name is too long"),
 }
 
 
