@@ -104,17 +104,24 @@ class Partial:
         self.directory.close()
 
 
-def create_partial(parent: Directory, out: str) -> Partial:
+def new_name(out: str) -> str:
+    """A name for an unfinished directory of an output, or of what is to be ``FILLED``."""
+    return f"{_prefix(out)}{secrets.token_hex(6)}"
+
+
+def create_partial(parent: Directory, out: str, name: str = "") -> Partial:
     """Create the directory in which an output is put together, with this process's lease in it.
 
     Args:
         parent: The directory in which the output will be, or that is to be filled.
         out: The output's name; ``FILLED`` where ``parent`` is to be filled.
+        name: What to call it, as ``new_name`` says; whoever knows that can ``discard`` it, at
+            whatever moment this was interrupted.
 
     Raises:
         OSError: The directory cannot be created or written.
     """
-    name = f"{_prefix(out)}{secrets.token_hex(6)}"
+    name = name or new_name(out)
     lease = own_lease()
     descriptor, partial = -1, None
     try:
@@ -138,15 +145,26 @@ def create_partial(parent: Directory, out: str) -> Partial:
         # An interruption as well: no other command can tell that this process needs them no more.
         if partial is not None:
             remove_partial(partial)
-        with suppress(OSError):
-            os.rmdir(name, dir_fd=parent.descriptor)
-        with suppress(OSError):
-            parent.unlink(f"{name}{LEASE}")
+        discard(parent, name)
         raise
     finally:
         if descriptor >= 0:
             os.close(descriptor)
     return partial
+
+
+def discard(parent: Directory, name: str) -> None:
+    """Remove what ``create_partial`` made, in which there is nothing but its lease."""
+    with suppress(OSError), parent.open(name) as directory:
+        found = read_lease(directory, LEASE)
+        lease = None if found is None else found.lease
+        where = (os.getpid(), number_of(directory))
+        if lease is not None and (lease.pid, lease.directory) == where:
+            directory.unlink(LEASE)
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=parent.descriptor)
+    with suppress(OSError):
+        parent.unlink(f"{name}{LEASE}")
 
 
 def _prefix(out: str) -> str:

@@ -22,7 +22,9 @@ from deltastore.checkpoint.lease import (
     Partial,
     create_partial,
     deliver,
+    discard,
     hold_output,
+    new_name,
     remove_dead_partials,
     remove_partial,
 )
@@ -65,13 +67,14 @@ class Output:
         self._partial: Partial | None = None
         remove_dead(place)
         self.fills = check_place(place)
+        self._name = new_name(FILLED if self.fills else place.name)
         try:
             if self.fills:
                 self._parent = hold_output(place)
-                self._partial = create_partial(self._parent, FILLED)
+                self._partial = create_partial(self._parent, FILLED, self._name)
             else:
                 self._parent, self._made = hold_or_make(place.parent)
-                self._partial = create_partial(self._parent, place.name)
+                self._partial = create_partial(self._parent, place.name, self._name)
         except OSError as error:
             self.abort()
             raise file_error(error, place, "create") from error
@@ -127,6 +130,9 @@ class Output:
             if self.fills:
                 filling.settle(self._partial)
             remove_partial(self._partial)
+        elif self._parent is not None:
+            # An interruption may have come when it was made and not yet here.
+            discard(self._parent, self._name)
         unmake(self._made)
         self._let_go()
 

@@ -24,6 +24,7 @@ from deltastore.checkpoint import (
     check_destination,
     filling,
     open_checkpoint,
+    output,
     steps,
 )
 from deltastore.checkpoint.lease import own_lease
@@ -210,6 +211,38 @@ def test_an_interruption_after_the_last_file_leaves_it_whole(
         write(out)
     assert names(out) == WHOLE
     assert reads(out)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
+@pytest.mark.parametrize("when", ["made", "opened", "leased", "handed over"])
+def test_an_interruption_as_it_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, there: bool
+) -> None:
+    """Wherever it comes: between two calls, too, when nobody holds what is there already."""
+    place = tmp_path / "out"
+    if there:
+        place.mkdir()
+
+    def after(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            done = real(*arguments, **options)
+            if "partial" in f"{arguments} {done}":
+                raise KeyboardInterrupt
+            return done
+
+        return call
+
+    holder, name = {
+        "made": (os, "mkdir"),
+        "opened": (Directory, "make"),
+        "leased": (Directory, "rename"),
+        "handed over": (output, "create_partial"),
+    }[when]
+    monkeypatch.setattr(holder, name, after(getattr(holder, name)))
+    with pytest.raises(KeyboardInterrupt):
+        write(place)
+    assert names(tmp_path) == ({"out"} if there else set())
+    assert not there or names(place) == set()
 
 
 def test_what_appears_meanwhile_stays(out: Path) -> None:
