@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any
 
 import deltastore
-from deltastore import places
 from deltastore.checkpoint import (
     TORCH_DTYPES,
     Checkpoint,
