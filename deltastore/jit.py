@@ -1,26 +1,32 @@
 """The one place that knows how kernels are compiled and where the result is kept.
 
 Kernels compile on their first call and are cached beside their source, or, where that directory
-is read-only, in the user's cache directory. Where neither can be written each process compiles
-again; that costs seconds, so it is said once.
+is read-only, in the user's cache directory. Where neither can be written, or the disk is full, each
+process compiles again; that costs seconds, so it is said once. What is cached has a digest: of a
+file that was cut short or damaged nothing reaches the linker, which would end the process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
 SOURCES = ("jit.py", "tokens.py", "manifest/format.py", "delta/*.py", "codecs/*.py")
 """Where kernels, what they call and their constants are written, inside the package."""
+
+_NO_PLACE = "no directory for compiled kernels can be written"
 
 _warned = False
 
@@ -34,21 +40,18 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     # A cached kernel has what it calls, and constants, compiled into it, and Numba looks only at
     # the one file that it is written in. The name, under which it is cached, is that of them all.
     function.__qualname__ = f"{function.__qualname__}-{_digest()}"
+    compiled: Any = numba.njit(function, nogil=True, error_model="numpy")
     try:
-        return _compile(function, cache=True)
-    except RuntimeError:  # numba found no directory in which it may write
-        _warn_once()
-        return _compile(function, cache=False)
+        if compiled is not function:  # as it is with NUMBA_DISABLE_JIT
+            # As ``cache=True`` does, with a cache that may fail.
+            with _no_directory_called_tilde():
+                compiled._cache = _KernelCache(function)  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError):  # numba found no directory in which it may write
+        _warn_once(_NO_PLACE)
+    return compiled  # type: ignore[no-any-return]
 
 
-def _compile(function: Callable[..., Any], *, cache: bool) -> Callable[..., Any]:
-    with _no_directory_called_tilde():
-        return numba.njit(  # type: ignore[no-any-return]
-            function, cache=cache, nogil=True, error_model="numpy"
-        )
-
-
-@contextmanager
+@contextlib.contextmanager
 def _no_directory_called_tilde() -> Iterator[None]:
     """Where there is no home directory, let Numba find no cache in it.
 
@@ -76,6 +79,52 @@ def _set_cache_directory(path: str) -> None:
     numba.config.CACHE_DIR = path  # type: ignore[attr-defined]
 
 
+class _CheckedKernel(CompileResultCacheImpl):
+    """How a compiled kernel becomes bytes and back: with their digest before them."""
+
+    def reduce(self, data: Any) -> tuple[bytes, bytes]:
+        """What is kept of a compiled kernel."""
+        payload: bytes = dumps(super().reduce(data))  # type: ignore[no-untyped-call]
+        return sha256(payload).digest(), payload
+
+    def rebuild(self, target_context: Any, reduced_data: Any) -> Any:
+        """The compiled kernel.
+
+        Raises:
+            ValueError: It is not what was kept.
+        """
+        digest, payload = reduced_data
+        if sha256(payload).digest() != digest:
+            raise ValueError("a compiled kernel has another digest")
+        # From the file that numba unpickles as well.
+        kept = pickle.loads(payload)  # noqa: S301
+        return super().rebuild(target_context, kept)  # type: ignore[no-untyped-call]
+
+
+class _KernelCache(FunctionCache):
+    """A kernel's cache, of which nothing that goes wrong is a failure."""
+
+    _impl_class = _CheckedKernel
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled kernel for a signature; None where there is none that is whole."""
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except Exception:  # noqa: BLE001 - damaged bytes raise whatever they like
+            # Its index is the first thing that may be damaged, and saving reads it.
+            with contextlib.suppress(OSError):
+                self.flush()  # type: ignore[no-untyped-call]
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled kernel, if that can be done."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001 - it was compiled, which is what counts
+            why = getattr(error, "strerror", None) or error
+            _warn_once(f"compiled kernels cannot be kept in {self.cache_path}: {why}")
+
+
 @cache
 def _digest() -> str:
     """Of the text of all sources."""
@@ -87,13 +136,13 @@ def _digest() -> str:
     return hasher.hexdigest()[:16]
 
 
-def _warn_once() -> None:
+def _warn_once(problem: str) -> None:
     global _warned
     if not _warned:
         _warned = True
         print(
-            "deltastore: no writable directory for compiled kernels, so each process compiles "
-            "them again; set NUMBA_CACHE_DIR to a writable directory.",
+            f"deltastore: {problem}, so each process compiles them again; set NUMBA_CACHE_DIR to "
+            "a directory that can be written.",
             file=sys.stderr,
         )
 

@@ -6,7 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import numba
+import pytest
 
 import deltastore
 from deltastore import jit
@@ -68,3 +72,61 @@ def test_a_changed_callee_or_constant_compiles_its_callers_again(tmp_path: Path)
     assert ran(tmp_path) == "3"
     again = cached(tmp_path) - first
     assert {name.split("-")[0] for name in again} == {name.split("-")[0] for name in first}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package in a directory of its own, and kernels compiled there."""
+    place = tmp_path_factory.mktemp("package")
+    shutil.copytree(PACKAGE, place / "deltastore", ignore=shutil.ignore_patterns("*.nb?"))
+    assert ran(place) == "0"
+    return place
+
+
+def cut_short(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def with_zeros(data: bytes) -> bytes:
+    """As after a power cut: some blocks never came, in the machine code here."""
+    at = data.index(b"\x7fELF")
+    return data[: at + 600] + bytes(200) + data[at + 800 :]
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"), [("nbi", cut_short), ("nbc", cut_short), ("nbc", with_zeros)]
+)
+def test_a_damaged_kernel_is_compiled_again(
+    compiled: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    files = list(compiled.rglob(f"*.{kind}"))
+    assert files
+    for path in files:
+        path.write_bytes(damage(path.read_bytes()))
+    damaged = {path: path.read_bytes() for path in files}
+    assert ran(compiled) == "0"
+    assert all(path.read_bytes() != data for path, data in damaged.items()), "and kept again"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")  # noqa: PTH110
+def test_kernels_that_cannot_be_kept_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The device takes no byte, as a disk that is full."""
+    monkeypatch.setattr(jit, "_warned", False)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    kernel = jit.kernel(double)
+
+    def full(*_: object) -> None:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    kernel._cache._cache_file.save = full  # type: ignore[attr-defined]
+    assert kernel(4) == 8
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "NUMBA_CACHE_DIR" in said
