@@ -66,7 +66,12 @@ class Directory:
             OSError: It cannot be made; ``EEXIST`` where another one took its place at once.
         """
         os.mkdir(name, mode, dir_fd=self.descriptor)
-        made = self.open(name)
+        try:
+            made = self.open(name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=self.descriptor)
+            raise
         if made.names():
             # Between the two calls another one was put there.
             made.close()
