@@ -298,6 +298,19 @@ def test_the_cache_must_have_room(models: HubServer, monkeypatch: pytest.MonkeyP
     assert not models.requests
 
 
+def test_what_the_cache_has_for_another_commit_needs_no_room(
+    models: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint("org/base") as checkpoint:
+        for name in checkpoint.tensors:
+            checkpoint.read_into(name, 0, bytearray(2))
+    shutil.rmtree(tmp_path / "hf" / "hub" / "models--org--base" / "snapshots")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with open_checkpoint("org/base") as checkpoint:
+        checkpoint.read_into("norm.weight", 0, bytearray(2))
+
+
 def test_weights_in_two_forms(models: HubServer, sources: Path, tmp_path: Path) -> None:
     """Of .safetensors and .bin beside them only the former are looked at."""
     place = tmp_path / "both"

@@ -52,6 +52,16 @@ def snapshot_folder(repo: str, commit: str) -> Path:
     return cache_root() / storage_name(repo) / "snapshots" / commit
 
 
+def has_blob(repo: str, name: str | None, size: int | None) -> bool:
+    """Whether the cache has the bytes of a file, whatever paths it has them under."""
+    if name is None or not is_safe_name(name):
+        return False
+    with suppress(OSError):
+        status = (cache_root() / storage_name(repo) / "blobs" / name).lstat()
+        return stat.S_ISREG(status.st_mode) and size in (None, status.st_size)
+    return False
+
+
 def blob_sha256(path: Path) -> str | None:
     """The sha256 (hex) by whose name the local cache keeps a file, if it is one of its blobs.
 

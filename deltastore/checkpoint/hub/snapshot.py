@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deltastore.checkpoint.hub import limits
-from deltastore.checkpoint.hub.cache import cached_file, write_ref
+from deltastore.checkpoint.hub.cache import cached_file, has_blob, write_ref
 from deltastore.checkpoint.hub.downloading import download
 from deltastore.checkpoint.hub.downloads import Downloads
 from deltastore.checkpoint.hub.exchange import Hub
@@ -168,7 +168,12 @@ class Snapshot:
         """
         files = self.files or {}
         missing = [name for name in filenames if name in files and self.cached(name) is None]
-        needed = sum(files[name].size or 0 for name in missing)
+        # Another commit may have the same file: then only its name is missing.
+        needed = sum(
+            files[name].size or 0
+            for name in missing
+            if not has_blob(self.repo, files[name].sha256 or files[name].blob, files[name].size)
+        )
         place = next(parent for parent in self.folder.parents if parent.exists())
         free = shutil.disk_usage(place).free
         if needed > free:
