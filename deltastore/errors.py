@@ -114,6 +114,13 @@ class NoSpaceError(StoreError):
     exit_code = 16
 
 
+MAKE_ROOM = (
+    "`deltastore gc --grace 0` frees what no version uses; `deltastore rm REF` and then that frees "
+    "a version, and `deltastore du` shows how large each is."
+)
+"""The hint where the store's file system is full; these commands work there."""
+
+
 class CatalogError(StoreError):
     """The catalog's database failed."""
 

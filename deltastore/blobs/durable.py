@@ -12,19 +12,27 @@ import errno
 import itertools
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deltastore.blobs import spares
 from deltastore.blobs.owner import owner_token
 from deltastore.directory import Directory, Place
-from deltastore.errors import NoSpaceError, StoreError, StoreReadOnlyError, UsageError, shown
+from deltastore.errors import (
+    MAKE_ROOM,
+    NoSpaceError,
+    StoreError,
+    StoreReadOnlyError,
+    UsageError,
+    shown,
+)
 from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_SPACE = spares.NO_SPACE | {errno.EFBIG}
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _counter = itertools.count()
@@ -50,7 +58,7 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
         if error.errno in _NO_SPACE:
             raise NoSpaceError(
                 f"No space is left for {path}.",
-                hint="Free some space; `deltastore du` shows what the store holds.",
+                hint=MAKE_ROOM,
                 path=str(path),
             ) from error
         if error.errno == errno.ELOOP:
@@ -135,11 +143,15 @@ class Temp:
     Attributes:
         path: Where it is.
         descriptor: The file, for writing.
+        spare: It was a spare file of the store, and goes back there if it keeps no other name.
     """
 
-    def __init__(self, directory: Directory, name: str, descriptor: int) -> None:
+    def __init__(
+        self, directory: Directory, name: str, descriptor: int, *, spare: bool = False
+    ) -> None:
         self.path = directory.path / name
         self.descriptor = descriptor
+        self.spare = spare
         self._directory = directory
         self._renamed = False
 
@@ -156,29 +168,33 @@ class Temp:
                 self._rename(target, name)
             target.sync()
 
-    def create(self, place: Place, name: str) -> None:
+    def create(self, place: Place, name: str, *, frees: bool = False) -> None:
         """Give it a name in a directory unless something has it, and make that last.
 
         Of any number of processes that try at once exactly one succeeds, on network file systems
         too.
+
+        Args:
+            place: The directory.
+            name: The name.
+            frees: Whether this is done to free space, so that a spare file may be given up for it.
 
         Raises:
             FileExistsError: Something has the name.
         """
         with place.hold() as target:
             try:
-                os.link(
-                    self.path.name,
-                    name,
-                    src_dir_fd=self._directory.descriptor,
-                    dst_dir_fd=target.descriptor,
-                    follow_symlinks=False,
-                )
+                self._link(target, name)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                # A file system in memory counts a second name as a file.
+                full = frees and error.errno in spares.NO_SPACE
+                if full and spares.give_up(self._directory.path):
+                    self._link(target, name)
+                elif error.errno in _NO_LINKS:
+                    # Still exclusive, but a crash can leave it cut short.
+                    _copy(self._directory, self.path.name, target, name)
+                else:
                     raise
-                # Still exclusive, but a crash can leave it cut short.
-                _copy(self._directory, self.path.name, target, name)
             target.sync()
 
     def _rename(self, target: Directory, name: str) -> None:
@@ -189,6 +205,15 @@ class Temp:
             dst_dir_fd=target.descriptor,
         )
         self._renamed = True
+
+    def _link(self, target: Directory, name: str) -> None:
+        os.link(
+            self.path.name,
+            name,
+            src_dir_fd=self._directory.descriptor,
+            dst_dir_fd=target.descriptor,
+            follow_symlinks=False,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -202,33 +227,72 @@ class Temp:
         os.close(self.descriptor)
         try:
             with self._directory as directory:
-                if not self._renamed:
+                if not self._renamed and not (
+                    self.spare and spares.give_back(directory.path, directory, self.path.name)
+                ):
                     directory.unlink(self.path.name, missing_ok=True)
         except OSError:
             if error is None:
                 raise
 
 
-def write_temp(directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666) -> Temp:
+def write_temp(
+    directory: Path, pieces: Sequence[Piece], *, mode: int = 0o666, leaving: int | None = None
+) -> Temp:
     """Write ``pieces`` to a new file in ``directory`` and sync it.
 
     The umask decides on the permissions, as it does for files that other programs make: a
     temporary file that only its owner can read would stay so under its final name.
 
+    Args:
+        directory: Where to; a store's directory of temporary files.
+        pieces: The bytes.
+        mode: The permissions, less the umask.
+        leaving: For what is small: how many of the store's spare files have to be left, where
+            there is no space and one of them is taken instead; None to take none.
+
     Raises:
         OSError: From the system; nothing is left behind.
     """
+    try:
+        return _written(directory, pieces, lambda held, name: held.create(name, mode=mode))
+    except OSError as error:
+        if leaving is None or error.errno not in spares.NO_SPACE:
+            raise
+        full = error
+
+    keep = leaving
+
+    def take(held: Directory, name: str) -> int:
+        descriptor = spares.take(directory, held, name, leaving=keep)
+        if descriptor is None:
+            raise full
+        return descriptor
+
+    return _written(directory, pieces, take, spare=True)
+
+
+def _written(
+    directory: Path,
+    pieces: Sequence[Piece],
+    create: Callable[[Directory, str], int],
+    *,
+    spare: bool = False,
+) -> Temp:
     name = temp_name()
     # Tools that copy trees leave empty directories out.
     held = Place(directory).make()
     try:
-        temp = Temp(held, name, held.create(name, mode=mode))
+        temp = Temp(held, name, create(held, name), spare=spare)
     except BaseException:
         held.close()
         raise
     try:
         for piece in pieces:
             _write_all(temp.descriptor, piece)
+        if spare:
+            # What was in it before was longer. Its block stays.
+            os.ftruncate(temp.descriptor, os.lseek(temp.descriptor, 0, os.SEEK_CUR))
         os.fsync(temp.descriptor)
     except BaseException as error:
         temp.__exit__(type(error), error, None)

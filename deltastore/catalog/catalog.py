@@ -62,6 +62,8 @@ class Catalog:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
+        self.detached = False
+        """Whether it is a copy in memory by now, which its file does not follow."""
 
     @classmethod
     def at(cls, path: Path, *, read_only: bool) -> Catalog:
@@ -92,6 +94,19 @@ class Catalog:
                     schema.create_schema(session)
                     found = schema.HEAD
         schema.check_revision(found, where)
+
+    def detach(self) -> None:
+        """Go on with a copy in memory, where the file cannot be written as its disk is full.
+
+        What is written from now on nobody else sees, and it does not last: the next command sees
+        that the records are not as they were, and brings the file up to date.
+
+        Raises:
+            CatalogError: The file cannot be read either.
+        """
+        if not self.detached:
+            self._database = self._database.copied()
+            self.detached = True
 
     def revision(self) -> str | None:
         """The schema's revision; None where the database is empty.

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import secrets
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
-from deltastore.errors import CatalogError, DeltastoreError, NoSpaceError, StoreReadOnlyError
+from deltastore.errors import (
+    MAKE_ROOM,
+    CatalogError,
+    DeltastoreError,
+    NoSpaceError,
+    StoreReadOnlyError,
+)
 
 _DOCTOR = "Run `deltastore doctor` for the state of the store."
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_JOURNAL_BYTES = 64 << 10
 _REBUILD = "Run `deltastore reindex`, which rebuilds the catalog from the records."
 
 
@@ -32,8 +43,10 @@ def translated(where: str) -> Iterator[None]:
         raise damaged(where, "a text in it is not UTF-8") from error
 
 
-def cannot_be_made(where: str, cause: OSError) -> CatalogError:
+def cannot_be_made(where: str, cause: OSError) -> CatalogError | NoSpaceError:
     """There is no database, and none can be made."""
+    if cause.errno in _NO_SPACE:
+        return _no_space(where)
     return CatalogError(f"The catalog {where} cannot be made: {cause.strerror}.", hint=_DOCTOR)
 
 
@@ -51,10 +64,7 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
             hint="Run the command again when the other one has finished.",
         )
     if code == sqlite3.SQLITE_FULL:
-        return NoSpaceError(
-            f"No space is left for the catalog {where}.",
-            hint="Free some space; `deltastore du` shows what the store holds.",
-        )
+        return _no_space(where)
     if code == sqlite3.SQLITE_READONLY:
         return StoreReadOnlyError(
             f"The catalog {where} cannot be written.",
@@ -69,6 +79,9 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
     if not code and "decode to UTF-8" in str(cause):
         # The driver's own, which has the text in it.
         return damaged(where, "a text in it is not UTF-8")
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(Path(where).parent):
+        # No inode is left for the journal, or the user has reached a quota.
+        return _no_space(where)
     if code == sqlite3.SQLITE_CANTOPEN:
         return CatalogError(
             f"The catalog {where} cannot be opened: {cause}.",
@@ -79,3 +92,21 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
         # in the file that are not what they were.
         return damaged(where, str(cause))
     return CatalogError(f"The catalog {where} failed: {cause}.", hint=_REBUILD)
+
+
+def _no_space(where: str) -> NoSpaceError:
+    return NoSpaceError(f"No space is left for the catalog {where}.", hint=MAKE_ROOM, path=where)
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether there is no room for a journal, which SQLite does not say: asked by making a file."""
+    probe = directory / f"probe-{secrets.token_hex(8)}"
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(_JOURNAL_BYTES))
+    except OSError as error:
+        return error.errno in _NO_SPACE
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return False

@@ -23,10 +23,6 @@ class LocalIndex(Catalog):
 
     _more_tables = _TABLES
 
-    def __init__(self, database: SqliteDatabase) -> None:
-        super().__init__(database)
-        self._file = database
-
     @classmethod
     def open(cls, path: Path, store_id: str) -> Self:
         """The index at ``path`` of the store ``store_id``, empty if it had to be made anew.
@@ -50,16 +46,16 @@ class LocalIndex(Catalog):
         return index
 
     def _prepare(self, store_id: str) -> None:
-        where = self._file.where
+        where = self._database.where
         if self.revision() is None:
-            with self._file.writing() as session:
+            with self._database.writing() as session:
                 if schema.revision(session, where) is None:
                     schema.create_schema(session)
                     for statement in _TABLES:
                         session.run(statement)
                     session.run("INSERT INTO local_store (id) VALUES (:id)", {"id": store_id})
         schema.check_revision(self.revision() or "", where)
-        with self._file.reading() as session:
+        with self._database.reading() as session:
             found = session.rows("PRAGMA quick_check(1)")[0][0]
             if found != "ok":
                 raise damaged(where, str(found))

@@ -183,6 +183,22 @@ class SqliteDatabase:
             for statement in (*statements, "VACUUM"):
                 connection.execute(statement)
 
+    def copied(self) -> SqliteDatabase:
+        """A database in memory with the same rows; an empty one where there is no file.
+
+        Raises:
+            CatalogError: The database is damaged, locked, or fails otherwise.
+        """
+        copy = SqliteDatabase(None, longest=self._longest)
+        if self._path is None or os.path.lexists(self._path):
+            with (
+                translated(self.where),
+                self._connection(write=False) as (source, _),
+                copy._connection(write=True) as (target, _),
+            ):
+                source.backup(target)
+        return copy
+
     def engine(self) -> Engine:
         """The same for SQLAlchemy; every transaction takes the write lock at its start.
 

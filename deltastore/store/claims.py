@@ -96,9 +96,9 @@ class Claims:
         return swept
 
     def _take(self, path: Path) -> bool:
-        with durable.write_temp(self._temp, [owner_token().encode()]) as temp:
+        with durable.write_temp(self._temp, [owner_token().encode()], leaving=0) as temp:
             try:
-                temp.create(self._place, path.name)
+                temp.create(self._place, path.name, frees=True)
             except FileNotFoundError:
                 self._place.make().close()
                 return False
@@ -154,5 +154,5 @@ class Claims:
         return token_of(data.decode("ascii", "replace")) if data else ""
 
     def _server_time(self) -> float:
-        with durable.write_temp(self._temp, [b"\0"]) as temp:
+        with durable.write_temp(self._temp, [b"\0"], leaving=0) as temp:
             return os.fstat(temp.descriptor).st_mtime

@@ -15,6 +15,7 @@ from deltastore.blobs import steps
 from deltastore.blobs.local import BlobFile
 from deltastore.blobs.steps import Step
 from deltastore.directory import Directory
+from deltastore.errors import NoSpaceError
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
@@ -101,6 +102,22 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
         steps.reached(Step.OPENED)
     steps.reached(Step.EMPTIED)
     return done
+
+
+def freeable(parts: Parts) -> Amount:
+    """What a collection without a grace period would free now, if nobody holds it back.
+
+    Raises:
+        IntegrityError: As for ``collect``, which would then delete nothing.
+        FormatError: Likewise.
+    """
+    references = References()
+    references.update(parts)
+    found = Amount()
+    for blob in parts.blobs.files():
+        if blob.digest not in references.blobs:
+            found.add(blob)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +220,7 @@ def _delete(
         if age.is_young(current.modified):
             done.young.add(current)
             continue
-        if parts.blobs.move_out(blob.digest, waste):
+        if _binned(parts, blob.digest, waste):
             done.removed.add(current)
             done.digests.append(blob.digest)
             steps.reached(Step.BINNED)
@@ -215,3 +232,13 @@ def _delete(
             break
     if done.digests:
         parts.blobs.sync()
+
+
+def _binned(parts: Parts, digest: str, waste: Directory) -> bool:
+    """Move a blob into the bin; see ``LocalBlobs.move_out``."""
+    try:
+        return parts.blobs.move_out(digest, waste)
+    except NoSpaceError:
+        # The bin itself would have to grow: what is in it goes at once, and gives room.
+        waste.clear(folders=0)
+        return parts.blobs.move_out(digest, waste)

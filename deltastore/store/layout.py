@@ -9,6 +9,7 @@
     catalog.db                      the index, rebuildable
     local-index                     there if the index is not in the store
     tmp/  leases/                   of running processes
+    spare/                          what is written over where the disk is full
 """
 
 from __future__ import annotations
@@ -288,7 +289,7 @@ def _refuse_foreign(layout: Layout) -> None:
     Our own entries without a marker are a store that another process is just making, or one whose
     maker was stopped.
     """
-    own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db", "local-index"}
+    own = {"blobs", "names", "tmp", "leases", "store.json", "catalog.db", "local-index", "spare"}
     foreign = sorted(entry.name for entry in layout.root.iterdir() if entry.name not in own)
     if foreign and not layout.marker.exists() and not has_records(layout):
         raise NotAStoreError(

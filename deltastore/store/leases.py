@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltastore.blobs import durable
+from deltastore.blobs import durable, spares
 from deltastore.blobs.owner import is_alive, is_dead, token_of
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
@@ -46,6 +46,8 @@ GATE_WAIT_S = 10.0
 """How long a writer waits for a collector before it takes the collector's bin away."""
 
 COLLECTOR = "gc"
+FREEING = frozenset({"rm", "untag", COLLECTOR})
+"""Purposes that free space, or need none: they go on to the last spare file."""
 WITHOUT_BLOBS = frozenset({"tag", "untag", "rm", COLLECTOR})
 """Purposes that rely on no blob. Any other one counts as a writer, unknown ones included."""
 
@@ -127,7 +129,9 @@ class Leases:
             }
         )
         with durable.translated(self._directory):
-            path, descriptor = self._create(document)
+            path, descriptor, spare = self._create(
+                document, leaving=0 if purpose in FREEING else spares.KEPT
+            )
         ended = threading.Event()
         heart = threading.Thread(target=_beat, args=(descriptor, ended), name="lease", daemon=True)
         # Where no thread can start, this machine still sees the process; others take the lease for
@@ -151,7 +155,7 @@ class Leases:
             # A lease that cannot be removed costs the next open a look at one name, no more.
             if path not in self._left:
                 with contextlib.suppress(OSError, StoreError):
-                    self._drop(path.name)
+                    self._drop(path.name, spare=spare)
 
     def leave(self, lease: Path) -> None:
         """Let a lease that is held outlast its block: the next command has something to do."""
@@ -236,7 +240,10 @@ class Leases:
             StoreReadOnlyError: The user may not write.
             NoSpaceError: The disk is full.
         """
-        with durable.translated(self._temp), durable.write_temp(self._temp, [b"\0"]) as temp:
+        with (
+            durable.translated(self._temp),
+            durable.write_temp(self._temp, [b"\0"], leaving=0) as temp,
+        ):
             return os.fstat(temp.descriptor).st_mtime
 
     def fence(self, lease: Lease) -> None:
@@ -282,7 +289,14 @@ class Leases:
         """
         name = durable.temp_name()
         with durable.translated(self._temp), self._temps.make() as temps:
-            bin_ = temps.make(name)
+            spare = False
+            try:
+                bin_ = temps.make(name)
+            except OSError as error:
+                spare = error.errno in spares.NO_SPACE and spares.take_bin(self._temp, temps, name)
+                if not spare:
+                    raise
+                bin_ = temps.open(name)
             with contextlib.suppress(OSError):
                 # Whoever may take it away must be able to empty it.
                 mode = stat.S_IMODE(os.fstat(temps.descriptor).st_mode)
@@ -294,28 +308,30 @@ class Leases:
                 # Nothing refers to what is in it: if this fails, the next command tries again.
                 with contextlib.suppress(OSError, StoreError), self._temps.hold() as temps:
                     bin_.clear(folders=0)
-                    temps.remove(name, bin_)
+                    if not (spare and spares.give_bin_back(self._temp, temps, name, bin_)):
+                        temps.remove(name, bin_)
 
     def has_bin(self, bin_: Directory) -> bool:
         """Whether a bin is still there: nobody has fenced this process off."""
         with _looked(self._temps) as (temps, _):
             return temps.leads_to(bin_.path.name, bin_)
 
-    def _create(self, document: bytes) -> tuple[Path, int]:
-        """Put a lease down: where it is, and its descriptor."""
+    def _create(self, document: bytes, *, leaving: int) -> tuple[Path, int, bool]:
+        """Put a lease down: where it is, its descriptor, and whether it was a spare file."""
         # Synced: after a power cut the record may be there, and then the lease must be too.
-        with durable.write_temp(self._temp, [document]) as temp:
+        with durable.write_temp(self._temp, [document], leaving=leaving) as temp:
             name = f"{temp.path.name}.json"
             try:
                 temp.replace(self._place, name)
             except FileNotFoundError:
                 self._place.make().close()
                 temp.replace(self._place, name)
-            return self._directory / name, os.dup(temp.descriptor)
+            return self._directory / name, os.dup(temp.descriptor), temp.spare
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str, *, spare: bool = False) -> None:
         with self._place.hold() as leases:
-            leases.unlink(name, missing_ok=True)
+            if not (spare and spares.give_back(self._temp, leases, name)):
+                leases.unlink(name, missing_ok=True)
 
     def _has_bins(self, lease: Lease) -> bool:
         """Whether the process of a collector's lease has a bin, without which it deletes nothing.

@@ -302,7 +302,7 @@ class Names:
         data = records.tombstone_bytes(tombstone)
         with durable.translated(path):
             place.make().close()
-            with durable.write_temp(self._temp, [data]) as temp:
+            with durable.write_temp(self._temp, [data], leaving=0) as temp:
                 temp.replace(place, path.name)
 
     def tags(self, name: str) -> list[str]:

@@ -10,9 +10,9 @@ import stat
 from pathlib import Path
 
 from deltastore import places
-from deltastore.blobs import LocalBlobs
+from deltastore.blobs import LocalBlobs, spares
 from deltastore.catalog import Catalog, DigestMemory, LocalIndex
-from deltastore.errors import NotAStoreError, StoreError
+from deltastore.errors import NoSpaceError, NotAStoreError, StoreError
 from deltastore.store import layout, placing
 from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
@@ -46,9 +46,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         closed = (*closed, place.catalog)
     if not closed:
         # A store that was copied without its empty directories.
-        layout.make_directories(place)
-        if where.local:
-            placing.mark_local(place)
+        with contextlib.suppress(NoSpaceError):
+            layout.make_directories(place)
+            if where.local:
+                placing.mark_local(place)
+        spares.fill(place.temp)
     sources = Sources(
         names, blobs, leases, not closed, on_network=where.on_network, remember=not where.local
     )
@@ -103,7 +105,11 @@ def _index(
     if not where.local and where.path is not None:
         catalog = Catalog.at(where.path, read_only=not sources.writable)
         if sources.writable:
-            catalog.prepare()
+            try:
+                catalog.prepare()
+            except NoSpaceError:
+                catalog.detach()
+                catalog.prepare()
             refresh(sources, catalog)
             return catalog, where
         if (reason := _unfit(sources, catalog)) is None:

@@ -17,6 +17,7 @@ from deltastore.errors import (
     BlobMissingError,
     FormatError,
     IntegrityError,
+    NoSpaceError,
     RefError,
     StoreError,
 )
@@ -27,6 +28,7 @@ from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Record, printable
+from deltastore.store.refreshing import refresh_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,14 @@ def publish(
         while True:
             record, reused = _commit(parts, name, digest, base_label, post_label, check)
             steps.reached(Step.RECORD)
-            with parts.catalog.writing() as writer:
-                # Whoever removes a version holds this lock while it does.
-                if listed := _is_live(parts, record):
-                    writer.put_version(indexing.version_row(record), summary)
+            try:
+                with parts.catalog.writing() as writer:
+                    # Whoever removes a version holds this lock while it does.
+                    if listed := _is_live(parts, record):
+                        writer.put_version(indexing.version_row(record), summary)
+            except NoSpaceError:
+                refresh_name(parts.sources, parts.catalog, name)
+                listed = _is_live(parts, record)
             # The one that was there is being removed: this artifact gets a version of its own.
             if listed or not reused:
                 break

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from deltastore.blobs import BlobStore, steps
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Catalog, CatalogWriter
-from deltastore.errors import StoreError
+from deltastore.errors import NoSpaceError, StoreError
 from deltastore.store import indexing
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
@@ -84,14 +84,13 @@ def agrees(sources: Sources, index: Catalog) -> bool:
 
 
 def refresh(sources: Sources, index: Catalog) -> int:
-    """Make the index agree with all records.
+    """Make the index agree with all records; in memory where its disk is full.
 
     Returns:
         How many names had to be read.
 
     Raises:
         StoreReadOnlyError: The index cannot be written.
-        NoSpaceError: There is no space for it.
         CatalogError: It failed.
     """
     changed, gone = _compare(sources.names, index.seen())
@@ -103,11 +102,10 @@ def refresh(sources: Sources, index: Catalog) -> int:
 
 
 def refresh_name(sources: Sources, index: Catalog, name: str) -> None:
-    """Make the index agree with the records of one name.
+    """Make the index agree with the records of one name; in memory where its disk is full.
 
     Raises:
         StoreReadOnlyError: The index cannot be written.
-        NoSpaceError: There is no space for it.
         CatalogError: It failed.
     """
     seen = index.seen(name).get(name)
@@ -139,6 +137,15 @@ def index_all(sources: Sources, index: Catalog) -> Indexed:
 
 
 def _read(sources: Sources, index: Catalog, names: list[str], gone: list[str]) -> None:
+    try:
+        _read_into(sources, index, names, gone)
+    except NoSpaceError:
+        # In memory it is as right, and the next command sees what the file lacks.
+        index.detach()
+        _read_into(sources, index, names, gone)
+
+
+def _read_into(sources: Sources, index: Catalog, names: list[str], gone: list[str]) -> None:
     at = sources.time_ns(names)
     # Read within the transaction: a process of the same user that changes a name meanwhile writes
     # its rows after us.

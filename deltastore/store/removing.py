@@ -12,12 +12,19 @@ from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, Summary
 from deltastore.catalog.rows import UNREADABLE
-from deltastore.errors import FormatError, IntegrityError, RefNotFoundError, RefSyntaxError
+from deltastore.errors import (
+    FormatError,
+    IntegrityError,
+    NoSpaceError,
+    RefNotFoundError,
+    RefSyntaxError,
+)
 from deltastore.refs import parse_ref
 from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
+from deltastore.store.refreshing import refresh_name
 
 
 def unlisted(parts: Parts, ref: str) -> Artifact | None:
@@ -57,39 +64,54 @@ def remove(parts: Parts, artifact: Artifact) -> None:
     name, version = artifact.name, artifact.version
     with changing(parts, "rm", name):
         steps.reached(Step.LEASE)
-        # All of it under the catalog's write lock, so that nobody who sees the catalog and the
-        # records disagree adds the row again once it is gone. The claim is for those who have
-        # another catalog, or none.
-        with (
-            parts.claims.hold(name, version, decided=lambda: _is_tombstone(parts, name, version)),
-            parts.catalog.writing() as writer,
-        ):
-            steps.reached(Step.CLAIMED)
-            if _is_tombstone(parts, name, version):
-                # Another process was first. Nobody shall take its work for ours.
-                raise RefNotFoundError(
-                    f"{artifact.ref} was removed meanwhile.",
-                    hint="`deltastore list` shows what there is.",
-                )
-            # Without a lock in common, a tag that is being set to another version could be taken
-            # for one of this version. What means a removed version means nothing, so it may stay.
-            for tag in () if parts.index.local else parts.names.tags(name):
-                with contextlib.suppress(FormatError, IntegrityError):
-                    if parts.names.read_tag(name, tag).version == version:
-                        parts.names.remove_tag(name, tag)
-            steps.reached(Step.UNTAGGED)
-            parts.names.bury(
-                Tombstone(
-                    name=name,
-                    version=version,
-                    digest=artifact.digest,
-                    removed=now(),
-                    removed_by=printable(whoami()),
-                )
-            )
-            steps.reached(Step.TOMBSTONE)
-            writer.remove_version(name, version)
+        buried = False
+        try:
+            # All of it under the catalog's write lock, so that nobody who sees the catalog and the
+            # records disagree adds the row again once it is gone. The claim is for those who have
+            # another catalog, or none.
+            with (
+                parts.claims.hold(
+                    name, version, decided=lambda: _is_tombstone(parts, name, version)
+                ),
+                parts.catalog.writing() as writer,
+            ):
+                steps.reached(Step.CLAIMED)
+                _bury(parts, artifact)
+                buried = True
+                steps.reached(Step.TOMBSTONE)
+                writer.remove_version(name, version)
+        except NoSpaceError:
+            if not buried:
+                raise
+            refresh_name(parts.sources, parts.catalog, name)
         steps.reached(Step.UNLISTED)
+
+
+def _bury(parts: Parts, artifact: Artifact) -> None:
+    """Remove the version's tags, and put a tombstone in its record's place."""
+    name, version = artifact.name, artifact.version
+    if _is_tombstone(parts, name, version):
+        # Another process was first. Nobody shall take its work for ours.
+        raise RefNotFoundError(
+            f"{artifact.ref} was removed meanwhile.",
+            hint="`deltastore list` shows what there is.",
+        )
+    # Without a lock in common, a tag that is being set to another version could be taken
+    # for one of this version. What means a removed version means nothing, so it may stay.
+    for tag in () if parts.index.local else parts.names.tags(name):
+        with contextlib.suppress(FormatError, IntegrityError):
+            if parts.names.read_tag(name, tag).version == version:
+                parts.names.remove_tag(name, tag)
+    steps.reached(Step.UNTAGGED)
+    parts.names.bury(
+        Tombstone(
+            name=name,
+            version=version,
+            digest=artifact.digest,
+            removed=now(),
+            removed_by=printable(whoami()),
+        )
+    )
 
 
 def _is_tombstone(parts: Parts, name: str, version: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import LocalBlobs, steps
+from deltastore.blobs import LocalBlobs, spares, steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
@@ -274,6 +274,7 @@ class Store:
                 raise
             artifact = found
         removing.remove(self.parts, artifact)
+        spares.fill(self.parts.layout.temp, plenty=False)
         return artifact
 
     def collect(self, *, grace_s: float, dry_run: bool = False) -> collecting.Collection:
@@ -289,7 +290,18 @@ class Store:
             IntegrityError: A record, tombstone or manifest is missing or damaged.
             FormatError: One of them breaks the format.
         """
-        return collecting.collect(self.parts, grace_s=grace_s, dry_run=dry_run)
+        done = collecting.collect(self.parts, grace_s=grace_s, dry_run=dry_run)
+        spares.fill(self.parts.layout.temp, plenty=dry_run)
+        return done
+
+    def freeable(self) -> collecting.Amount:
+        """The blobs that ``collect`` without a grace period would delete now.
+
+        Raises:
+            IntegrityError: As for ``collect``.
+            FormatError: Likewise.
+        """
+        return collecting.freeable(self.parts)
 
     def remembered_digests(self, files: Iterable[FileIdentity]) -> dict[str, dict[str, str]]:
         """The BLAKE3 of the tensors of those files that have not changed since the user read them.

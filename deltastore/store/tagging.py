@@ -7,6 +7,7 @@ from deltastore.blobs.steps import Step
 from deltastore.errors import (
     FormatError,
     IntegrityError,
+    NoSpaceError,
     RefError,
     RefNotFoundError,
     RefSyntaxError,
@@ -15,6 +16,7 @@ from deltastore.refs import parse_ref, validate_tag
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Record, Tag, printable
+from deltastore.store.refreshing import refresh_name
 
 
 def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
@@ -31,34 +33,49 @@ def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
     refuse_other_case(parts, name, tag)
     # The file is replaced while the catalog's write lock is held: were two processes to set one
     # tag at the same time, file and row could otherwise end up with different versions.
-    with parts.catalog.writing() as writer:
-        # A record that cannot be read is not the same as none: its error says what is wrong.
-        if version not in writer.versions(name) or not isinstance(
-            parts.names.read(name, version), Record
-        ):
-            raise RefNotFoundError(
-                f"{name}:v{version} is not in the store.", hint="`deltastore list` shows what is."
+    done = False
+    try:
+        with parts.catalog.writing() as writer:
+            # A record that cannot be read is not the same as none: its error says what is wrong.
+            if version not in writer.versions(name) or not isinstance(
+                parts.names.read(name, version), Record
+            ):
+                raise RefNotFoundError(
+                    f"{name}:v{version} is not in the store.",
+                    hint="`deltastore list` shows what is.",
+                )
+            parts.names.set_tag(
+                Tag(
+                    name=name,
+                    tag=tag,
+                    version=version,
+                    created=now(),
+                    created_by=printable(whoami()),
+                )
             )
-        parts.names.set_tag(
-            Tag(
-                name=name,
-                tag=tag,
-                version=version,
-                created=now(),
-                created_by=printable(whoami()),
-            )
-        )
-        steps.reached(Step.TAG)
-        writer.put_tag(name, tag, version)
+            done = True
+            steps.reached(Step.TAG)
+            writer.put_tag(name, tag, version)
+    except NoSpaceError:
+        if not done:
+            raise
+        refresh_name(parts.sources, parts.catalog, name)
     steps.reached(Step.TAG_ROW)
 
 
 def remove_tag(parts: Parts, name: str, tag: str) -> None:
     """Remove a tag. The caller holds a lease on the name. Idempotent."""
-    with parts.catalog.writing() as writer:
-        parts.names.remove_tag(name, tag)
-        steps.reached(Step.TAG)
-        writer.remove_tag(name, tag)
+    done = False
+    try:
+        with parts.catalog.writing() as writer:
+            parts.names.remove_tag(name, tag)
+            done = True
+            steps.reached(Step.TAG)
+            writer.remove_tag(name, tag)
+    except NoSpaceError:
+        if not done:
+            raise
+        refresh_name(parts.sources, parts.catalog, name)
     steps.reached(Step.TAG_ROW)
 
 

@@ -135,7 +135,7 @@ def check_nothing_left_over(world: World) -> None:
     strays = {
         name
         for name in present - {"store.json", "catalog.db", "was-garbage"}
-        if not name.startswith(("blobs/sha256/", "names/"))
+        if not name.startswith(("blobs/sha256/", "names/", "spare/"))
     }
     assert strays == set()
     assert {path.name for path in world.out.parent.iterdir()} <= {world.out.name}

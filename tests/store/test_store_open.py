@@ -43,6 +43,7 @@ def test_a_new_store_is_empty_and_keeps_its_id(tmp_path: Path) -> None:
         "catalog.db",
         "leases",
         "names",
+        "spare",
         "store.json",
         "tmp",
     ]

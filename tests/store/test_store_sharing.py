@@ -116,7 +116,7 @@ def test_all_that_is_made_is_as_the_umask_says(
         assert mode == wanted, found
         kinds.update(found.relative_to(path).parts[:1])
     index = "local-index" if local else "catalog.db"
-    assert kinds == {"names", "blobs", "leases", "tmp", "store.json", index}
+    assert kinds == {"names", "blobs", "leases", "spare", "tmp", "store.json", index}
 
 
 def test_the_catalogs_journal_is_the_groups_as_well(tmp_path: Path) -> None:
