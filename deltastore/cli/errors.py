@@ -28,13 +28,16 @@ class Problem:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
+def report(
+    error: BaseException, *, as_json: bool, argv: Sequence[str], interrupted: bool = True
+) -> int:
     """Tell the user of ``error`` on stderr.
 
     Args:
         error: What ended the command.
         as_json: Write one line of JSON, the last on stderr; stdout stays empty.
         argv: The arguments of the call.
+        interrupted: Whether the user may have interrupted the command: by Ctrl-C or SIGTERM.
 
     Returns:
         The exit code.
@@ -45,7 +48,7 @@ def report(error: BaseException, *, as_json: bool, argv: Sequence[str]) -> int:
     limit = None if isinstance(error, DeltastoreError) else as_limit(error)
     if limit is not None:
         error = limit
-    problem = _problem(error, argv)
+    problem = _problem(error, argv, interrupted=interrupted)
     unexpected = problem.exit_code == 1 and not isinstance(
         error, (DeltastoreError, click.ClickException)
     )
@@ -85,13 +88,13 @@ def _listed(error: BaseException) -> Iterator[str]:
             yield f"{what}: and {rest} more tensors; `--json` lists all"
 
 
-def _problem(error: BaseException, argv: Sequence[str]) -> Problem:
+def _problem(error: BaseException, argv: Sequence[str], *, interrupted: bool) -> Problem:
     """The words for each kind of error."""
     if isinstance(error, DeltastoreError):
         return Problem(
             type(error).__name__, error.message, error.hint, error.exit_code, error.facts
         )
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+    if interrupted and isinstance(error, (KeyboardInterrupt, click.Abort)):
         return Problem(
             "Interrupted",
             "Interrupted; nothing unfinished is visible.",

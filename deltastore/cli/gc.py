@@ -46,7 +46,8 @@ def _human(report: GcReport) -> Iterator[str]:
             ("in use", _amount(report.referenced)),
             (
                 "young",
-                f"{_amount(report.spared.young)} unused for less than {duration(report.grace_s)}"
+                f"{_amount(report.spared.young)} unused for less than {duration(report.grace_s)}; "
+                "`--grace 0` takes them"
                 if report.spared.young.blobs
                 else "",
             ),

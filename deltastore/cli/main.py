@@ -20,7 +20,9 @@ from deltastore.cli.group import LazyGroup
 from deltastore.cli.limits import use_few_threads
 from deltastore.cli.options import global_options
 from deltastore.cli.output import silence_stdout, unwritable
+from deltastore.cli.room import with_room
 from deltastore.cli.session import Session
+from deltastore.errors import NoSpaceError
 
 _HELP = """Store what post-training did to a model, and apply it to other bases.
 
@@ -94,42 +96,53 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     session = Session()
+    signals: list[int] = []
     try:
-        with _ended_as_interrupted():
+        with _ended_as_interrupted(signals):
             code = cli.main(list(argv), prog_name="deltastore", standalone_mode=False, obj=session)
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
-        if isinstance(error, OSError) and not _PRINTED_BY_CLICK.isdisjoint(argv):
+    except NoSpaceError as full:
+        return report(with_room(full, session), as_json=session.json, argv=argv)
+    except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001
+        error: BaseException = caught
+        if isinstance(caught, OSError) and not _PRINTED_BY_CLICK.isdisjoint(argv):
             silence_stdout()
-            if error.errno == errno.EPIPE:  # the reader had enough
+            if caught.errno == errno.EPIPE:  # the reader had enough
                 return 0
-            error = unwritable(error)
+            error = unwritable(caught)
         # An option that failed to parse leaves no session, hence the second look.
-        return report(error, as_json=session.json or "--json" in argv, argv=argv)
+        as_json = session.json or "--json" in argv
+        if isinstance(caught, click.Abort) and caught.__cause__ is not None:
+            # What click takes for the user's wish: of a file that ends early as well.
+            error = caught.__cause__
+        return report(error, as_json=as_json, argv=argv, interrupted=bool(signals))
     return code if isinstance(code, int) else 0
 
 
 @contextlib.contextmanager
-def _ended_as_interrupted() -> Iterator[None]:
+def _ended_as_interrupted(signals: list[int]) -> Iterator[None]:
     """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
 
     A terminal that goes away sends SIGHUP, and so does its shell; a service's manager may send both
-    signals. What comes after the first must not end the clean-up. ``nohup`` is obeyed.
+    signals, and people press Ctrl-C twice. The second must not end the clean-up; the third does.
+    What is ignored, as under ``nohup`` or in the background, stays so.
+
+    Args:
+        signals: Gets the number of each that came. An interruption without one is nobody's.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ending = False
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal ending
-        if not ending:
-            ending = True
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) != 2:
             raise KeyboardInterrupt
 
+    ended_by = {signal.SIG_DFL, signal.default_int_handler}
     before = {
         number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        if signal.getsignal(number) in ended_by
     }
     try:
         yield

@@ -17,7 +17,7 @@ from typing import Literal
 
 import deltastore
 from deltastore import places
-from deltastore.errors import DeltastoreError, StoreNotFoundError
+from deltastore.errors import MAKE_ROOM, DeltastoreError, StoreNotFoundError
 from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
@@ -148,6 +148,8 @@ def _catalog(store: Store) -> Check:
 
 def _index(store: Store) -> Check:
     index, layout = store.parts.index, store.parts.layout
+    if store.parts.catalog.detached:
+        return Check("index", "warn", f"in memory: no space is left for {index.path}", MAKE_ROOM)
     if not index.local:
         return Check("index", "ok", "catalog.db in the store")
     if index.reason.startswith("in memory"):
@@ -206,10 +208,20 @@ def _space(store: Store) -> Check:
     free = store.free_bytes()
     found = f"{free / 1e9:.1f} GB free of {shutil.disk_usage(store.path).total / 1e9:.1f} GB"
     if free < LOW_SPACE_BYTES:
-        return Check(
-            "free space", "warn", found, "`deltastore du` shows what the store's space is used for."
-        )
+        return Check("free space", "warn", found, _freeable(store))
     return Check("free space", "ok", found)
+
+
+def _freeable(store: Store) -> str:
+    usage = "`deltastore du` shows what the store's space is used for."
+    with contextlib.suppress(DeltastoreError):
+        free = store.freeable()
+        if free.blobs and store.writable:
+            amount = (
+                f"{free.bytes / 1e9:.1f} GB" if free.bytes >= 1e9 else f"{free.bytes / 1e6:.1f} MB"
+            )
+            return f"`deltastore gc --grace 0` frees {amount}; {usage}"
+    return usage
 
 
 def _clock(store: Store) -> Iterator[Check]:

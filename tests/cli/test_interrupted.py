@@ -1,8 +1,11 @@
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from deltastore.cli.main import main
 
 SLEEPER = """
 import signal, sys, time
@@ -70,3 +73,33 @@ def test_nohup_is_obeyed() -> None:
         _, err = child.communicate(timeout=30)
     assert child.returncode != 130
     assert b"Interrupted" not in err
+
+
+@pytest.mark.parametrize("error", [EOFError, KeyboardInterrupt])
+def test_what_a_library_raises_is_not_told_as_the_users_wish(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("deltastore.operations.doctor.doctor", failing)
+    assert main(["doctor"]) == 1
+    told = capsys.readouterr().err
+    assert f"This is a bug in deltastore: {error.__name__}" in told
+    assert "Interrupted" not in told
+
+
+def test_openblas_which_sends_the_signal_of_ctrl_c_starts_no_thread() -> None:
+    environment = {name: value for name, value in os.environ.items() if "_NUM_THREADS" not in name}
+    code = (
+        "import sys, os; sys.argv = ['deltastore', 'doctor', '--json']\n"
+        "from deltastore.cli.main import run\n"
+        "try: run()\n"
+        "finally:\n"
+        "    import numpy\n"
+        "    print('threads', len(os.listdir('/proc/self/task')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "threads 1"
