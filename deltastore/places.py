@@ -60,9 +60,9 @@ def user_directory(kind: Literal["data", "cache", "config"], *, instead: str) ->
 
     variable = _VARIABLES[kind]
     value = os.environ.get(variable, "").strip()
-    if value and not _is_absolute(value):
+    if value and (problem := _problem(value)):
         raise UsageError(
-            f"{variable} is {shown(value)}; expected an absolute path.",
+            f"{variable} is {shown(value)}, {problem}.",
             hint=f"Correct or unset {variable}, or {instead}.",
         )
     if not value and (problem := _home_problem()):
@@ -112,12 +112,24 @@ def _expanded(text: str, called: str) -> str:
 def _home_problem() -> str:
     home = os.environ.get("HOME")
     if home is not None:
-        return "" if _is_absolute(home) else f"HOME is {shown(home)}, no absolute path"
+        problem = _problem(home)
+        return f"HOME is {shown(home)}, {problem}" if problem else ""
     try:
         home = pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
         return f"HOME is not set, and there is no user with the id {os.getuid()}"
-    return "" if _is_absolute(home) else f"HOME is not set, and the user's is {shown(home)}"
+    problem = _problem(home)
+    return f"HOME is not set, and the user's is {shown(home)}, {problem}" if problem else ""
+
+
+def _problem(directory: str) -> str:
+    """Why this cannot be a directory of the user; empty if it can, though it may not be there."""
+    if not _is_absolute(directory):
+        return "which is no absolute path"
+    # os.path, as Path's raise an error of what may not be looked at.
+    if os.path.exists(directory) and not os.path.isdir(directory):  # noqa: PTH110, PTH112
+        return "which is no directory"
+    return ""
 
 
 def _is_absolute(path: str) -> bool:

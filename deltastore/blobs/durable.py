@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deltastore import limits
 from deltastore.blobs import spares
 from deltastore.blobs.owner import owner_token
 from deltastore.directory import Directory, Place
@@ -32,7 +33,6 @@ from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
 
-_NO_SPACE = spares.NO_SPACE | {errno.EFBIG}
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _counter = itertools.count()
@@ -49,13 +49,13 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
     Raises:
         NoSpaceError: The file system or the user's quota is full.
         StoreReadOnlyError: The user may not write there.
-        UsageError: The name is too long.
+        UsageError: The name is too long, or, as LimitError, too many files are open.
         StoreError: Anything else that the system reports.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in spares.NO_SPACE:
             raise NoSpaceError(
                 f"No space is left for {path}.",
                 hint=MAKE_ROOM,
@@ -81,6 +81,8 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 hint=way_of_removal(found),
                 path=str(found),
             ) from error
+        if limit := limits.of_call(error, path):
+            raise limit from error
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(
                 f"{shown(str(path))} cannot be {doing}: the name is too long; most file systems "

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from deltastore import limits
 from deltastore.errors import (
     MAKE_ROOM,
     CatalogError,
@@ -31,7 +32,7 @@ def translated(where: str) -> Iterator[None]:
         where: The catalog's place, for the message.
 
     Raises:
-        NoSpaceError: The disk is full.
+        NoSpaceError: The disk is full, or a file may not be larger.
         StoreReadOnlyError: The catalog cannot be written.
         CatalogError: It is locked, damaged or fails otherwise.
     """
@@ -65,6 +66,9 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
         )
     if code == sqlite3.SQLITE_FULL:
         return _no_space(where)
+    if code == sqlite3.SQLITE_IOERR and limits.has_file_limit():
+        # SQLite does not say that a file may not be larger.
+        return limits.too_large(where)
     if code == sqlite3.SQLITE_READONLY:
         return StoreReadOnlyError(
             f"The catalog {where} cannot be written.",

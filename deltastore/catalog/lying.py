@@ -19,6 +19,9 @@ from deltastore.catalog.failures import damaged
 MAX_BYTES = 4 << 30
 """Of a database, or what a journal would make it: some millions of artifacts."""
 
+LONGEST_PATH_BYTES = 504
+"""Of a database: with the journal's suffix it is as long as SQLite allows, whatever the system."""
+
 _JOURNAL, _WAL, _SHM = "-journal", "-wal", "-shm"
 _COMPANIONS = (_JOURNAL, _WAL, _SHM)
 

@@ -10,10 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from deltastore import limits
 from deltastore.checkpoint.model import FileIdentity
 from deltastore.errors import (
     CheckpointCorruptError,
     CheckpointError,
+    DeltastoreError,
     NoSpaceError,
     UsageError,
     shown,
@@ -21,12 +23,10 @@ from deltastore.errors import (
 from deltastore.manifest.nesting import check_keys, memory_of
 from deltastore.text import typed
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def file_error(
-    error: OSError, path: str | os.PathLike[str], doing: str
-) -> CheckpointError | NoSpaceError | UsageError:
+def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> DeltastoreError:
     """The error to raise for a failed system call, to be used with ``raise ... from``.
 
     Args:
@@ -43,16 +43,16 @@ def file_error(
             hint="Give a shorter one.",
             path=where,
         )
+    if limit := limits.of_call(error, where):
+        return limit
     if error.errno in _FULL:
         return NoSpaceError(
             f"Cannot {doing} {where}: {reason}.",
-            hint="Free some space, raise the quota or `ulimit -f`, or write elsewhere.",
+            hint="Free some space, raise the quota, or write elsewhere.",
             path=where,
         )
     hint = ""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        hint = "Allow more open files in this shell: `ulimit -n 8192`."
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = f"Check the permissions: `ls -ld {typed(where)}`."
     return CheckpointError(f"Cannot {doing} {where}: {reason}.", hint=hint, path=where)
 

@@ -18,6 +18,7 @@ from multiprocessing import spawn
 from pathlib import Path
 
 import deltastore
+from deltastore import limits
 from deltastore.checkpoint.files import file_error
 from deltastore.errors import (
     CheckpointCorruptError,
@@ -71,6 +72,7 @@ def find_places(descriptor: int, path: Path) -> Generator[Place, None, None]:
         UnsafePickleError: It holds more than tensors.
         UnsupportedDtypeError: A tensor is sparse or quantised, or has no data.
         CheckpointError: It cannot be read, or no process can be started.
+        LimitError: The system allows no further process.
     """
     with closing(_answer(descriptor, path)) as answer:
         for line in answer:
@@ -106,9 +108,12 @@ def _answer(descriptor: int, path: Path) -> Generator[str, None, None]:
             cwd="/",
         )
     except OSError as error:
+        if limit := limits.no_process(error, f"which would read {path}"):
+            raise limit from error
         raise CheckpointError(
             f"Cannot start the process that reads {path}: {error.strerror or error}.",
-            hint="Free some memory, or allow this user more processes, and try again.",
+            hint="Reinstall the Python that deltastore runs in, or convert the file to safetensors "
+            "where you trust its source.",
             path=str(path),
         ) from error
     with child:

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from deltastore import __version__
-from deltastore.cli.limits import as_limit
 from deltastore.cli.output import document, message
 from deltastore.errors import DeltastoreError, StructureMismatchError, UsageError
+from deltastore.limits import as_limit
 
 INTERRUPTED = 130
 

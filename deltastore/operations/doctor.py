@@ -17,7 +17,7 @@ from typing import Literal
 
 import deltastore
 from deltastore import places
-from deltastore.errors import MAKE_ROOM, DeltastoreError, StoreNotFoundError
+from deltastore.errors import MAKE_ROOM, DeltastoreError, StoreNotFoundError, UsageError
 from deltastore.operations.sharing import look_at_sharing
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
@@ -66,6 +66,9 @@ def doctor(path: str | Path, *, index: str | None = None) -> Diagnosis:
     Args:
         path: The store.
         index: Where its index is; see ``open_store``.
+
+    Raises:
+        UsageError: A variable or option names a place that cannot be.
     """
     checks = (*_installation(), *_store(places.absolute(path, called="the store"), index))
     return Diagnosis(all(check.status != "fail" for check in checks), checks)
@@ -97,6 +100,8 @@ def _store(path: Path, index: str | None) -> Iterator[Check]:
             yield from _opened(store)
     except StoreNotFoundError as error:
         yield Check("store format", "warn", "there is no store yet", error.hint)
+    except UsageError:
+        raise  # of a variable: nothing is wrong with the store
     except DeltastoreError as error:
         yield Check("store format", "fail", error.message, error.hint)
 

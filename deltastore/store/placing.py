@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deltastore import places
 from deltastore.blobs import durable
-from deltastore.catalog.lying import files
+from deltastore.catalog.lying import LONGEST_PATH_BYTES, files
 from deltastore.catalog.ownership import other_mover, other_writer
 from deltastore.directory import Place
 from deltastore.errors import StoreError, UsageError
@@ -91,6 +91,12 @@ def _place(
                 hint=_UNSET,
                 path=str(layout.root),
             )
+        if reason := _too_long(catalog):
+            raise StoreError(
+                f"The index of the store at {layout.root} cannot lie in it: {reason}.",
+                hint=_UNSET,
+                path=str(layout.root),
+            )
         if layout.local_index.exists():
             raise StoreError(
                 f"The index of the store at {layout.root} cannot lie in it: {layout.local_index} "
@@ -106,6 +112,8 @@ def _place(
     if network:
         return _implied(layout, info, f"the store is on {kind}, a network file system")
     if reason := _not_alone(layout, catalog):
+        return _implied(layout, info, reason)
+    if reason := _too_long(catalog):
         return _implied(layout, info, reason)
     if layout.local_index.exists():
         reason = f"{layout.local_index.name} in the store asks for it"
@@ -175,6 +183,14 @@ def mark_local(layout: Layout) -> None:
                 temp.create(Place(layout.root, own=0), layout.local_index.name)
         except FileExistsError:
             return
+
+
+def _too_long(catalog: Path) -> str:
+    """Why SQLite cannot open a file of this name, as a sentence's end; empty if it can."""
+    size = len(os.fsencode(catalog))
+    if size <= LONGEST_PATH_BYTES:
+        return ""
+    return f"its path has {size} bytes, and SQLite opens at most {LONGEST_PATH_BYTES}"
 
 
 def _asked_for(setting: str) -> Path:

@@ -16,9 +16,9 @@ import pytest
 
 import deltastore
 from deltastore import places
-from deltastore.cli.limits import as_limit
 from deltastore.cli.main import main
 from deltastore.errors import LimitError, NoSpaceError, UsageError
+from deltastore.limits import as_limit
 
 NOBODY = "~no-such-user-here/x"
 
