@@ -19,6 +19,7 @@ _NO_MEMORY = (
     "bad allocation",
     "bad_alloc",
 )
+_OWNER = 0o700
 _NO_THREAD = ("can't start new thread", "can't start new thread at interpreter shutdown")
 
 
@@ -38,15 +39,23 @@ def of_call(error: OSError, path: str | os.PathLike[str] = "") -> DeltastoreErro
         return too_little_memory()
     if error.errno == errno.EFBIG:
         return too_large(path or error.filename or "")
+    if error.errno == errno.EACCES and (mask := _umask()) & _OWNER:
+        return LimitError(
+            f"What this process makes is closed to itself: its umask is {mask:03o}.",
+            hint="Set one that leaves the user's own permissions: `umask 022`.",
+        )
     return None
 
 
 def too_large(path: str | os.PathLike[str]) -> NoSpaceError:
     """A file would be larger than the limit on files, or than its file system allows."""
     text = os.fspath(path)
-    what = shown(text) if text else "A file"
+    most = _limit("FSIZE")
+    # In bytes: shells count it in blocks, and not all in the same.
+    limit = "" if most is None else f" (`ulimit -f` allows {most} bytes)"
+    what = f"{shown(text)} cannot be written: n" if text else "N"
     return NoSpaceError(
-        f"{what} would be larger than a file may be{_said('FSIZE', '-f', 1024)}.",
+        f"{what}o file may be so large{limit}.",
         hint="Raise the limit: `ulimit -f unlimited`; or use a file system that has larger files.",
         path=text,
     )
@@ -54,7 +63,7 @@ def too_large(path: str | os.PathLike[str]) -> NoSpaceError:
 
 def has_file_limit() -> bool:
     """Whether there is a limit on the size of files (``ulimit -f``)."""
-    return bool(_said("FSIZE", "-f"))
+    return _limit("FSIZE") is not None
 
 
 def too_little_memory(*, least: int | None = None) -> LimitError:
@@ -122,10 +131,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         now = now.__cause__ or now.__context__
 
 
+def _umask() -> int:
+    """The umask, which can be asked only by setting one; for a moment it is a careful one."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _said(name: str, option: str, unit: int = 1) -> str:
     """The limit itself, as ``ulimit`` gives it, where there is one."""
-    with contextlib.suppress(OSError, ValueError):
+    limit = _limit(name)
+    return "" if limit is None else f" (`ulimit {option}` is {limit // unit})"
+
+
+def _limit(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         soft, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
-        if soft != resource.RLIM_INFINITY:
-            return f" (`ulimit {option}` is {soft // unit})"
-    return ""
+        return None if soft == resource.RLIM_INFINITY else soft
+    return None

@@ -68,6 +68,8 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 hint="Put the directory that it names in its place, or remove it.",
                 path=str(linked),
             ) from error
+        if limit := limits.of_call(error, path):
+            raise limit from error
         if error.errno in _NO_PERMISSION:
             raise StoreReadOnlyError(
                 f"{path} cannot be {doing}: {error.strerror}.",

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 
 from deltastore import __version__, places
-from deltastore.cli.errors import report
+from deltastore.cli.errors import INTERRUPTED, report
 from deltastore.cli.group import LazyGroup
+from deltastore.cli.interruption import ended_as_interrupted, ignore_signals
 from deltastore.cli.limits import use_few_threads
 from deltastore.cli.options import global_options
 from deltastore.cli.output import silence_stdout, unwritable
@@ -73,6 +71,8 @@ def run() -> NoReturn:
     use_few_threads()
     places.leave_gone_directory()
     code = main(sys.argv[1:])
+    if code == INTERRUPTED:
+        ignore_signals()
     # The process ends: its memory need not be searched for garbage, which took a quarter of a
     # second after the kernels were loaded.
     gc.freeze()
@@ -96,10 +96,13 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     session = Session()
-    signals: list[int] = []
+    with ended_as_interrupted() as came:
+        return _run(argv, session, came)
+
+
+def _run(argv: Sequence[str], session: Session, came: Sequence[int]) -> int:
     try:
-        with _ended_as_interrupted(signals):
-            code = cli.main(list(argv), prog_name="deltastore", standalone_mode=False, obj=session)
+        code = cli.main(list(argv), prog_name="deltastore", standalone_mode=False, obj=session)
     except NoSpaceError as full:
         return report(with_room(full, session), as_json=session.json, argv=argv)
     except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001
@@ -114,38 +117,5 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(caught, click.Abort) and caught.__cause__ is not None:
             # What click takes for the user's wish: of a file that ends early as well.
             error = caught.__cause__
-        return report(error, as_json=as_json, argv=argv, interrupted=bool(signals))
+        return report(error, as_json=as_json, argv=argv, interrupted=bool(came))
     return code if isinstance(code, int) else 0
-
-
-@contextlib.contextmanager
-def _ended_as_interrupted(signals: list[int]) -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
-
-    A terminal that goes away sends SIGHUP, and so does its shell; a service's manager may send both
-    signals, and people press Ctrl-C twice. The second must not end the clean-up; the third does.
-    What is ignored, as under ``nohup`` or in the background, stays so.
-
-    Args:
-        signals: Gets the number of each that came. An interruption without one is nobody's.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        if len(signals) != 2:
-            raise KeyboardInterrupt
-
-    ended_by = {signal.SIG_DFL, signal.default_int_handler}
-    before = {
-        number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-        if signal.getsignal(number) in ended_by
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

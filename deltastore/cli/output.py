@@ -46,8 +46,11 @@ class Output:
         """
         if self.json:
             write([document(value)])
+        elif self.quiet:
+            # A path as it is: a script goes on with it, and it need not be Unicode.
+            write(quiet, exact=True)
         else:
-            write(quiet if self.quiet else human())
+            write(human())
 
 
 def document(value: Any, *, indent: int | None = 2) -> str:
@@ -69,8 +72,12 @@ def _encode(value: Any, indent: int | None) -> str:
     return "[" + ",\n ".join(map(encode, value)) + "]"
 
 
-def write(lines: Iterable[str]) -> None:
+def write(lines: Iterable[str], *, exact: bool = False) -> None:
     """Write lines to stdout at once, and stop quietly when the reader has gone.
+
+    Args:
+        lines: Without their ends.
+        exact: Whether bytes of file names that are no text are written as they are, not as escapes.
 
     Raises:
         StandardOutputError: Standard output cannot be written for another reason.
@@ -79,7 +86,8 @@ def write(lines: Iterable[str]) -> None:
     if not text or sys.stdout is None:
         return
     try:
-        sys.stdout.write(text)
+        if not (exact and _write_bytes(text)):
+            sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         silence_stdout()
@@ -87,6 +95,19 @@ def write(lines: Iterable[str]) -> None:
         # exit code says how that went.
         if error.errno != errno.EPIPE:
             raise unwritable(error) from error
+
+
+def _write_bytes(text: str) -> bool:
+    """Write names of files as the file system has them; whether that differs and can be done."""
+    if text.isascii() or not hasattr(sys.stdout, "buffer"):
+        return False
+    try:
+        data = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    return True
 
 
 def unwritable(error: OSError) -> StandardOutputError:

@@ -128,16 +128,19 @@ class Leases:
                 "created": now(),
             }
         )
+        ended = threading.Event()
+        heart: threading.Thread | None = None
         with durable.translated(self._directory):
             path, descriptor, spare = self._create(
                 document, leaving=0 if purpose in FREEING else spares.KEPT
             )
-        ended = threading.Event()
-        heart = threading.Thread(target=_beat, args=(descriptor, ended), name="lease", daemon=True)
-        # Where no thread can start, this machine still sees the process; others take the lease for
-        # over after an hour.
-        beats = started(heart)
-        try:
+        try:  # at once: starting a thread takes long enough for a signal to come
+            beat = threading.Thread(
+                target=_beat, args=(descriptor, ended), name="lease", daemon=True
+            )
+            # Where no thread can start, this machine still sees the process; others take the lease
+            # for over after an hour.
+            heart = beat if started(beat) else None
             if purpose not in WITHOUT_BLOBS:
                 # Within another lease of a writer there is no need to wait, and a collector may
                 # be waiting for that one to end. It is there, so whoever takes it away looks for
@@ -149,7 +152,7 @@ class Leases:
         finally:
             self._writing.discard(path)
             ended.set()
-            if beats:
+            if heart is not None:
                 heart.join()
             os.close(descriptor)
             # A lease that cannot be removed costs the next open a look at one name, no more.

@@ -360,7 +360,7 @@ except NoSpaceError as error:
     print(error.message, error.hint)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "larger than a file may be" in done.stdout
+    assert "no file may be so large" in done.stdout
     assert "ulimit -f" in done.stdout
     assert entries(tmp_path) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -9,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +119,44 @@ def test_without_a_home_what_needs_one_is_refused_by_its_name(
     monkeypatch.chdir(tmp_path / "s")
     assert main(["--store", "names", "list"]) == 11  # and there is no config file to ask
     monkeypatch.setenv("DELTASTORE_INDEX", "local")
-    assert "HOME is not set" in refused(capsys, *named, "list")
+    for verb in ("list", "doctor", "verify"):
+        message = refused(capsys, *named, verb)
+        assert message.startswith("DELTASTORE_INDEX is 'local'")
+        assert "HOME is not set" in message
     assert not list(tmp_path.rglob("~*"))
 
 
-@pytest.mark.parametrize("value", ["", "here", "~"])
-def test_a_home_that_is_no_path_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize("home", [None, "/dev/null"])
+def test_without_a_home_a_shared_store_is_used_with_an_index_in_memory(
+    home: str | None,
+    store: Path,
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if home:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.chdir(tmp_path)
+    store.chmod(0o777)
+    out = ("--out", str(tmp_path / "out"))
+    assert main(["apply", "instruct", "--base", models.new_base, *out]) == 0
+    pair = ("--base", models.base, "--post", models.new_base)
+    assert main(["extract", *pair, "--name", "second"]) == 0
+    assert main(["tag", "second", "t"]) == 0
+    capsys.readouterr()
+    assert main(["list", "-q"]) == 0
+    assert capsys.readouterr().out.split() == ["instruct:v1", "second:v1"]
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["index"]["found"].startswith("in memory: ")
+    assert "HOME" in checks["index"]["found"]
+    assert not list(tmp_path.rglob("~*"))
+
+
+@pytest.mark.parametrize("value", ["", "here", "~", "/dev/null", sys.executable])
+def test_a_home_that_is_no_directory_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", value)
     with pytest.raises(UsageError, match="HOME is"):
@@ -222,6 +256,103 @@ def test_names_that_are_long_or_odd_work(
     assert main(["apply", *from_pair, "--base", models.base, "--out", str(tmp_path / "o")]) == 0
     for place in (out, tmp_path / "layouts"):
         assert not [path for path in place.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["é" * 60, "lat\udce4in"])
+def test_paths_are_printed_for_scripts_as_they_are(
+    store: Path, models: Any, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / name
+    command = [sys.executable, "-m", "deltastore", "apply", "instruct", "-q"]
+    done = subprocess.run(
+        [*command, "--base", models.new_base, "--out", out],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout == os.fsencode(out) + b"\n"
+
+
+def test_a_store_with_a_path_too_long_for_sqlite(
+    models: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("DELTASTORE_INDEX", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    named = ["--store", str(tmp_path / ("n" * 250) / ("m" * 250) / "store")]
+    pair = ["--base", models.base, "--post", models.post]
+    assert main([*named, "extract", *pair, "--name", "m"]) == 0
+    assert main([*named, "tag", "m", "t"]) == 0
+    capsys.readouterr()
+    assert main([*named, "list", "-q"]) == 0
+    assert capsys.readouterr().out == "m:v1\n"
+    assert list((tmp_path / "cache" / "deltastore" / "indexes").glob("*.db"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("c" * 250) / ("d" * 250)))
+    assert main([*named, "list", "-q"]) == 0
+    monkeypatch.setenv("DELTASTORE_INDEX", "store")
+    assert main([*named, "list"]) == 10
+    assert "SQLite opens at most 504" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [0, 8, 40])
+def test_a_limit_on_the_size_of_files_is_named(store: Path, models: Any, limit: int) -> None:
+    def limited(*argv: str) -> subprocess.CompletedProcess[str]:
+        return deltastore_in(store.parent, *argv, shell=f"ulimit -f {limit}")
+
+    assert limited("list", "-q").stdout == "instruct:v1\n"
+    assert limited("verify").returncode == 0
+    out = str(store.parent / "out")
+    for argv in (
+        ("apply", "instruct", "--base", models.new_base, "--out", out),
+        ("tag", "instruct", "t"),
+    ):
+        done = limited(*argv)
+        # What is small may fit.
+        assert done.returncode == 16 or (limit and done.returncode == 0), argv
+        assert done.returncode == 0 or "`ulimit -f` allows " in done.stderr
+    assert not any((store / "leases").iterdir())
+    assert deltastore_in(store.parent, "verify").returncode == 0
+
+
+def test_a_limit_on_open_files_is_named(store: Path, models: Any, tmp_path: Path) -> None:
+    for argv in (
+        ("apply", "instruct", "--base", models.new_base, "--out", str(tmp_path / "out")),
+        ("extract", "--base", models.base, "--post", models.new_base, "--name", "second"),
+        ("tag", "instruct", "t"),
+    ):
+        done = deltastore_in(store.parent, *argv, shell="ulimit -n 6")
+        assert done.returncode == 2, argv
+        assert "`ulimit -n` is 6" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_further_process_to_read_a_pickle(
+    store: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    with zipfile.ZipFile(pickled / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}.")
+    (pickled / "config.json").write_text("{}")
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    apply = ("apply", "instruct", "--base", str(pickled), "--out", str(tmp_path / "out"))
+    assert "start no other" in refused(capsys, *apply)
+
+
+def test_a_umask_that_closes_what_is_made_is_named() -> None:
+    before = os.umask(0o777)
+    try:
+        found = as_limit(PermissionError(errno.EACCES, "Permission denied"))
+        assert "umask is 777" in str(found)
+        assert os.umask(0o022) == 0o777
+        assert as_limit(PermissionError(errno.EACCES, "Permission denied")) is None
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("limit", [100_000, 400_000])

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from deltastore.cli import interruption
+from deltastore.cli.interruption import ended_as_interrupted
 from deltastore.cli.main import main
 
 SLEEPER = """
@@ -22,7 +24,8 @@ def sleeping(path, **options):
     finally:
         if "again" in again:
             import os
-            os.kill(os.getpid(), signal.SIGHUP)
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
         print("cleaned", flush=True)
 
 operation.doctor = sleeping
@@ -31,7 +34,7 @@ run()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_unwinds_and_exits_with_130(number: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", SLEEPER],
@@ -103,3 +106,25 @@ def test_openblas_which_sends_the_signal_of_ctrl_c_starts_no_thread() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines()[-1] == "threads 1"
+
+
+def test_who_asks_again_later_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_PATIENCE_S", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    with ended_as_interrupted() as came:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert came == [signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_handlers_of_a_caller_stay_his() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: heard.append(number))
+    try:
+        with ended_as_interrupted() as came:
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (heard, came) == ([signal.SIGHUP], [])
