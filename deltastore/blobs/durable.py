@@ -83,8 +83,6 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
                 hint=way_of_removal(found),
                 path=str(found),
             ) from error
-        if limit := limits.of_call(error, path):
-            raise limit from error
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(
                 f"{shown(str(path))} cannot be {doing}: the name is too long; most file systems "

@@ -312,8 +312,8 @@ def test_a_limit_on_the_size_of_files_is_named(store: Path, models: Any, limit: 
         # What is small may fit.
         assert done.returncode == 16 or (limit and done.returncode == 0), argv
         assert done.returncode == 0 or "`ulimit -f` allows " in done.stderr
-    assert not any((store / "leases").iterdir())
     assert deltastore_in(store.parent, "verify").returncode == 0
+    assert not any((store / "leases").iterdir())
 
 
 def test_a_limit_on_open_files_is_named(store: Path, models: Any, tmp_path: Path) -> None:
