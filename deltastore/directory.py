@@ -328,11 +328,39 @@ def _enter(above: Directory, name: str, *, follow: bool, make: bool) -> Director
     except FileNotFoundError:
         if not make:
             raise
+    made = False
     # Another process may make it at the same time; in a link's place nothing is made.
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=above.descriptor)
+        made = True
         above.sync()
-    return _follow(above, name) if follow else above.open(name)
+    below = _follow(above, name) if follow else above.open(name)
+    if made and follow:
+        share(below.descriptor, above)
+    return below
+
+
+def share(made: int, above: Directory) -> None:
+    """Give a group what was made in its directory, whatever the umask.
+
+    A directory that a group may write, and that has the set-gid bit, is the group's by somebody's
+    will. What holds a store together there has to be the group's as well, or the first user's umask
+    would decide for all. What users put into it is as their umask says.
+
+    Args:
+        made: A directory or a file that was made just now; its descriptor.
+        above: The directory that it is in.
+    """
+    with contextlib.suppress(OSError):
+        mode = os.fstat(above.descriptor).st_mode
+        if not (mode & stat.S_ISGID and mode & stat.S_IWGRP):
+            return
+        status = os.fstat(made)
+        if status.st_gid == os.fstat(above.descriptor).st_gid:
+            more = 0o075 if stat.S_ISDIR(status.st_mode) else 0o044
+            wanted = status.st_mode | mode & more
+            if wanted != status.st_mode:
+                os.fchmod(made, stat.S_IMODE(wanted))
 
 
 def _follow(above: Directory, name: str) -> Directory:

@@ -214,6 +214,15 @@ class RestoreFailedError(IntegrityError):
     exit_code = 43
 
 
+class StoreClosedError(StoreReadOnlyError, IntegrityError):
+    """Something in the store is there and closed to this user, who may not read it.
+
+    It may be whole for others; for this user it is as if it were damaged.
+    """
+
+    exit_code = StoreReadOnlyError.exit_code
+
+
 class SourceChangedError(IntegrityError):
     """A checkpoint's file changed while it was being read."""
 

@@ -29,6 +29,7 @@ from deltastore.errors import (
     UsageError,
     shown,
 )
+from deltastore.permission import closed
 from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
@@ -48,7 +49,7 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
 
     Raises:
         NoSpaceError: The file system or the user's quota is full.
-        StoreReadOnlyError: The user may not write there.
+        StoreReadOnlyError: The user may not write there, or, as StoreClosedError, not read.
         UsageError: The name is too long, or, as LimitError, too many files are open.
         StoreError: Anything else that the system reports.
     """
@@ -70,6 +71,8 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
             ) from error
         if limit := limits.of_call(error, path):
             raise limit from error
+        if error.errno in _NO_PERMISSION and doing == "read":
+            raise closed(path) from error
         if error.errno in _NO_PERMISSION:
             raise StoreReadOnlyError(
                 f"{path} cannot be {doing}: {error.strerror}.",

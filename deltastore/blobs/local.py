@@ -20,7 +20,13 @@ from deltastore.blobs.protocol import StoredBlob
 from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
 from deltastore.directory import Directory, Place
-from deltastore.errors import BlobCorruptError, BlobMissingError, ManifestInvalidError
+from deltastore.errors import (
+    BlobCorruptError,
+    BlobMissingError,
+    ManifestInvalidError,
+    StoreClosedError,
+)
+from deltastore.permission import closed
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK_BYTES = 1 << 20
@@ -186,8 +192,11 @@ class LocalBlobs:
 
     def size(self, digest: str) -> int | None:
         """A blob's size; see ``BlobStore.size``."""
+        path = self.path(digest)
         try:
-            status = self.path(digest).lstat()
+            status = path.lstat()
+        except PermissionError as error:
+            raise self._closed(path) from error
         except OSError:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -204,7 +213,7 @@ class LocalBlobs:
         """All blobs with their sizes and times, in no order.
 
         Raises:
-            StoreReadOnlyError: The user may not look.
+            StoreClosedError: The user may not look.
             StoreError: The system refuses for another reason.
         """
         with translated(self._directory, "read"):
@@ -213,6 +222,8 @@ class LocalBlobs:
             except FileNotFoundError:
                 # Tools that copy trees leave empty directories out.
                 return
+            except PermissionError as error:
+                raise self._closed(self._directory) from error
         for name in names:
             if _HEX64.match(name) and (found := self.file(f"sha256:{name}")) is not None:
                 yield found
@@ -259,6 +270,8 @@ class LocalBlobs:
             entries = os.scandir(self._directory)
         except (FileNotFoundError, NotADirectoryError):
             return
+        except PermissionError as error:
+            raise self._closed(self._directory) from error
         except OSError:
             with translated(self._directory, "read"):
                 raise
@@ -288,6 +301,8 @@ class LocalBlobs:
             raise BlobMissingError(
                 f"Blob {digest} is not in the store.", hint=_FETCH_AGAIN, digest=digest
             ) from error
+        except PermissionError as error:
+            raise self._closed(self.path(digest)) from error
         except OSError as error:
             raise _unreadable(digest, error) from error
         status = os.fstat(descriptor)
@@ -297,6 +312,13 @@ class LocalBlobs:
                 f"Blob {digest} is no ordinary file.", hint=_FETCH_AGAIN, digest=digest
             )
         return LocalReader(descriptor, digest, status.st_size)
+
+    def _closed(self, path: Path) -> StoreClosedError:
+        # Who closed one blob by the umask has closed others as well.
+        above = self._place.own - 1
+        return closed(
+            path, (self._directory.parents[above - 1] if above else self._directory, path)
+        )
 
     def _holds(self, digest: str, pieces: Sequence[Piece], size: int) -> bool:
         """Whether the blob is there with just these bytes; then it is touched, as just used.
@@ -321,7 +343,7 @@ class LocalBlobs:
                             return False
                         offset += len(wanted)
                 reader.touch()
-        except (BlobCorruptError, BlobMissingError):
+        except (BlobCorruptError, BlobMissingError, StoreClosedError):
             return False
         return True
 
@@ -363,12 +385,6 @@ def _other_bytes(digest: str, *, what: str) -> BlobCorruptError:
 
 
 def _unreadable(digest: str, error: OSError) -> BlobCorruptError:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return BlobCorruptError(
-            f"Blob {digest} cannot be read: {error.strerror}.",
-            hint="Whoever put it has closed it to others: `deltastore doctor` says what to do.",
-            digest=digest,
-        )
     why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
     return BlobCorruptError(
         f"Blob {digest} cannot be read: {why}.", hint=_FETCH_AGAIN, digest=digest

@@ -26,6 +26,7 @@ from deltastore.catalog.failures import damaged
 from deltastore.catalog.rows import UNREADABLE, Artifact, Listing
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
+from deltastore.errors import CatalogError
 
 # In the order of Artifact's fields.
 _ARTIFACTS = """
@@ -43,6 +44,8 @@ SELECT v.name, v.version, v.digest, v.base_label, v.post_label, a.codec, a.raw_b
 FROM versions AS v JOIN artifacts AS a ON a.digest = v.digest
 ORDER BY v.name, v.version
 """
+
+_MAX_COPIED_BYTES = 256 << 20
 
 
 class Catalog:
@@ -69,6 +72,27 @@ class Catalog:
     def at(cls, path: Path, *, read_only: bool) -> Catalog:
         """The catalog in a SQLite file."""
         return cls(SqliteDatabase(path, read_only=read_only))
+
+    @classmethod
+    def read_from(cls, path: Path) -> Catalog:
+        """A copy in memory of the catalog in a SQLite file that cannot be written.
+
+        Raises:
+            StoreError: It cannot be used: it is of another schema, damaged, locked, or a process
+                that was killed left it half written.
+        """
+        with contextlib.suppress(OSError):
+            if path.lstat().st_size > _MAX_COPIED_BYTES:
+                raise CatalogError(f"The catalog {path} is too large to be read into memory.")
+        catalog = cls(SqliteDatabase(path, read_only=True).copied())
+        if catalog.revision() is None:
+            raise CatalogError(f"The catalog {path} is empty.")
+        catalog.prepare()
+        with catalog._database.reading() as session:
+            found = session.rows("PRAGMA quick_check(1)")[0][0]
+        if found != "ok":
+            raise damaged(str(path), str(found))
+        return catalog
 
     @classmethod
     def in_memory(cls) -> Catalog:
@@ -232,6 +256,11 @@ class Catalog:
         columns = (NAME_COLUMN, FILES_COLUMN, STAMP_COLUMN)
         rows = self._rows(query, columns, {} if name is None else {"name": name})
         return {found: (files, stamp) for found, files, stamp in rows}
+
+    def unproven(self) -> list[str]:
+        """The names that the next opening reads again: they just changed, or could not be read."""
+        rows = self._rows("SELECT name FROM seen WHERE stamp = '' ORDER BY name", (NAME_COLUMN,))
+        return [name for (name,) in rows]
 
     def close(self) -> None:
         """Release what is open; idempotent."""

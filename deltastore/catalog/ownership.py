@@ -14,6 +14,8 @@ import pwd
 import stat
 from pathlib import Path
 
+from deltastore.permission import group_name, user_name
+
 _ACL = "system.posix_acl_access"
 
 
@@ -101,19 +103,3 @@ def _has_access_list(path: Path) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.ENOSYS)
     return True
-
-
-def user_name(uid: int) -> str:
-    """The name of a user; where there is none, the number."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
-def group_name(gid: int) -> str:
-    """The name of a group; where there is none, the number."""
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

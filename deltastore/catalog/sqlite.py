@@ -46,6 +46,9 @@ MAX_VALUE_BYTES = 1 << 20
 SYNCHRONOUS = "EXTRA"
 """A row must survive a power cut before the lease that would have it added again is gone."""
 
+READER_TIMEOUT_S = 2.0
+"""How long a lock is waited for where nothing can be written: a reader can do without."""
+
 _FEW_ROWS = 10_000
 _ROW_BYTES = 8
 _STEPS_BETWEEN_LOOKS = 20_000
@@ -122,6 +125,7 @@ class SqliteDatabase:
         read_only: Whether writing is refused.
         mode: The permissions of the file where it is made, less the umask.
         longest: Bytes of the longest value.
+        most_rows: How many rows a query may give; None to go by the file's size.
     """
 
     def __init__(
@@ -131,11 +135,13 @@ class SqliteDatabase:
         read_only: bool = False,
         mode: int = 0o666,
         longest: int = MAX_VALUE_BYTES,
+        most_rows: int | None = None,
     ) -> None:
         self._path = path
         self._read_only = read_only
         self._mode = mode
         self._longest = longest
+        self._most = most_rows
         self._memory: tuple[sqlite3.Connection, _Deadline] | None = None
         self._lock = threading.Lock()
 
@@ -186,10 +192,15 @@ class SqliteDatabase:
     def copied(self) -> SqliteDatabase:
         """A database in memory with the same rows; an empty one where there is no file.
 
+        No lock, and no change of others, reaches it.
+
         Raises:
+            StoreReadOnlyError: Something has to be undone in the file first.
             CatalogError: The database is damaged, locked, or fails otherwise.
         """
-        copy = SqliteDatabase(None, longest=self._longest)
+        # What is added to the copy counts as well.
+        most = None if self._path is None else 2 * self._most_rows()
+        copy = SqliteDatabase(None, longest=self._longest, most_rows=most)
         if self._path is None or os.path.lexists(self._path):
             with (
                 translated(self.where),
@@ -251,6 +262,8 @@ class SqliteDatabase:
 
     def _most_rows(self) -> int:
         """More rows than this a file of its size cannot hold."""
+        if self._most is not None:
+            return self._most
         if self._path is None:
             return 1 << 30
         with contextlib.suppress(OSError):
@@ -331,7 +344,7 @@ class SqliteDatabase:
         connection = sqlite3.connect(
             place,
             uri=True,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=READER_TIMEOUT_S if self._read_only else BUSY_TIMEOUT_S,
             check_same_thread=False,
             # Transactions begin where this module says so, not where the driver guesses.
             isolation_level=None,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import click
 
 from deltastore.cli import options
-from deltastore.cli.output import table
+from deltastore.cli.output import message, table
 from deltastore.cli.session import Session
-from deltastore.cli.units import size
-from deltastore.errors import StoreNotFoundError
+from deltastore.cli.units import count, size
+from deltastore.errors import StoreClosedError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from deltastore.operations.listing import Listing
@@ -45,11 +46,25 @@ def command(
             listings = list_artifacts(
                 store, base=base, post=post, name=name, tag=tag, progress=progress
             )
+            closed = [found for found in store.closed_names() if fnmatchcase(found[0], name or "*")]
+        _warn_of_closed(closed)
     session.output.result(
         listings,
         human=lambda: _human(listings),
         quiet=(f"{listing.name}:v{listing.version}" for listing in listings),
     )
+
+
+def _warn_of_closed(closed: list[tuple[str, StoreClosedError]]) -> None:
+    """A list that lacks what is there says so."""
+    if closed:
+        first, error = closed[0]
+        more = f" and {count(len(closed) - 1, 'other name')}" if len(closed) > 1 else ""
+        message(
+            "warning",
+            f"Not all of {first}{more} is listed. {error.message} {error.hint}",
+            colour="yellow",
+        )
 
 
 def _human(listings: list[Listing]) -> list[str]:

@@ -10,17 +10,32 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import deltastore
 from deltastore import places
-from deltastore.errors import MAKE_ROOM, DeltastoreError, StoreNotFoundError, UsageError
+from deltastore.errors import (
+    MAKE_ROOM,
+    DeltastoreError,
+    StoreClosedError,
+    StoreNotFoundError,
+    UsageError,
+)
 from deltastore.operations.sharing import look_at_sharing
+from deltastore.permission import (
+    closest,
+    described,
+    first_closed,
+    is_mounted_read_only,
+    is_readable,
+    writing,
+)
 from deltastore.store import Store, open_store
 from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
+from deltastore.store.layout import closed
 from deltastore.store.mounts import all_apart, on_one
 from deltastore.text import typed
 
@@ -36,6 +51,7 @@ PACKAGES = (
     "torch",
     "zstandard",
 )
+_FILES_LOOKED_AT = 20_000
 LOW_SPACE_BYTES = 10 << 30
 CLOCK_TOLERANCE_S = 5.0
 
@@ -104,41 +120,61 @@ def _store(path: Path, index: str | None) -> Iterator[Check]:
         raise  # of a variable: nothing is wrong with the store
     except DeltastoreError as error:
         yield Check("store format", "fail", error.message, error.hint)
+    except OSError as error:
+        yield Check("store format", "fail", f"{path} cannot be looked at: {error}.")
 
 
 def _opened(store: Store) -> Iterator[Check]:
     info = store.parts.info
     yield Check("store format", "ok", f"{info.format}, id {info.id}, made {info.created[:10]}")
-    yield _writable(store)
-    yield _catalog(store)
-    yield _index(store)
-    yield _file_system(store)
-    yield from _mounts(store)
-    yield _sharing(store)
-    yield _space(store)
-    yield from _clock(store)
-    yield _leases(store)
-    yield _temps(store)
+    for what, look in _LOOKS.items():
+        try:
+            found = look(store)
+        except DeltastoreError as error:
+            yield Check(what, "fail", error.message, error.hint)
+        except OSError as error:
+            # Whatever the system refuses one look, the others are of use.
+            yield Check(what, "warn", f"it cannot be looked at: {error}")
+        else:
+            yield from () if found is None else (found,)
 
 
 def _writable(store: Store) -> Check:
-    closed = [path for path in store.parts.closed if path != store.path]
     if store.writable:
         return Check("store access", "ok", "read and write")
-    if store.path in store.parts.closed:
+    if is_mounted_read_only(store.path):
         return Check(
             "store access",
             "warn",
-            "read only",
-            "To extract into it, ask its owner for write permission.",
+            "read only: its file system is mounted so",
+            "To extract, have root mount it for writing, or use `--store` with another store.",
         )
-    shown = ", ".join(str(place.relative_to(store.path)) for place in closed)
-    return Check(
-        "store access",
-        "fail",
-        f"the store can be written, but not {shown}",
-        f"Have the owner run `chmod -R u+rwX,g+rwX {typed(store.path)}`, and set the umask to 002.",
-    )
+    barred = store.parts.closed
+    advice = writing(store.path, barred)
+    if store.path in barred:
+        found = f"read only: {described(store.path, named=False)}"
+        return Check("store access", "warn", found, f"To extract into it: {advice}.")
+    shown = ", ".join(str(place.relative_to(store.path)) for place in barred)
+    found = f"the store can be written, but not {shown}: {described(closest(barred[0]))}"
+    return Check("store access", "fail", found, f"{advice}.")
+
+
+def _readable(store: Store) -> Check:
+    """Whether there is anything that others have closed to this user."""
+    layout = store.parts.layout
+    for path in (layout.blobs.parent, layout.blobs):
+        if not is_readable(path):
+            error = closed(layout, path)
+            return Check("reading", "fail", error.message, error.hint)
+    if names := store.closed_names():
+        _, error = names[0]
+        more = f" ({len(names) - 1} more)" if len(names) > 1 else ""
+        return Check("reading", "warn", f"{error.message}{more}", error.hint)
+    blob = first_closed(layout.blobs, most=_FILES_LOOKED_AT)
+    if blob is not None:
+        error = closed(layout, blob)
+        return Check("reading", "warn", error.message, error.hint)
+    return Check("reading", "ok", "nothing is closed to this user")
 
 
 def _catalog(store: Store) -> Check:
@@ -188,24 +224,25 @@ def _file_system(store: Store) -> Check:
     )
 
 
-def _mounts(store: Store) -> Iterator[Check]:
+def _mounts(store: Store) -> Check | None:
     layout = store.parts.layout
-    if found := all_apart(layout):
-        shown = ", ".join(map(str, found[:3]))
-        yield Check(
-            "mounts",
-            "fail",
-            f"{shown}: on another file system or mount than {layout.temp}, so that nothing can be "
-            "renamed into it; what is there can be read",
-            on_one(layout),
-        )
+    if not (found := all_apart(layout)):
+        return None
+    shown = ", ".join(map(str, found[:3]))
+    return Check(
+        "mounts",
+        "fail",
+        f"{shown}: on another file system or mount than {layout.temp}, so that nothing can be "
+        "renamed into it; what is there can be read",
+        on_one(layout),
+    )
 
 
 def _sharing(store: Store) -> Check:
     try:
         sharing = look_at_sharing(store)
-    except (OSError, DeltastoreError) as error:
-        return Check("sharing", "warn", str(error))
+    except StoreClosedError as error:
+        return Check("sharing", "warn", error.message, error.hint)
     return Check("sharing", "warn" if sharing.next else "ok", sharing.found, sharing.next)
 
 
@@ -229,19 +266,14 @@ def _freeable(store: Store) -> str:
     return usage
 
 
-def _clock(store: Store) -> Iterator[Check]:
+def _clock(store: Store) -> Check | None:
     if not store.writable:
-        return
-    try:
-        ahead = store.parts.leases.server_time() - time.time()
-    except DeltastoreError as error:
-        yield Check("clock", "fail", error.message, error.hint)
-        return
+        return None
+    ahead = store.parts.leases.server_time() - time.time()
     if abs(ahead) < CLOCK_TOLERANCE_S:
-        yield Check("clock", "ok", "this machine and the file system agree")
-        return
+        return Check("clock", "ok", "this machine and the file system agree")
     where = "ahead of" if ahead > 0 else "behind"
-    yield Check(
+    return Check(
         "clock",
         "warn",
         f"the file system is {abs(ahead):.0f} s {where} this machine",
@@ -301,6 +333,21 @@ def _temps(store: Store) -> Check:
             "Run any command as a user who can write to the store.",
         )
     return Check("temporary files", "ok", str(count) if count else "none")
+
+
+_LOOKS: dict[str, Callable[[Store], Check | None]] = {
+    "store access": _writable,
+    "reading": _readable,
+    "catalog": _catalog,
+    "index": _index,
+    "file system": _file_system,
+    "mounts": _mounts,
+    "sharing": _sharing,
+    "free space": _space,
+    "clock": _clock,
+    "leases": _leases,
+    "temporary files": _temps,
+}
 
 
 def _processors() -> int:

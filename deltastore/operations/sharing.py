@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltastore.catalog.ownership import group_name, user_name
 from deltastore.errors import StoreError
+from deltastore.permission import group_name, user_name
 from deltastore.store import Store
 from deltastore.text import typed
 
@@ -40,7 +40,7 @@ def look_at_sharing(store: Store) -> Sharing:
     closed = [
         (path, problem)
         for path, status in _looked_at(store)
-        if (problem := _closed(path, status, own.st_gid))
+        if (problem := _closed(path, status, own.st_gid, root=path == root))
     ]
     if closed:
         path, problem = closed[0]
@@ -48,7 +48,7 @@ def look_at_sharing(store: Store) -> Sharing:
         more = f" ({len(closed) - 1} more)" if len(closed) > 1 else ""
         return Sharing(
             f"for the group {group}, but {path.relative_to(root)} {problem}{more}",
-            f"Have {' and '.join(owners)} run {_repair(store, group)}",
+            f"Have {' and '.join(owners)} run {_repair(store, group, sticky=_is_sticky(closed))}",
         )
     umask = _umask()
     if umask is not None and umask & 0o070:
@@ -88,13 +88,15 @@ def _status(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         return
 
 
-def _closed(path: Path, status: os.stat_result, group: int) -> str:
+def _closed(path: Path, status: os.stat_result, group: int, *, root: bool) -> str:
     # Files are replaced, not written: for that the directory is what counts.
     mode = status.st_mode
     shown = f"of {user_name(status.st_uid)} has mode {stat.S_IMODE(mode):04o}"
     needed = stat.S_IRGRP
     if stat.S_ISDIR(mode):
         needed = stat.S_IRWXG
+        if mode & stat.S_ISVTX and not root:
+            return f"{shown}: nobody can replace or remove in it what others made"
         if not mode & stat.S_ISGID:
             return f"{shown}: new files in it do not belong to the group"
     if mode & needed != needed:
@@ -102,13 +104,20 @@ def _closed(path: Path, status: os.stat_result, group: int) -> str:
     return "" if status.st_gid == group else f"belongs to the group {group_name(status.st_gid)}"
 
 
-def _repair(store: Store, group: str) -> str:
+def _is_sticky(closed: list[tuple[Path, str]]) -> bool:
+    return any(path.lstat().st_mode & stat.S_ISVTX for path, _ in closed)
+
+
+def _repair(store: Store, group: str, *, sticky: bool) -> str:
     path = typed(store.path)
     steps = [
         f"chgrp -R {group} {path}",
         f"chmod -R g+rX {path}",
         f"find {path} -type d -exec chmod g+ws {{}} +",
     ]
+    if sticky:
+        # In the store's own directory the bit does no harm.
+        steps.append(f"find {path} -mindepth 1 -type d -exec chmod -t {{}} +")
     return f"`{' && '.join(steps)}`, and have everybody use `umask 002`."
 
 

@@ -11,8 +11,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from deltastore.errors import FormatError, IntegrityError
+from deltastore.errors import FormatError, IntegrityError, StoreClosedError
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.operations.progress import Progress, Silent
@@ -97,7 +98,7 @@ def verify(
         work.read_configs()
         if not refs:
             work.compare_summaries()
-    orphans = [] if refs else sorted(set(store.blobs.digests()) - work.named)
+    orphans = [] if refs else work.orphans()
     kept = tuple(problem for problem in problems if not _is_over(store, problem.refs))
     return VerifyReport(work.checked, work.bytes, kept, tuple(orphans))
 
@@ -152,6 +153,7 @@ class _Work:
         self._refs: dict[tuple[str, int], list[str]] = defaultdict(list)
         self._configs: dict[str, tuple[Manifest, Config]] = {}
         self._damaged: set[str] = set()
+        self._closed = False
 
     def read_manifests(self) -> None:
         for digest, refs in self._owners.items():
@@ -160,6 +162,7 @@ class _Work:
                 manifest = parse_manifest(data, where=f"Manifest {digest}")
             except (FormatError, IntegrityError) as error:
                 self._report(digest, error.message, refs)
+                self._closed = self._closed or isinstance(error, StoreClosedError)
                 continue
             self.checked += 1
             self.bytes += len(data)
@@ -172,12 +175,27 @@ class _Work:
     def check_sizes(self) -> None:
         for (digest, size), refs in self._refs.items():
             self.checked += 1
-            found = self._store.blobs.size(digest)
+            try:
+                found = self._store.blobs.size(digest)
+            except StoreClosedError as error:
+                self._report(digest, error.message, refs)
+                continue
             if found is None:
                 self._report(digest, f"Blob {digest} is not in the store.", refs)
             elif found != size:
                 problem = f"Blob {digest} has {found} bytes; its manifest says {size}."
                 self._report(digest, problem, refs)
+
+    def orphans(self) -> list[str]:
+        """The blobs that nothing names; none where a name is closed to this user."""
+        if self._closed or self._store.closed_names():
+            return []
+        try:
+            return sorted(set(self._store.blobs.digests()) - self.named)
+        except StoreClosedError as error:
+            where = Path(error.facts["path"]).relative_to(self._store.path)
+            self._problems.append(Problem(str(where), None, error.message, ()))
+            return []
 
     def compare_summaries(self) -> None:
         """Hold the catalog's rows of artifacts against manifests and configs."""

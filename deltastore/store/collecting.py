@@ -71,8 +71,9 @@ class Collection:
 
 def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
     """See ``Store.collect``."""
-    parts.require_writable()
-    parts.require_together(parts.layout.blobs)
+    if not dry_run:
+        parts.require_writable()
+        parts.require_together(parts.layout.blobs)
     done = Collection(
         temp_files=parts.recovered.temp_files,
         temp_bytes=parts.recovered.temp_bytes,
@@ -80,7 +81,8 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
     )
     references = References()
     references.update(parts)
-    age = _Age(parts.leases.server_time(), grace_s)
+    # A reader can make no file to see the server's clock by; nothing is deleted by his own.
+    age = _Age(parts.leases.server_time() if parts.writable else time.time(), grace_s)
     plan = _plan(parts, references, age, done)
     if dry_run:
         _preview(parts, plan, age, done)
@@ -159,7 +161,8 @@ def _writers(parts: Parts) -> list[Lease]:
 
 
 def _preview(parts: Parts, plan: list[BlobFile], age: _Age, done: Collection) -> None:
-    leases = parts.leases.all_or_error()
+    # A reader may be kept out of the leases: nothing is deleted by what he does not see.
+    leases = parts.leases.all_or_error() if parts.writable else parts.leases.all()
     done.leases += sum(lease.over(age.at) for lease in leases)
     temps = _temps(parts, age)
     done.temp_files += len(temps)

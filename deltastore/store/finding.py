@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import NoReturn
 
 from deltastore.catalog import Artifact
-from deltastore.errors import RefAmbiguousError, RefNotFoundError
+from deltastore.errors import (
+    BlobMissingError,
+    FormatError,
+    RefAmbiguousError,
+    RefNotFoundError,
+    StoreClosedError,
+)
+from deltastore.permission import is_readable
 from deltastore.refs import Ref, parse_ref
+from deltastore.store import layout
 from deltastore.store.parts import Parts
 from deltastore.store.records import Tombstone
 from deltastore.store.refreshing import refresh_name
@@ -43,7 +52,7 @@ def resolve_version(parts: Parts, text: str) -> Artifact:
 def _candidates(parts: Parts, text: str) -> list[Artifact]:
     """Every version that a ref may mean, at least one, all of the same artifact."""
     ref = parse_ref(text)
-    if ref.name is not None and (parts.writable or parts.index.local):
+    if ref.name is not None:
         # What has come since the store was opened.
         refresh_name(parts.sources, parts.catalog, ref.name)
     found = _find(parts, ref)
@@ -63,13 +72,52 @@ def _find(parts: Parts, ref: Ref) -> list[Artifact]:
     if ref.version is None and ref.tag is None and ref.digest is None:
         assert ref.name is not None
         newest = parts.catalog.newest(ref.name)
+        _require_newest(parts, ref.name, 0 if newest is None else newest.version)
         return [newest] if newest is not None else []
     return parts.catalog.artifacts(
         name=ref.name, version=ref.version, tag=ref.tag, digest_prefix=ref.digest
     )
 
 
+def _require_newest(parts: Parts, name: str, version: int) -> None:
+    """Refuse to take a version for the newest where a newer one is closed to this user.
+
+    Raises:
+        StoreClosedError: One is.
+    """
+    path = parts.layout.names / name
+    try:
+        for newer in reversed(parts.names.versions(name)):
+            if newer <= version:
+                return
+            path = parts.names.path(name, newer)
+            with contextlib.suppress(FormatError, BlobMissingError):
+                parts.names.read(name, newer)
+    except StoreClosedError as error:
+        raise layout.closed(parts.layout, path, name) from error
+
+
+def _require_open(parts: Parts, ref: Ref) -> None:
+    """Refuse to say that there is none of what is closed to this user.
+
+    Raises:
+        StoreClosedError: It is.
+    """
+    if ref.name is None:
+        return
+    paths = [parts.layout.names / ref.name]
+    if ref.version is not None:
+        paths.append(parts.names.path(ref.name, ref.version))
+    if ref.tag is not None:
+        tag = parts.names.tag_path(ref.name, ref.tag)
+        paths += [tag.parent, tag]
+    for path in paths:
+        if not is_readable(path):
+            raise layout.closed(parts.layout, path, ref.name)
+
+
 def _not_found(parts: Parts, ref: Ref) -> NoReturn:
+    _require_open(parts, ref)
     names = parts.catalog.names()
     message = f"There is no {ref} in the store at {parts.layout.root}."
     hint = "`deltastore list` shows what there is."

@@ -107,7 +107,7 @@ def index_name(
     kept = {
         tag: version
         for tag, version in writer.tags(name).items()
-        if tag in seen.unreadable_tags and version in listed
+        if (seen.closed_tags or tag in seen.unreadable_tags) and version in listed
     }
     writer.replace_tags(name, kept | {t: v for t, v in seen.tags.items() if v in listed})
     return seen.problems
@@ -115,7 +115,10 @@ def index_name(
 
 @dataclass(slots=True)
 class _Seen:
-    """What is there of one name. ``closed``: its directory cannot be read at all."""
+    """What is there of one name.
+
+    ``closed``: its directory cannot be read at all; ``closed_tags``: that of its tags.
+    """
 
     live: list[Record] = field(default_factory=list)
     removed: set[int] = field(default_factory=set)
@@ -123,18 +126,24 @@ class _Seen:
     unreadable: set[int] = field(default_factory=set)
     unreadable_tags: set[str] = field(default_factory=set)
     closed: bool = False
+    closed_tags: bool = False
     problems: list[str] = field(default_factory=list)
 
 
 def _look(names: Names, name: str) -> _Seen:
     seen = _Seen()
     try:
-        versions, tags = names.versions(name), names.tags(name)
+        versions = names.versions(name)
     except StoreError as error:
         # A directory that another user made, and closed to this one.
         seen.problems.append(error.message)
         seen.closed = True
         return seen
+    try:
+        tags = names.tags(name)
+    except StoreError as error:
+        seen.problems.append(error.message)
+        seen.closed_tags, tags = True, []
     for version in versions:
         try:
             record = names.read(name, version)

@@ -23,16 +23,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeGuard
 
-from deltastore import places
+from deltastore import permission, places
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
-from deltastore.directory import Place
+from deltastore.directory import Place, share
 from deltastore.errors import (
     ManifestInvalidError,
     NotAStoreError,
+    StoreClosedError,
+    StoreError,
     StoreNotFoundError,
-    StoreReadOnlyError,
     StoreTooNewError,
     shown,
 )
@@ -40,6 +41,7 @@ from deltastore.manifest.parse import load_json
 
 STORE_FORMAT = 1
 _MAX_STORE_JSON_BYTES = 64 << 10
+_LOOKED_AT = 20_000
 _MADE_ANEW = (
     "Restore it from a copy of the store, or have it made anew: `deltastore reindex`; all else is "
     "kept."
@@ -124,7 +126,7 @@ def read_marker(layout: Layout) -> StoreInfo | None:
     Raises:
         NotAStoreError: The marker is damaged.
         StoreTooNewError: A newer deltastore made the store.
-        StoreReadOnlyError: The user may not read it.
+        StoreClosedError: The user may not read it.
     """
     path = layout.marker
     try:
@@ -136,9 +138,12 @@ def read_marker(layout: Layout) -> StoreInfo | None:
             raise _damaged(path, error.strerror or str(error)) from error
         if error.errno == errno.ENAMETOOLONG:
             return None  # nothing can be there; making it says so
-        raise StoreReadOnlyError(
-            f"The store at {layout.root} cannot be read: {error.strerror}.",
-            hint="Ask its owner for read permission.",
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise closed(layout, path) from error
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror}.",
+            hint="Run `deltastore doctor` for the state of the store.",
+            path=str(path),
         ) from error
     try:
         fields = load_json(data, limit=_MAX_STORE_JSON_BYTES, where=str(path))
@@ -190,9 +195,16 @@ def create(layout: Layout) -> None:
         # it its id.
         try:
             with durable.write_temp(layout.temp, [_marker_bytes()]) as temp:
+                share_with_all(layout, temp)
                 temp.create(Place(root, own=0), layout.marker.name)
         except FileExistsError:
             return
+
+
+def share_with_all(layout: Layout, temp: durable.Temp) -> None:
+    """Have a file that is to lie in the store's directory belong to all users of the store."""
+    with Place(layout.root, own=0).hold() as above:
+        share(temp.descriptor, above)
 
 
 def make_directories(layout: Layout) -> None:
@@ -234,6 +246,7 @@ def restore_marker(layout: Layout) -> None:
         durable.translated(layout.marker),
         durable.write_temp(layout.temp, [_marker_bytes()]) as temp,
     ):
+        share_with_all(layout, temp)
         temp.replace(Place(layout.root, own=0), layout.marker.name)
 
 
@@ -265,6 +278,39 @@ def is_store(directory: Path) -> bool:
     with contextlib.suppress(OSError):
         return layout.marker.is_file() and layout.names.is_dir() and layout.blobs.is_dir()
     return False
+
+
+def require_readable(layout: Layout) -> None:
+    """Refuse a store whose names this user may not list.
+
+    Raises:
+        StoreClosedError: He may not.
+    """
+    if not permission.is_readable(layout.names):
+        raise closed(layout, layout.names)
+
+
+def closed(layout: Layout, path: Path, name: str | None = None) -> StoreClosedError:
+    """The error of what is closed to this user; its command opens all that a reader needs.
+
+    Args:
+        layout: The store's paths.
+        path: What is closed.
+        name: The name that is to be read; all of them if None.
+    """
+    if not permission.is_readable(layout.root):
+        # What is in it cannot be seen, so that all of it has to be opened.
+        return permission.closed(path, (layout.root, path))
+    trees = []
+    if not permission.is_readable(layout.marker):
+        trees.append((layout.marker, layout.marker))
+    if name is None and not permission.is_readable(layout.names):
+        trees.append((layout.names, layout.names))
+    # What is closed below `names` may be private; of the blobs nobody knows whose they are.
+    for tree in (*([layout.names / name] if name else []), layout.blobs.parent):
+        if (found := permission.first_closed(tree, most=_LOOKED_AT)) is not None:
+            trees.append((tree, found))
+    return permission.closed(path, *trees)
 
 
 def not_found(root: Path) -> StoreNotFoundError:

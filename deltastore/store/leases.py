@@ -186,8 +186,12 @@ class Leases:
             StoreReadOnlyError: The user may not look.
             StoreError: The system refuses for another reason.
         """
-        with durable.translated(self._directory), self._place.hold() as held:
-            held.names()
+        with durable.translated(self._directory, "read"):
+            try:
+                with self._place.hold() as held:
+                    held.names()
+            except FileNotFoundError:
+                return []  # a copy without empty directories
         return self.all()
 
     def stale_temps(self) -> list[Path]:

@@ -12,6 +12,7 @@ from deltastore.catalog import HEAD, Catalog, lying
 from deltastore.errors import CatalogError, StoreOutdatedError
 from deltastore.store import layout
 from deltastore.store.layout import Layout
+from deltastore.store.opening import closed_to_writing
 from deltastore.store.placing import IndexPlace, place_index
 from deltastore.store.refreshing import Indexed
 from deltastore.store.store import open_store
@@ -27,6 +28,12 @@ def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str 
         CatalogError: The catalog is damaged or locked.
     """
     place, where = _place(path, index)
+    if closed_to_writing(place):
+        with open_store(place.root, create=False, index=index) as store:
+            if not where.local and store.parts.index.local:
+                # The reader does without the catalog, which may be of another schema.
+                store.require_writable()
+            return HEAD, HEAD
     before = None
     if where.path is not None and not where.local and place.catalog.exists():
         catalog = Catalog.at(where.path, read_only=False)
@@ -47,7 +54,7 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     Raises:
         StoreNotFoundError: There is no store.
         NotAStoreError: The marker is damaged, and there is nothing else of a store.
-        StoreReadOnlyError: It cannot be written.
+        StoreReadOnlyError: The catalog is in the store, and cannot be written there.
         StoreTooNewError: A newer deltastore wrote it.
         CatalogError: It is locked.
         StoreError: What lies in its place cannot be removed.
@@ -56,7 +63,7 @@ def rebuild_catalog(path: str | Path, *, index: str | None = None) -> Indexed:
     place, where = _place(path, index)
     try:
         with open_store(place.root, create=False, index=index) as store:
-            store.require_writable()
+            store.require_index_writable()
             store.parts.catalog.check()
             return store.reindex()
     except StoreOutdatedError:

@@ -22,9 +22,10 @@ from deltastore.errors import (
     BlobMissingError,
     ManifestInvalidError,
     RefSyntaxError,
+    StoreClosedError,
     StoreError,
-    StoreReadOnlyError,
 )
+from deltastore.permission import closed, described
 from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
@@ -33,7 +34,6 @@ from deltastore.text import typed
 _MAX_STAMP_CHARS = 4096
 _MAX_FILES_CHARS = 512 << 10
 _NOTHING = "-"
-_CLOSED = "`deltastore doctor` says whose it is, and what gives the group access."
 _WIDE_GAP = 1000
 """Versions. Records are lost one by one, or with the last copy; so many were never there."""
 
@@ -184,7 +184,12 @@ class Names:
             except RefSyntaxError:
                 found.append(_foreign(path, "its name cannot be one"))
                 continue
-            found.extend(self._irregular_versions(entry))
+            try:
+                found.extend(self._irregular_versions(entry))
+            except StoreClosedError as error:
+                why = f"({described(Path(error.facts['path']))})"
+                problem = f"it cannot be read: Permission denied {why}"
+                found.append(Irregular(path, problem, error.hint))
         return sorted(found, key=lambda thing: (thing.path, thing.problem))
 
     def _irregular_versions(self, name: str) -> Iterator[Irregular]:
@@ -239,6 +244,7 @@ class Names:
 
         Raises:
             BlobMissingError: There is no such file, or it cannot be read.
+            StoreClosedError: The user may not read it.
             ManifestInvalidError: It is neither.
         """
         path, way = self.path(name, version), _way(name, version)
@@ -319,6 +325,7 @@ class Names:
 
         Raises:
             BlobMissingError: There is no such file, or it cannot be read.
+            StoreClosedError: The user may not read it.
             ManifestInvalidError: It is no tag.
         """
         path = self.tag_path(name, tag)
@@ -432,11 +439,7 @@ def _entries(place: Place) -> Iterator[os.DirEntry[str]]:
         return
     except PermissionError as error:
         directory = place.path.joinpath(*place.below)
-        raise StoreReadOnlyError(
-            f"{directory} cannot be read: {error.strerror}.",
-            hint=_CLOSED,
-            path=str(directory),
-        ) from error
+        raise closed(directory, (place.path.joinpath(*place.below[:1]), directory)) from error
     except OSError as error:
         if error.errno != errno.ELOOP:
             with durable.translated(place.path.joinpath(*place.below), "read"):
@@ -457,6 +460,9 @@ def _visible(place: Place) -> list[tuple[str, str]]:
                 return [(e.name, _kind(e)) for e in entries if not e.name.startswith(".")]
         except FileNotFoundError:
             return []
+        except PermissionError as error:
+            directory = place.path.joinpath(*place.below)
+            raise closed(directory, (place.path.joinpath(*place.below[:1]), directory)) from error
 
 
 def _read(path: Path, place: Place, way: str) -> bytes:
@@ -468,10 +474,9 @@ def _read(path: Path, place: Place, way: str) -> bytes:
         if held is None and error.errno == errno.ELOOP:
             with durable.translated(path, "read"):
                 raise
-        closed = error.errno in (errno.EACCES, errno.EPERM)
-        raise BlobMissingError(
-            f"{path} cannot be read: {error.strerror}.", hint=_CLOSED if closed else way
-        ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise closed(path, (place.path.joinpath(*place.below[:1]), path)) from error
+        raise BlobMissingError(f"{path} cannot be read: {error.strerror}.", hint=way) from error
     finally:
         if held is not None:
             held.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from deltastore import places
@@ -20,7 +20,7 @@ from deltastore.store.leases import Leases
 from deltastore.store.names import Names
 from deltastore.store.parts import Parts, Recovered
 from deltastore.store.placing import IndexPlace
-from deltastore.store.refreshing import Sources, agrees, refresh
+from deltastore.store.refreshing import Sources, refresh
 
 
 def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
@@ -37,10 +37,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         raise NotAStoreError(
             f"{place.root} stopped being a store while it was opened.", hint="Try again."
         )
+    layout.require_readable(place)
     blobs = LocalBlobs(place.blobs, place.temp)
     names = Names(place.names, place.temp)
     leases = Leases(place.leases, place.temp)
-    closed = _closed(place)
+    closed = closed_to_writing(place)
     where = placing.place_index(place, info, index, writable=not closed)
     if not where.local and place.catalog.exists() and not os.access(place.catalog, os.W_OK):
         closed = (*closed, place.catalog)
@@ -55,7 +56,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         names, blobs, leases, not closed, on_network=where.on_network, remember=not where.local
     )
     catalog, where = _index(sources, place, info, where)
-    sources = dataclasses.replace(sources, remember=not where.local)
+    sources = replace(sources, remember=not where.local)
     parts = Parts(
         layout=place,
         info=info,
@@ -70,11 +71,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
         closed=closed,
     )
     if parts.writable:
-        return dataclasses.replace(parts, recovered=_recover(parts))
+        return replace(parts, recovered=_recover(parts))
     return parts
 
 
-def _closed(place: Layout) -> tuple[Path, ...]:
+def closed_to_writing(place: Layout) -> tuple[Path, ...]:
     """The directories that a change needs and in which this user may make no file."""
     needed = (place.root, place.blobs, place.names, place.temp, place.leases)
     return tuple(
@@ -102,9 +103,10 @@ def _index(
     sources: Sources, place: Layout, info: StoreInfo, where: IndexPlace
 ) -> tuple[Catalog, IndexPlace]:
     """The index, brought up to date with the records, and where it is."""
+    catalog: Catalog
     if not where.local and where.path is not None:
-        catalog = Catalog.at(where.path, read_only=not sources.writable)
         if sources.writable:
+            catalog = Catalog.at(where.path, read_only=False)
             try:
                 catalog.prepare()
             except NoSpaceError:
@@ -112,35 +114,26 @@ def _index(
                 catalog.prepare()
             refresh(sources, catalog)
             return catalog, where
-        if (reason := _unfit(sources, catalog)) is None:
+        try:
+            catalog = Catalog.read_from(where.path)
+            refresh(sources, catalog)
             return catalog, where
-        where = placing.index_outside(place, info, where, reason)
-    index, where = _local(where, info.id)
-    refresh(dataclasses.replace(sources, remember=False), index)
-    return index, where
-
-
-def _unfit(sources: Sources, catalog: Catalog) -> str | None:
-    """Why a catalog that this user cannot bring up to date is of no use to him, for people."""
-    try:
-        catalog.prepare()
-        if agrees(sources, catalog):
-            return None
-    except StoreError as error:
-        return f"the store cannot be written, and its catalog not be used: {error.message}"
-    return "the store cannot be written, and its catalog lacks what came with a copy"
-
-
-def _local(where: IndexPlace, store_id: str) -> tuple[LocalIndex, IndexPlace]:
-    """The index on this machine; in memory where there is no room for it."""
-    if where.path is None:
-        return LocalIndex.unshared(store_id), where
-    try:
-        return LocalIndex.open(where.path, store_id), where
-    except StoreError as error:
-        # All that is in it is in the records: without it every command reads them all.
-        reason = f"in memory: {error.message}"
-        return LocalIndex.unshared(store_id), dataclasses.replace(where, reason=reason)
+        except StoreError as error:
+            reason = f"the store cannot be written, and its catalog not be used: {error.message}"
+            where = placing.index_outside(place, info, where, reason)
+    sources = replace(sources, remember=False)
+    if where.path is not None:
+        try:
+            catalog = LocalIndex.open(where.path, info.id)
+            refresh(sources, catalog)
+            return catalog, where
+        except StoreError as error:
+            # There is no room for it, or another process has it locked. All that is in it is in
+            # the records: without it every command reads them all.
+            where = replace(where, reason=f"in memory: {error.message}")
+    catalog = LocalIndex.unshared(info.id)
+    refresh(sources, catalog)
+    return catalog, where
 
 
 def _recover(parts: Parts) -> Recovered:

@@ -10,6 +10,7 @@ from pathlib import Path
 from deltastore.blobs import LocalBlobs
 from deltastore.catalog import Catalog, DigestMemory
 from deltastore.errors import StoreReadOnlyError
+from deltastore.permission import is_mounted_read_only
 from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
@@ -73,6 +74,8 @@ class Parts:
         require_together(self.layout, (*paths, self.layout.leases))
 
     def _shown(self) -> str:
+        if is_mounted_read_only(self.layout.root):
+            return "its file system is mounted read-only"
         names = [str(path.relative_to(self.layout.root)) for path in self.closed]
         shown = ", ".join("its directory" if name == "." else name for name in names)
         return f"permission is missing for {shown}"

@@ -21,7 +21,7 @@ from deltastore.catalog.ownership import other_mover, other_writer
 from deltastore.directory import Place
 from deltastore.errors import StoreError, UsageError
 from deltastore.store import filesystem
-from deltastore.store.layout import Layout, StoreInfo
+from deltastore.store.layout import Layout, StoreInfo, share_with_all
 
 VARIABLE = "DELTASTORE_INDEX"
 _UNSET = (
@@ -180,6 +180,7 @@ def mark_local(layout: Layout) -> None:
     with durable.translated(layout.local_index):
         try:
             with durable.write_temp(layout.temp, [_NOTE]) as temp:
+                share_with_all(layout, temp)
                 temp.create(Place(layout.root, own=0), layout.local_index.name)
         except FileExistsError:
             return

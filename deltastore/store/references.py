@@ -45,6 +45,8 @@ class References:
             StoreError: Something cannot be read.
         """
         names = parts.names
+        # What is closed to this user is not damaged: that is said first.
+        files = [(name, version) for name in names.all() for version in names.versions(name)]
         if problems := names.irregular():
             first = problems[0]
             more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -54,7 +56,6 @@ class References:
                 hint=f"{_NOTHING} {first.way}",
                 problems=[f"{thing.path}: {thing.problem}" for thing in problems],
             )
-        files = [(name, version) for name in names.all() for version in names.versions(name)]
         for key in files:
             if key not in self._seen:
                 self._read(parts, *key)

@@ -77,12 +77,6 @@ class Sources:
         return min(max((look.newest_ns for look in looks), default=0), time.time_ns())
 
 
-def agrees(sources: Sources, index: Catalog) -> bool:
-    """Whether the files look as they did when the index was last brought up to date."""
-    changed, gone = _compare(sources.names, index.seen())
-    return not changed and (not gone or sources.remember)
-
-
 def refresh(sources: Sources, index: Catalog) -> int:
     """Make the index agree with all records; in memory where its disk is full.
 

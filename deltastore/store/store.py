@@ -13,8 +13,9 @@ from deltastore.blobs import LocalBlobs, spares, steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
-from deltastore.errors import FormatError, IntegrityError, RefNotFoundError
+from deltastore.errors import FormatError, IntegrityError, RefNotFoundError, StoreClosedError
 from deltastore.manifest import Config, Manifest
+from deltastore.permission import first_closed
 from deltastore.store import (
     collecting,
     finding,
@@ -25,9 +26,12 @@ from deltastore.store import (
     tagging,
 )
 from deltastore.store.changing import changing
+from deltastore.store.layout import closed
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
+
+_LOOKED_AT = 10_000
 
 
 def open_store(path: str | Path, *, create: bool = True, index: str | None = None) -> Store:
@@ -93,6 +97,15 @@ class Store:
         """
         self.parts.require_writable()
 
+    def require_index_writable(self) -> None:
+        """Refuse to make a catalog anew that lies in a store which cannot be written.
+
+        Raises:
+            StoreReadOnlyError: It does. An index of the user's own is no matter of the store's.
+        """
+        if not self.parts.index.local:
+            self.parts.require_writable()
+
     def lease(self, purpose: str) -> AbstractContextManager[Path]:
         """Hold a lease while blobs are being put: what they are put for is not published yet.
 
@@ -150,8 +163,6 @@ class Store:
         Raises:
             CatalogError: The index failed.
         """
-        if not self.parts.writable and not self.parts.index.local:
-            return 0
         return refreshing.refresh(self.parts.sources, self.parts.catalog)
 
     def resolve(self, ref: str) -> Artifact:
@@ -185,6 +196,15 @@ class Store:
         It is for thousands of versions what ``artifacts`` is for a few.
         """
         return self.parts.catalog.listings()
+
+    def closed_names(self) -> list[tuple[str, StoreClosedError]]:
+        """The names of which this user may not read all, and what opens each."""
+        found = []
+        for name in self.parts.catalog.unproven():
+            path = first_closed(self.parts.layout.names / name, most=_LOOKED_AT)
+            if path is not None:
+                found.append((name, closed(self.parts.layout, path, name)))
+        return found
 
     def find_made(self, base_content: str, post_content: str, codec: str) -> list[str]:
         """The digests of the artifacts of this pair of weights and codec that the user made.
@@ -331,7 +351,7 @@ class Store:
 
     def reindex(self) -> refreshing.Indexed:
         """Make the catalog anew from all records and manifests."""
-        self.parts.require_writable()
+        self.require_index_writable()
         indexed = refreshing.index_all(self.parts.sources, self.parts.catalog)
         steps.reached(Step.INDEXED)
         return indexed

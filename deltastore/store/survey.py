@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deltastore.catalog import Artifact
-from deltastore.errors import CatalogError, DeltastoreError, FormatError, IntegrityError, StoreError
+from deltastore.errors import (
+    CatalogError,
+    DeltastoreError,
+    FormatError,
+    IntegrityError,
+    StoreClosedError,
+    StoreError,
+)
 from deltastore.manifest import Config, Manifest
 from deltastore.store.indexing import summarise, version_row
 from deltastore.store.records import Record, Tombstone
@@ -41,7 +48,11 @@ def live_records(store: Store, findings: list[Finding]) -> dict[tuple[str, int],
         problem = f"{thing.path}: {thing.problem}. {thing.way}"
         findings.append(Finding(where, None, problem, ()))
     for name in names.all():
-        for version in names.versions(name):
+        try:
+            versions = names.versions(name)
+        except StoreClosedError:
+            continue  # said already
+        for version in versions:
             try:
                 record = names.read(name, version)
             except (FormatError, IntegrityError) as error:
@@ -70,11 +81,21 @@ def check_tags(store: Store) -> list[Finding]:
     names = store.parts.names
     findings = []
     for name in names.all():
+        try:
+            versions = names.versions(name)
+        except StoreClosedError:
+            continue  # said already
+        try:
+            tags = names.tags(name)
+        except StoreClosedError as error:
+            directory = names.tag_path(name, "any").parent.relative_to(store.path)
+            findings.append(Finding(str(directory), None, error.message, ()))
+            continue
         if (thing := names.no_tags(name)) is not None:
             where = str(thing.path.relative_to(store.path))
             problem = f"{thing.path}: {thing.problem}. {thing.way}"
             findings.append(Finding(where, None, problem, ()))
-        for tag in names.tags(name):
+        for tag in tags:
             path = names.tag_path(name, tag)
             where, ref = str(path.relative_to(store.path)), (f"{name}:{tag}",)
             try:
@@ -84,7 +105,7 @@ def check_tags(store: Store) -> list[Finding]:
                 if os.path.lexists(path):
                     findings.append(Finding(where, None, _said(error), ref))
             else:
-                if version not in names.versions(name):
+                if version not in versions:
                     problem = (
                         f"{path} means {name}:v{version}, which there never was. Remove it: "
                         f"`deltastore untag {name} {tag}`."
@@ -187,7 +208,11 @@ def _tags(store: Store, records: dict[tuple[str, int], str]) -> dict[tuple[str, 
     names = store.parts.names
     found = {}
     for name in {name for name, _ in records}:
-        for tag in names.tags(name):
+        try:
+            files = names.tags(name)
+        except StoreClosedError:
+            continue  # said already
+        for tag in files:
             try:
                 version = names.read_tag(name, tag).version
             except (FormatError, IntegrityError):

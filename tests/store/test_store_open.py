@@ -233,7 +233,6 @@ def reads_all(path: Path) -> None:
             lambda: store.tag("model", "x"),
             lambda: store.untag("model", "prod"),
             lambda: store.rm("model"),
-            store.reindex,
             lambda: store.lease("extract"),
             lambda: publish(store, seed=3),
         ):
