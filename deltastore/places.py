@@ -19,7 +19,7 @@ _left = False
 
 
 def given(path: str | os.PathLike[str], *, called: str) -> Path:
-    """A path that somebody gave, its ``~`` expanded; as relative as it was.
+    """A path that somebody gave, its ``~`` expanded; as relative as it was, but for ``./~name``.
 
     Args:
         path: What was given.
@@ -38,7 +38,8 @@ def given(path: str | os.PathLike[str], *, called: str) -> Path:
             hint="Give an absolute path, or `cd` to a directory that is there.",
             path=text,
         )
-    return found
+    # "./~x" has lost its beginning, and must not be expanded by the next one who is given it.
+    return found.absolute() if str(found).startswith("~") else found
 
 
 def absolute(path: str | os.PathLike[str], *, called: str) -> Path:

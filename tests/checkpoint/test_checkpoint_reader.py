@@ -197,12 +197,12 @@ def test_too_many_open_files_come_with_the_way_out(sharded: Path) -> None:
     code = f"""
 import os, resource
 from deltastore.checkpoint import open_checkpoint
-from deltastore.errors import CheckpointError
+from deltastore.errors import LimitError
 used = len(os.listdir("/proc/self/fd"))
 resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, used + 1))
 try:
     open_checkpoint({str(sharded)!r})
-except CheckpointError as error:
+except LimitError as error:
     assert "ulimit -n" in error.hint, error.hint
     print("refused")
 """

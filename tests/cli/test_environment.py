@@ -355,6 +355,20 @@ def test_a_umask_that_closes_what_is_made_is_named() -> None:
         os.umask(before)
 
 
+def test_a_file_that_is_called_tilde_may_be_meant(
+    store: Path, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models.new_base, tmp_path / "~base")
+    pair = ["--base", "./~base", "--post", models.post]
+    assert main(["--store", "./~store", "extract", *pair, "--name", "m"]) == 0
+    assert main(["--store", "./~store", "list"]) == 0
+    assert main(["--store", "./~store", "doctor"]) == 0
+    assert main(["apply", "instruct", "--base", "./~base", "--out", "./~out"]) == 0
+    assert main(["export", "instruct", "./~layout"]) == 0
+    assert {path.name for path in tmp_path.glob("~*")} == {"~base", "~store", "~out", "~layout"}
+
+
 @pytest.mark.parametrize("limit", [100_000, 400_000])
 def test_too_little_memory_to_compute_is_said_at_once(store: Path, limit: int) -> None:
     for argv in (("compare", "instruct", "instruct"), ("extract", "--base", "x", "--post", "y")):
