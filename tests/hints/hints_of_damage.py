@@ -293,7 +293,7 @@ def manifest_is_damaged(world: World) -> None:
     _again(world, *world.apply())
 
 
-@case("blobs/local.py:_unreadable:2")
+@case("blobs/local.py:_unreadable:1")
 def config_is_a_link(world: World) -> None:
     path = world.blob("config")
     path.unlink()

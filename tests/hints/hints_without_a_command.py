@@ -30,8 +30,7 @@ _because(
 )
 _because(
     "Another user has to do it, or this one lacks a permission, which root has: "
-    "tests/store/test_store_sharing.py and test_other_users.py.",
-    "blobs/local.py:_unreadable:1",
+    "tests/store/test_store_readers.py, where the commands are run, and test_store_sharing.py.",
     "catalog/failures.py:_from_driver:3",
     "catalog/sqlite.py:SqliteDatabase._require_writable:1",
     "checkpoint/files.py:file_error:3",
@@ -41,9 +40,9 @@ _because(
     "operations/doctor.py:_temps:2",
     "operations/doctor.py:_writable:1",
     "operations/doctor.py:_writable:2",
+    "operations/doctor.py:_writable:3",
     "operations/plots.py:check_plot:4",
-    "store/layout.py:read_marker:1",
-    "store/names.py:_entries:1",
+    "permission.py:closed:1",
     "store/parts.py:Parts.require_writable:1",
     "checkpoint/writer.py:CheckpointWriter.commit:1",
 )
@@ -59,6 +58,7 @@ _because(
     "checkpoint/pickle_child.py:_answer:1",
     "operations/doctor.py:_clock:1",
     "operations/doctor.py:_file_system:1",
+    "store/layout.py:read_marker:1",
 )
 _because(
     "Another process did something at the same moment, and the same command is right again: "
