@@ -34,7 +34,10 @@ _PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it must be. ``refs`` are the versions it affects."""
+    """Something that is not as it must be. ``refs`` are the versions it affects.
+
+    ``digest``: which blob it is about; None for what is closed to this user, and may be whole.
+    """
 
     where: str
     digest: str | None
@@ -161,7 +164,7 @@ class _Work:
                 data = self._store.blobs.read(digest, limit=fmt.MAX_MANIFEST_BYTES, what="Manifest")
                 manifest = parse_manifest(data, where=f"Manifest {digest}")
             except (FormatError, IntegrityError) as error:
-                self._report(digest, error.message, refs)
+                self._report_error(digest, error, refs)
                 self._closed = self._closed or isinstance(error, StoreClosedError)
                 continue
             self.checked += 1
@@ -178,7 +181,7 @@ class _Work:
             try:
                 found = self._store.blobs.size(digest)
             except StoreClosedError as error:
-                self._report(digest, error.message, refs)
+                self._report_error(digest, error, refs)
                 continue
             if found is None:
                 self._report(digest, f"Blob {digest} is not in the store.", refs)
@@ -194,7 +197,8 @@ class _Work:
             return sorted(set(self._store.blobs.digests()) - self.named)
         except StoreClosedError as error:
             where = Path(error.facts["path"]).relative_to(self._store.path)
-            self._problems.append(Problem(str(where), None, error.message, ()))
+            problem = f"{error.message} {error.hint}"
+            self._problems.append(Problem(str(where), None, problem, ()))
             return []
 
     def compare_summaries(self) -> None:
@@ -215,7 +219,7 @@ class _Work:
                     self.bytes += size
                 else:
                     self._damaged.add(digest)
-                    self._report(digest, problem, refs)
+                    self._report_error(digest, problem, refs)
         finally:
             executor.shutdown(cancel_futures=True)
 
@@ -229,14 +233,25 @@ class _Work:
                 parsed = parse_config(data, manifest, where=f"Config {config}")
                 self._configs[digest] = (manifest, parsed)
             except (FormatError, IntegrityError) as error:
-                self._report(config, error.message, self._owners[digest])
+                self._report_error(config, error, self._owners[digest])
 
-    def _check(self, digest: str, size: int, progress: Progress) -> str | None:
+    def _check(self, digest: str, size: int, progress: Progress) -> IntegrityError | None:
         try:
             self._store.blobs.check(digest, size, advance=progress.advance)
         except IntegrityError as error:
-            return error.message
+            return error
         return None
+
+    def _report_error(
+        self, digest: str, error: FormatError | IntegrityError, refs: Sequence[str]
+    ) -> None:
+        if not isinstance(error, StoreClosedError):
+            self._report(digest, error.message, refs)
+            return
+        # It need not be damaged, so that it has no digest to be written anew, but a way to it.
+        where = self._store.blobs.path(digest).relative_to(self._store.path)
+        problem = f"{error.message} {error.hint}"
+        self._problems.append(Problem(str(where), None, problem, tuple(refs)))
 
     def _report(self, digest: str, problem: str, refs: Sequence[str]) -> None:
         where = self._store.blobs.path(digest).relative_to(self._store.path)

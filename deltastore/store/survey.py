@@ -89,7 +89,7 @@ def check_tags(store: Store) -> list[Finding]:
             tags = names.tags(name)
         except StoreClosedError as error:
             directory = names.tag_path(name, "any").parent.relative_to(store.path)
-            findings.append(Finding(str(directory), None, error.message, ()))
+            findings.append(Finding(str(directory), None, _said(error), ()))
             continue
         if (thing := names.no_tags(name)) is not None:
             where = str(thing.path.relative_to(store.path))
