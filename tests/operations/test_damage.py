@@ -22,7 +22,7 @@ from deltastore.cli.main import main
 from deltastore.errors import DeltastoreError, RefNotFoundError, StoreReadOnlyError
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
-from deltastore.store import Store, open_store, refreshing
+from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import publish
 
 
@@ -118,12 +118,6 @@ def test_a_damaged_document_is_named(
     else:
         assert document in said
     assert_not_used(world)
-
-
-@pytest.fixture
-def no_change_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that rots leaves the times of a file as they were, so that it is not read again."""
-    monkeypatch.setattr(refreshing, "_compare", lambda *_: ([], []))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
