@@ -46,7 +46,10 @@ def advice(error: NoSpaceError, found: Amount, shown: str) -> str:
             "`deltastore gc` would free nothing there: `deltastore rm REF`, then `deltastore gc "
             "--grace 0`, frees a version, and `deltastore du` shows how large each is."
         )
-    return room if error.hint == MAKE_ROOM else f"{error.hint} {room}".strip()
+    if MAKE_ROOM in error.hint:
+        # In its place: one hint says once what gc would do.
+        return error.hint.replace(MAKE_ROOM, room)
+    return f"{error.hint} {room}".strip()
 
 
 def _on_one_disk(one: Path, other: Path) -> bool:
