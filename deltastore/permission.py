@@ -112,8 +112,13 @@ def is_readable(path: Path) -> bool:
     """
     if os.access(path, os.R_OK):
         return os.access(path, os.X_OK) or not os.path.isdir(path)  # noqa: PTH112
-    # Where the way is barred nobody knows what is there.
-    return closest(path) == path.absolute() and not os.path.lexists(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # where the way is barred nobody knows what is there
+    return False
 
 
 def first_closed(tree: Path, *, most: int) -> Path | None:

@@ -22,7 +22,7 @@ from deltastore.catalog.checking import (
     Column,
     check,
 )
-from deltastore.catalog.failures import damaged
+from deltastore.catalog.failures import damaged, no_space
 from deltastore.catalog.rows import UNREADABLE, Artifact, Listing
 from deltastore.catalog.sqlite import Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
@@ -65,6 +65,7 @@ class Catalog:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
+        self._where = database.where
         self.detached = False
         """Whether it is a copy in memory by now, which its file does not follow."""
 
@@ -131,6 +132,15 @@ class Catalog:
         if not self.detached:
             self._database = self._database.copied()
             self.detached = True
+
+    def require_file(self) -> None:
+        """Refuse what makes no sense in memory.
+
+        Raises:
+            NoSpaceError: The catalog is detached.
+        """
+        if self.detached:
+            raise no_space(self._where)
 
     def revision(self) -> str | None:
         """The schema's revision; None where the database is empty.

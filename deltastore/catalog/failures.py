@@ -47,7 +47,7 @@ def translated(where: str) -> Iterator[None]:
 def cannot_be_made(where: str, cause: OSError) -> CatalogError | NoSpaceError:
     """There is no database, and none can be made."""
     if cause.errno in _NO_SPACE:
-        return _no_space(where)
+        return no_space(where)
     return CatalogError(f"The catalog {where} cannot be made: {cause.strerror}.", hint=_DOCTOR)
 
 
@@ -65,7 +65,7 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
             hint="Run the command again when the other one has finished.",
         )
     if code == sqlite3.SQLITE_FULL:
-        return _no_space(where)
+        return no_space(where)
     if code == sqlite3.SQLITE_IOERR and limits.has_file_limit():
         # SQLite does not say that a file may not be larger.
         return limits.too_large(where)
@@ -85,7 +85,7 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
         return damaged(where, "a text in it is not UTF-8")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(Path(where).parent):
         # No inode is left for the journal, or the user has reached a quota.
-        return _no_space(where)
+        return no_space(where)
     if code == sqlite3.SQLITE_CANTOPEN:
         return CatalogError(
             f"The catalog {where} cannot be opened: {cause}.",
@@ -98,7 +98,8 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
     return CatalogError(f"The catalog {where} failed: {cause}.", hint=_REBUILD)
 
 
-def _no_space(where: str) -> NoSpaceError:
+def no_space(where: str) -> NoSpaceError:
+    """There is no room for what would be written to the database."""
     return NoSpaceError(f"No space is left for the catalog {where}.", hint=MAKE_ROOM, path=where)
 
 

@@ -118,6 +118,7 @@ def index_all(sources: Sources, index: Catalog) -> Indexed:
         NoSpaceError: There is no space for it.
         CatalogError: It failed.
     """
+    index.require_file()
     names = sources.names.all()
     at = sources.time_ns(names)
     problems: list[str] = []

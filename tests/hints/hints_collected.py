@@ -1,7 +1,8 @@
 """Every hint in the code, found in its syntax trees, and which of them a run has shown.
 
-A hint is what is given to ``hint=``, what is assigned to something called ``hint`` or ``way``, what
-a function returns whose result is given to ``hint=``, and what ``doctor`` says to do. Each is known
+A hint is what is given to ``hint=``, what is assigned to something called ``hint``, ``way`` or
+``room``, what a function returns whose result is given to ``hint=`` or is what ``doctor`` says to
+do, and that itself. Each is known
 by its file, the function that it is in and its number there: ``store/names.py:Names.create:1``.
 """
 
@@ -84,14 +85,11 @@ def _in_file(path: Path) -> Iterator[Hint]:
 
 
 def _makers(tree: ast.Module) -> set[str]:
-    """The functions of a file whose results are given to ``hint=``."""
-    calls = (
-        keyword.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        for keyword in node.keywords
-        if keyword.arg == "hint" and isinstance(keyword.value, ast.Call)
+    """The functions of a file whose results are given as hints."""
+    given = (
+        value for node in ast.walk(tree) if isinstance(node, ast.Call) for value, _ in _given(node)
     )
+    calls = (value for value in given if isinstance(value, ast.Call))
     names = {
         call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
         for call in calls
@@ -102,6 +100,16 @@ def _makers(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.FunctionDef) and node.name.startswith(("_way", "way_"))
     )
     return {*names, *ways} - {"format"}
+
+
+def _given(node: ast.Call) -> Iterator[tuple[ast.expr, bool]]:
+    """The hints that a call is given; whether it makes an error of them."""
+    for keyword in node.keywords:
+        if keyword.arg == "hint":
+            yield keyword.value, True
+    place = _SAID.get(getattr(node.func, "id", ""))
+    if place is not None and len(node.args) > place:
+        yield node.args[place], False
 
 
 def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, list[ast.expr | ast.stmt]]]:
@@ -127,15 +135,10 @@ def _values(
 ) -> Iterator[tuple[ast.expr, bool]]:
     """The hints that an expression or a statement makes; whether it makes an error of them."""
     if isinstance(node, ast.Call):
-        for keyword in node.keywords:
-            if keyword.arg == "hint":
-                yield keyword.value, True
-        place = _SAID.get(getattr(node.func, "id", ""))
-        if place is not None and len(node.args) > place:
-            yield node.args[place], False
+        yield from _given(node)
     elif isinstance(node, ast.Assign):
         for target in node.targets:
-            if getattr(target, "id", getattr(target, "attr", "")) in ("hint", "way"):
+            if getattr(target, "id", getattr(target, "attr", "")) in ("hint", "way", "room"):
                 yield node.value, False
     elif isinstance(node, ast.Return) and function.rpartition(".")[2] in {*makers, "_usage_hint"}:
         yield node.value or ast.Constant(""), False

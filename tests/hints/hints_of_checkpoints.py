@@ -237,7 +237,7 @@ def weights_are_no_file(world: World) -> None:
     _mended(world)
 
 
-@case("checkpoint/location.py:locate:1")
+@case("checkpoint/location.py:locate:2")
 def link_leads_nowhere(world: World) -> None:
     (world.root / "link").symlink_to("none")
     assert "path of its directory" in world.fails("extract", *world.pair("link")).hint

@@ -340,17 +340,6 @@ def manifest_breaks_the_format(world: World) -> None:
     world.is_well()
 
 
-@case("remotes/oci_layout.py:_damaged:1")
-def blob_for_an_export_is_cut_short(world: World) -> None:
-    os.truncate(world.blob("part"), 10)
-    ran = world.fails("export", "m:v3", "layout")
-    assert ran.commands == ["deltastore verify"]
-    said = world.fails("verify")
-    world.follow(hints_world.Ran((), 40, said.out, ""), fill={"REF": "m:v3"})
-    world.works("export", "m:v1", "layout")
-    world.is_well()
-
-
 @case("store/layout.py:_damaged:1")
 def marker_is_empty(world: World) -> None:
     (world.store / "store.json").write_bytes(b"")

@@ -62,27 +62,6 @@ def base_has_those_names_already(world: World) -> None:
     world.works(*world.apply())
 
 
-@case("checkpoint/destination.py:in_the_way:1", "remotes/oci_layout.py:write_layout:1")
-def output_is_in_the_way(world: World) -> None:
-    (world.root / "out").mkdir()
-    (world.root / "out" / "file").write_text("")
-    assert "another --out" in world.fails(*world.apply()).hint
-    world.works(*world.apply(out="another"))
-    assert "new or empty directory" in world.fails("export", "m:v3", "out").hint
-    world.works("export", "m:v3", "layout")
-
-
-@case("checkpoint/destination.py:check_space:1")
-def output_does_not_fit(world: World) -> None:
-    import shutil
-
-    usage = shutil.disk_usage(world.root)
-    with world.monkeypatch.context() as patched:
-        patched.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
-        assert "--out" in world.fails(*world.apply()).hint
-    world.works(*world.apply(out="another"))
-
-
 def _quantised(world: World, name: str) -> None:
     """Have a model's weights be packed as GPTQ packs them."""
     path = world.root / name / "model.safetensors"

@@ -9,6 +9,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+from unittest.mock import Mock
 
 from hints_world import World, case
 
@@ -31,7 +32,7 @@ def there_is_something_else(world: World) -> None:
     world.works("--store", world.path("another"), "extract", *world.pair())
 
 
-@case("store/placing.py:_local_path:1")
+@case("store/placing.py:_asked_for:1")
 def index_is_no_place(world: World) -> None:
     world.monkeypatch.setenv("DELTASTORE_INDEX", "elsewhere")
     assert "Correct DELTASTORE_INDEX" in world.fails("list").hint
@@ -89,18 +90,24 @@ def disk_is_full(world: World) -> None:
     world.works("extract", *world.pair("post4"))
 
 
-@case("blobs/durable.py:translated:5")
+@case("blobs/durable.py:translated:6", "blobs/durable.py:translated:7")
 def disk_fails(world: World) -> None:
     import errno
 
-    def fails(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with world.monkeypatch.context() as patched:
-        patched.setattr("deltastore.blobs.durable._write_all", fails)
-        ran = world.fails("extract", *world.pair("post4"))
-    world.follow(ran)
+    for number in (errno.EIO, errno.EXDEV):
+        error = OSError(number, os.strerror(number))
+        with world.monkeypatch.context() as patched:
+            patched.setattr("deltastore.blobs.durable._write_all", Mock(side_effect=error))
+            ran = world.fails("extract", *world.pair("post4"))
+        world.follow(ran)
     world.is_well()
+
+
+@case("blobs/durable.py:translated:5")
+def store_has_too_long_a_name(world: World) -> None:
+    ran = world.fails("--store", world.path("x" * 300), "extract", *world.pair("post4"))
+    assert "shorter" in ran.hint
+    world.works("--store", world.path("x"), "extract", *world.pair("post4"))
 
 
 @case("blobs/durable.py:translated:3")
@@ -116,19 +123,31 @@ def store_may_not_be_written(world: World) -> None:
     world.works("--store", world.path("another"), "extract", *world.pair("post4"))
 
 
-@case("operations/doctor.py:_space:1")
+@case("operations/doctor.py:_freeable:1")
 def space_is_low(world: World) -> None:
     world.monkeypatch.setattr("deltastore.operations.doctor.LOW_SPACE_BYTES", 1 << 62)
-    assert "`deltastore du`" in world.works("doctor").out
+    assert "`deltastore gc --grace 0` frees " in world.works("doctor").out
+    world.works("gc", "--grace", "0")
+    said = world.works("doctor").out
+    assert "`deltastore gc" not in said
+    assert "`deltastore du`" in said
     world.works("du")
 
 
 @case("operations/storing.py:_require_space:1")
 def store_has_too_little_space(world: World) -> None:
+    # Of a model that has no blob in common with what is there.
+    world.works("gc", "--grace", "0")
+    pair = world.pair("stranger2", base="stranger")
     with world.monkeypatch.context() as patched:
         patched.setattr("deltastore.store.Store.free_bytes", lambda _: 10)
-        assert world.fails("extract", *world.pair("post4")).commands == ["--store"]
-    world.works("--store", world.path("another"), "extract", *world.pair("post4"))
+        ran = world.fails("extract", *pair)
+    assert "would free nothing" in ran.hint
+    assert "--store" in ran.commands
+    assert len(ran.commands) == 5
+    world.follow(ran, fill={"REF": "m:v1"})
+    world.works("--store", world.path("another"), "extract", *pair)
+    world.works("extract", *pair)
 
 
 @case("operations/sharing.py:look_at_sharing:1")
@@ -183,10 +202,10 @@ def catalog_is_locked(world: World) -> None:
     world.works("list")
 
 
-@case("cli/output.py:write:1")
+@case("cli/output.py:unwritable:1")
 def output_device_is_full(world: World) -> None:
     command = f"{shlex.quote(sys.executable)} -m deltastore list"
     ran = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
     assert (ran.returncode, "Redirect it" in ran.stderr) == (3, True)
     assert subprocess.run(["bash", "-c", f"{command} > listed"]).returncode == 0
-    world.shows("cli/output.py:write:1")
+    world.shows("cli/output.py:unwritable:1")

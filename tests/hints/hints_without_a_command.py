@@ -31,10 +31,10 @@ _because(
 _because(
     "Another user has to do it, or this one lacks a permission, which root has: "
     "tests/store/test_store_readers.py, where the commands are run, and test_store_sharing.py.",
-    "catalog/failures.py:_from_driver:3",
+    "catalog/failures.py:_from_driver:2",
     "catalog/sqlite.py:SqliteDatabase._require_writable:1",
-    "checkpoint/files.py:file_error:3",
     "checkpoint/files.py:file_error:4",
+    "checkpoint/files.py:file_error:5",
     "directory.py:_target:1",
     "operations/doctor.py:_leases:1",
     "operations/doctor.py:_temps:2",
@@ -44,17 +44,16 @@ _because(
     "operations/plots.py:check_plot:4",
     "permission.py:closed:1",
     "store/parts.py:Parts.require_writable:1",
-    "checkpoint/writer.py:CheckpointWriter.commit:1",
 )
 _because(
     "The machine has to change: its disk, its limits, its clock or its file system. "
     "`deltastore du` and `doctor` are run in other cases.",
     "catalog/failures.py:_from_driver:2",
     "catalog/failures.py:_from_driver:4",
-    "catalog/failures.py:_from_driver:5",
+    "catalog/failures.py:_no_space:1",
     "catalog/failures.py:cannot_be_made:1",
-    "checkpoint/files.py:file_error:1",
     "checkpoint/files.py:file_error:2",
+    "checkpoint/files.py:file_error:3",
     "checkpoint/pickle_child.py:_answer:1",
     "operations/doctor.py:_clock:1",
     "operations/doctor.py:_file_system:1",
@@ -71,7 +70,7 @@ _because(
     "store/publishing.py:_check_lease:1",
     "store/publishing.py:_require:1",
     "store/publishing.py:_require:2",
-    "store/removing.py:remove:1",
+    "store/removing.py:_bury:1",
     "store/tagging.py:set_tag:1",
 )
 _because(
@@ -79,7 +78,7 @@ _because(
     "one of `manifest_breaks_the_format`.",
     "blobs/local.py:LocalBlobs.put:1",
     "blobs/local.py:LocalBlobs.read:1",
-    "checkpoint/writer.py:CheckpointWriter.write_file:1",
+    "checkpoint/writer.py:_checked:1",
     "manifest/parse.py:load_json:2",
     "operations/chunk_encoding.py:_encode_delta:1",
     "operations/compose.py:_encode:1",

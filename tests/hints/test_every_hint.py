@@ -9,7 +9,9 @@ import hints_of_checkpoints
 import hints_of_commands
 import hints_of_damage
 import hints_of_models
+import hints_of_outputs
 import hints_of_stores
+import hints_of_surroundings
 import pytest
 from hints_collected import collected
 from hints_without_a_command import REASONS
@@ -21,7 +23,9 @@ MODULES = (
     hints_of_commands,
     hints_of_damage,
     hints_of_models,
+    hints_of_outputs,
     hints_of_stores,
+    hints_of_surroundings,
 )
 
 

@@ -17,7 +17,7 @@ from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
 
 Copy = Callable[[Path, Path], None]
-_TEMPORARY = ("tmp", "leases")
+_TEMPORARY = ("tmp", "leases", "spare")
 
 
 def _over(source: Path, mirror: Path) -> None:
@@ -35,7 +35,7 @@ def _over_with_times(source: Path, mirror: Path) -> None:
     for path in _files(source):
         shutil.copystat(path, mirror / path.relative_to(source))
     for above, _, _ in os.walk(source):
-        if Path(above).name not in _TEMPORARY:
+        if not set(Path(above).relative_to(source).parts) & set(_TEMPORARY):
             shutil.copystat(above, mirror / Path(above).relative_to(source))
 
 

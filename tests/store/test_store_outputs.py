@@ -285,7 +285,7 @@ def test_a_limit_on_the_size_of_files(world: Path) -> None:
         dry = said(lambda: apply(world, world / "out", dry_run=True))
         assert dry == said(lambda: apply(world, world / "out"))
         assert dry[0] == 16
-        assert "File too large" in dry[1]
+        assert "no file may be so large" in dry[1]
 
     # Those that the store has to write for itself have been made.
     apply(world, world / "first")
