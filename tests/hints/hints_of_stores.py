@@ -55,7 +55,7 @@ def index_cannot_lie_in_the_store(world: World) -> None:
     world.is_well()
 
 
-@case("store/placing.py:_place:3")
+@case("store/placing.py:_place:4")
 def users_have_indexes_of_their_own(world: World) -> None:
     (world.store / "local-index").write_text("")
     world.monkeypatch.setenv("DELTASTORE_INDEX", "store")

@@ -72,24 +72,24 @@ def _limited(world: World, error: BaseException) -> Ran:
 
 
 @case(
-    "cli/limits.py:_memory:1",
-    "cli/limits.py:as_limit:1",
-    "cli/limits.py:as_limit:2",
-    "cli/limits.py:as_limit:3",
+    "limits.py:as_limit:1",
+    "limits.py:as_limit:2",
+    "limits.py:of_call:1",
+    "limits.py:too_little_memory:1",
 )
 def limit_of_the_system_is_met(world: World) -> None:
     for error in (
         MemoryError(),
         RuntimeError("can't start new thread"),
         OSError(errno.EMFILE, "Too many open files"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
     ):
         # A limit is raised in the shell, or read.
         world.follow(_limited(world, error))
+    assert "raise the quota" in _limited(world, OSError(errno.EDQUOT, "Disk quota exceeded")).hint
     world.works("extract", *world.pair("post4"), "--jobs", "1")
 
 
-@case("cli/limits.py:require_memory:1")
+@case("limits.py:too_little_memory:1")
 def memory_is_limited(world: World) -> None:
     with world.monkeypatch.context() as patched:
         patched.setattr("deltastore.cli.limits.address_space", lambda: 1 << 20)

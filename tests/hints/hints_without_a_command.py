@@ -31,10 +31,8 @@ _because(
 _because(
     "Another user has to do it, or this one lacks a permission, which root has: "
     "tests/store/test_store_readers.py, where the commands are run, and test_store_sharing.py.",
-    "catalog/failures.py:_from_driver:2",
     "catalog/sqlite.py:SqliteDatabase._require_writable:1",
     "checkpoint/files.py:file_error:4",
-    "checkpoint/files.py:file_error:5",
     "directory.py:_target:1",
     "operations/doctor.py:_leases:1",
     "operations/doctor.py:_temps:2",
@@ -49,8 +47,9 @@ _because(
     "The machine has to change: its disk, its limits, its clock or its file system. "
     "`deltastore du` and `doctor` are run in other cases.",
     "catalog/failures.py:_from_driver:2",
+    "catalog/failures.py:_from_driver:3",
     "catalog/failures.py:_from_driver:4",
-    "catalog/failures.py:_no_space:1",
+    "catalog/failures.py:no_space:1",
     "catalog/failures.py:cannot_be_made:1",
     "checkpoint/files.py:file_error:2",
     "checkpoint/files.py:file_error:3",
@@ -58,6 +57,14 @@ _because(
     "operations/doctor.py:_clock:1",
     "operations/doctor.py:_file_system:1",
     "store/layout.py:read_marker:1",
+)
+_because(
+    "A process of its own meets the limit, and the command that raises it is the shell's: "
+    "tests/cli/test_environment.py.",
+    "limits.py:of_call:2",
+    "limits.py:too_large:1",
+    "limits.py:no_process:1",
+    "store/placing.py:_place:3",
 )
 _because(
     "Another process did something at the same moment, and the same command is right again: "
