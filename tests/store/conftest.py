@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mounting import mounted
 from other_users import public_directory, readable_package
 
 from deltastore.catalog import sqlite
@@ -42,3 +44,13 @@ def public_path(others_can_read: None) -> Iterator[Path]:
     """A directory that other users may enter, for tests whose children become one."""
     with public_directory() as path:
         yield path
+
+
+@pytest.fixture(scope="module")
+def may_mount(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where a machine does not let root mount."""
+    try:
+        with mounted(tmp_path_factory.mktemp("probe"), "-t", "tmpfs", "tmpfs"):
+            pass
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted on this machine")

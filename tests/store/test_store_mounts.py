@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mounting import mounted
 
 from deltastore.errors import StoreError
 from deltastore.operations.doctor import Check, doctor
@@ -22,25 +22,6 @@ from deltastore.testing.artifacts import publish
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 Action = Callable[[Store], object]
-
-
-@contextlib.contextmanager
-def mounted(place: Path, *options: str) -> Iterator[None]:
-    subprocess.run(["mount", *options, str(place)], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-@pytest.fixture(scope="module")
-def may_mount(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where a machine does not let root mount."""
-    try:
-        with mounted(tmp_path_factory.mktemp("probe"), "-t", "tmpfs", "tmpfs"):
-            pass
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("nothing can be mounted on this machine")
 
 
 ACTIONS: dict[str, Action] = {

@@ -5,17 +5,17 @@ Whatever a run refuses, it refuses at once, and the dry run with the same words 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mounting import mounted
 from other_users import ANN, BOB, TEAM, run_as
 from safetensors.numpy import save_file
 
@@ -63,25 +63,6 @@ def said(action: Callable[[], None]) -> tuple[int, str]:
     except DeltastoreError as error:
         return error.exit_code, error.message
     return 0, ""
-
-
-@contextlib.contextmanager
-def mounted(place: Path, *options: str) -> Iterator[None]:
-    subprocess.run(["mount", *options, str(place)], check=True, capture_output=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-@pytest.fixture(scope="module")
-def may_mount(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where a machine does not let root mount."""
-    try:
-        with mounted(tmp_path_factory.mktemp("probe"), "-t", "tmpfs", "tmpfs"):
-            pass
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("nothing can be mounted on this machine")
 
 
 def new(place: Path) -> Path:
