@@ -22,11 +22,11 @@ from deltastore.catalog.checking import (
     Column,
     check,
 )
-from deltastore.catalog.failures import damaged, no_space
+from deltastore.catalog.failures import damaged
 from deltastore.catalog.rows import UNREADABLE, Artifact, Listing
-from deltastore.catalog.sqlite import Session, SqliteDatabase
+from deltastore.catalog.sqlite import BUSY_TIMEOUT_S, Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
-from deltastore.errors import CatalogError
+from deltastore.errors import CatalogError, DeltastoreError
 
 # In the order of Artifact's fields.
 _ARTIFACTS = """
@@ -65,9 +65,8 @@ class Catalog:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
-        self._where = database.where
-        self.detached = False
-        """Whether it is a copy in memory by now, which its file does not follow."""
+        self.detached: DeltastoreError | None = None
+        """Why it is a copy in memory by now, which its file does not follow; None if it is not."""
 
     @classmethod
     def at(cls, path: Path, *, read_only: bool) -> Catalog:
@@ -95,11 +94,6 @@ class Catalog:
             raise damaged(str(path), str(found))
         return catalog
 
-    @classmethod
-    def in_memory(cls) -> Catalog:
-        """A catalog that nobody else sees and that does not last."""
-        return cls(SqliteDatabase(None))
-
     def prepare(self) -> None:
         """Check the schema; create it, at head, where the database is empty.
 
@@ -120,27 +114,30 @@ class Catalog:
                     found = schema.HEAD
         schema.check_revision(found, where)
 
-    def detach(self) -> None:
-        """Go on with a copy in memory, where the file cannot be written as its disk is full.
+    def detach(self, because: DeltastoreError) -> None:
+        """Go on with a copy in memory, where the file cannot be written: its disk is full, say.
 
         What is written from now on nobody else sees, and it does not last: the next command sees
         that the records are not as they were, and brings the file up to date.
 
+        Args:
+            because: Why it cannot.
+
         Raises:
             CatalogError: The file cannot be read either.
         """
-        if not self.detached:
+        if self.detached is None:
             self._database = self._database.copied()
-            self.detached = True
+            self.detached = because
 
     def require_file(self) -> None:
         """Refuse what makes no sense in memory.
 
         Raises:
-            NoSpaceError: The catalog is detached.
+            DeltastoreError: Why the catalog is detached.
         """
-        if self.detached:
-            raise no_space(self._where)
+        if self.detached is not None:
+            raise self.detached
 
     def revision(self) -> str | None:
         """The schema's revision; None where the database is empty.
@@ -183,16 +180,19 @@ class Catalog:
         schema.upgrade(self._database, written=written)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[CatalogWriter]:
+    def writing(self, *, wait_s: float = BUSY_TIMEOUT_S) -> Iterator[CatalogWriter]:
         """A transaction that holds the catalog's write lock until the block ends.
 
         An exception in the block undoes it.
+
+        Args:
+            wait_s: How long a lock of another process is waited for.
 
         Raises:
             StoreReadOnlyError: The catalog cannot be written.
             NoSpaceError: The disk is full.
         """
-        with self._database.writing() as session:
+        with self._database.writing(wait_s=wait_s) as session:
             yield CatalogWriter(session)
 
     def artifacts(

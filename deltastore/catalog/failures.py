@@ -63,6 +63,7 @@ def _from_driver(cause: sqlite3.Error, where: str) -> DeltastoreError:
         return CatalogError(
             f"The catalog {where} is locked by another process.",
             hint="Run the command again when the other one has finished.",
+            locked=True,
         )
     if code == sqlite3.SQLITE_FULL:
         return no_space(where)

@@ -161,8 +161,11 @@ class SqliteDatabase:
             yield session
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self, *, wait_s: float = BUSY_TIMEOUT_S) -> Iterator[Session]:
         """A transaction that holds the write lock; an exception in the block undoes it.
+
+        Args:
+            wait_s: How long a lock is waited for.
 
         Raises:
             StoreReadOnlyError: The database cannot be written.
@@ -172,7 +175,7 @@ class SqliteDatabase:
         self._require_writable()
         # The lock is taken at the start: two writers that both read first would otherwise each
         # wait for the other, and one would fail at once, however long it may wait.
-        with translated(self.where), self._transaction(write=True) as session:
+        with translated(self.where), self._transaction(write=True, wait_s=wait_s) as session:
             yield session
 
     def rewrite(self, *statements: str) -> None:
@@ -247,8 +250,10 @@ class SqliteDatabase:
             )
 
     @contextlib.contextmanager
-    def _transaction(self, *, write: bool) -> Iterator[Session]:
+    def _transaction(self, *, write: bool, wait_s: float = BUSY_TIMEOUT_S) -> Iterator[Session]:
         with self._connection(write=write) as (connection, deadline):
+            if wait_s != BUSY_TIMEOUT_S:
+                connection.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
             if write or not connection.in_transaction:
                 connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:

@@ -18,7 +18,6 @@ from typing import Literal
 import deltastore
 from deltastore import places
 from deltastore.errors import (
-    MAKE_ROOM,
     DeltastoreError,
     StoreClosedError,
     StoreNotFoundError,
@@ -189,8 +188,8 @@ def _catalog(store: Store) -> Check:
 
 def _index(store: Store) -> Check:
     index, layout = store.parts.index, store.parts.layout
-    if store.parts.catalog.detached:
-        return Check("index", "warn", f"in memory: no space is left for {index.path}", MAKE_ROOM)
+    if (error := store.parts.catalog.detached) is not None:
+        return Check("index", "warn", f"in memory: {error.message}", error.hint)
     if not index.local:
         return Check("index", "ok", "catalog.db in the store")
     if index.reason.startswith("in memory"):

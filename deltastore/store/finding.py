@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import NoReturn
 
 from deltastore.catalog import Artifact
 from deltastore.errors import (
-    BlobMissingError,
-    FormatError,
     RefAmbiguousError,
     RefNotFoundError,
     StoreClosedError,
@@ -80,10 +77,12 @@ def _find(parts: Parts, ref: Ref) -> list[Artifact]:
 
 
 def _require_newest(parts: Parts, name: str, version: int) -> None:
-    """Refuse to take a version for the newest where a newer one is closed to this user.
+    """Refuse to take a version for the newest where a newer one cannot be read.
 
     Raises:
-        StoreClosedError: One is.
+        StoreClosedError: One is closed to this user.
+        FormatError: The record of one is damaged.
+        BlobMissingError: It cannot be read for another reason.
     """
     path = parts.layout.names / name
     try:
@@ -91,8 +90,7 @@ def _require_newest(parts: Parts, name: str, version: int) -> None:
             if newer <= version:
                 return
             path = parts.names.path(name, newer)
-            with contextlib.suppress(FormatError, BlobMissingError):
-                parts.names.read(name, newer)
+            parts.names.read(name, newer)
     except StoreClosedError as error:
         raise layout.closed(parts.layout, path, name) from error
 

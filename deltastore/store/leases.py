@@ -107,7 +107,6 @@ class Leases:
         self._place = Place(directory)
         self._temps = Place(temp)
         self._writing: set[Path] = set()
-        self._left: set[Path] = set()
 
     @contextlib.contextmanager
     def hold(self, purpose: str, name: str | None = None) -> Iterator[Path]:
@@ -156,13 +155,8 @@ class Leases:
                 heart.join()
             os.close(descriptor)
             # A lease that cannot be removed costs the next open a look at one name, no more.
-            if path not in self._left:
-                with contextlib.suppress(OSError, StoreError):
-                    self._drop(path.name, spare=spare)
-
-    def leave(self, lease: Path) -> None:
-        """Let a lease that is held outlast its block: the next command has something to do."""
-        self._left.add(lease)
+            with contextlib.suppress(OSError, StoreError):
+                self._drop(path.name, spare=spare)
 
     def drop(self, lease: Lease) -> None:
         """Remove the lease of a process that has ended."""

@@ -109,8 +109,8 @@ def _index(
             catalog = Catalog.at(where.path, read_only=False)
             try:
                 catalog.prepare()
-            except NoSpaceError:
-                catalog.detach()
+            except NoSpaceError as error:
+                catalog.detach(error)
                 catalog.prepare()
             refresh(sources, catalog)
             return catalog, where

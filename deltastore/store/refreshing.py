@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from deltastore.blobs import BlobStore, steps
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Catalog, CatalogWriter
-from deltastore.errors import NoSpaceError, StoreError
+from deltastore.errors import CatalogError, NoSpaceError, StoreError
 from deltastore.store import indexing
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
@@ -26,6 +26,8 @@ GRAIN_NS = 2_000_000_000
 """FAT counts in two seconds, no file system in use is coarser."""
 
 _NEVER = ""
+_PATIENCE_S = 2.0
+"""How long another process's lock on the index is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Sources:
 
 
 def refresh(sources: Sources, index: Catalog) -> int:
-    """Make the index agree with all records; in memory where its disk is full.
+    """Make the index agree with all records; in memory where its disk is full, or it is locked.
 
     Returns:
         How many names had to be read.
@@ -96,7 +98,7 @@ def refresh(sources: Sources, index: Catalog) -> int:
 
 
 def refresh_name(sources: Sources, index: Catalog, name: str) -> None:
-    """Make the index agree with the records of one name; in memory where its disk is full.
+    """Make the index agree with the records of one name; in memory as ``refresh`` does.
 
     Raises:
         StoreReadOnlyError: The index cannot be written.
@@ -134,9 +136,12 @@ def index_all(sources: Sources, index: Catalog) -> Indexed:
 def _read(sources: Sources, index: Catalog, names: list[str], gone: list[str]) -> None:
     try:
         _read_into(sources, index, names, gone)
-    except NoSpaceError:
-        # In memory it is as right, and the next command sees what the file lacks.
-        index.detach()
+    except (NoSpaceError, CatalogError) as error:
+        if not isinstance(error, NoSpaceError) and not error.facts.get("locked"):
+            raise
+        # In memory it is as right, and the next command sees what the file lacks. Who only reads
+        # does not wait for one who makes the whole index anew.
+        index.detach(error)
         _read_into(sources, index, names, gone)
 
 
@@ -144,7 +149,7 @@ def _read_into(sources: Sources, index: Catalog, names: list[str], gone: list[st
     at = sources.time_ns(names)
     # Read within the transaction: a process of the same user that changes a name meanwhile writes
     # its rows after us.
-    with index.writing() as writer:
+    with index.writing(wait_s=_PATIENCE_S) as writer:
         for name in gone:
             writer.forget(name)
         for name in names:

@@ -15,16 +15,14 @@ from deltastore.catalog.rows import UNREADABLE
 from deltastore.errors import (
     FormatError,
     IntegrityError,
-    NoSpaceError,
     RefNotFoundError,
     RefSyntaxError,
 )
 from deltastore.refs import parse_ref
-from deltastore.store.changing import changing
+from deltastore.store.changing import changing, rows_of
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
-from deltastore.store.refreshing import refresh_name
 
 
 def unlisted(parts: Parts, ref: str) -> Artifact | None:
@@ -64,26 +62,18 @@ def remove(parts: Parts, artifact: Artifact) -> None:
     name, version = artifact.name, artifact.version
     with changing(parts, "rm", name):
         steps.reached(Step.LEASE)
-        buried = False
-        try:
-            # All of it under the catalog's write lock, so that nobody who sees the catalog and the
-            # records disagree adds the row again once it is gone. The claim is for those who have
-            # another catalog, or none.
-            with (
-                parts.claims.hold(
-                    name, version, decided=lambda: _is_tombstone(parts, name, version)
-                ),
-                parts.catalog.writing() as writer,
-            ):
-                steps.reached(Step.CLAIMED)
-                _bury(parts, artifact)
-                buried = True
-                steps.reached(Step.TOMBSTONE)
-                writer.remove_version(name, version)
-        except NoSpaceError:
-            if not buried:
-                raise
-            refresh_name(parts.sources, parts.catalog, name)
+        # All of it under the catalog's write lock, so that nobody who sees the catalog and the
+        # records disagree adds the row again once it is gone. The claim is for those who have
+        # another catalog, or none.
+        with (
+            parts.claims.hold(name, version, decided=lambda: _is_tombstone(parts, name, version)),
+            rows_of(parts, name) as rows,
+        ):
+            steps.reached(Step.CLAIMED)
+            _bury(parts, artifact)
+            rows.committed = True
+            steps.reached(Step.TOMBSTONE)
+            rows.writer.remove_version(name, version)
         steps.reached(Step.UNLISTED)
 
 

@@ -7,16 +7,15 @@ from deltastore.blobs.steps import Step
 from deltastore.errors import (
     FormatError,
     IntegrityError,
-    NoSpaceError,
     RefError,
     RefNotFoundError,
     RefSyntaxError,
 )
 from deltastore.refs import parse_ref, validate_tag
+from deltastore.store.changing import rows_of
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Record, Tag, printable
-from deltastore.store.refreshing import refresh_name
 
 
 def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
@@ -31,51 +30,36 @@ def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:
     """
     validate_tag(tag)
     refuse_other_case(parts, name, tag)
-    # The file is replaced while the catalog's write lock is held: were two processes to set one
-    # tag at the same time, file and row could otherwise end up with different versions.
-    done = False
-    try:
-        with parts.catalog.writing() as writer:
-            # A record that cannot be read is not the same as none: its error says what is wrong.
-            if version not in writer.versions(name) or not isinstance(
-                parts.names.read(name, version), Record
-            ):
-                raise RefNotFoundError(
-                    f"{name}:v{version} is not in the store.",
-                    hint="`deltastore list` shows what is.",
-                )
-            parts.names.set_tag(
-                Tag(
-                    name=name,
-                    tag=tag,
-                    version=version,
-                    created=now(),
-                    created_by=printable(whoami()),
-                )
+    with rows_of(parts, name) as rows:
+        # A record that cannot be read is not the same as none: its error says what is wrong.
+        if version not in rows.writer.versions(name) or not isinstance(
+            parts.names.read(name, version), Record
+        ):
+            raise RefNotFoundError(
+                f"{name}:v{version} is not in the store.", hint="`deltastore list` shows what is."
             )
-            done = True
-            steps.reached(Step.TAG)
-            writer.put_tag(name, tag, version)
-    except NoSpaceError:
-        if not done:
-            raise
-        refresh_name(parts.sources, parts.catalog, name)
+        parts.names.set_tag(
+            Tag(
+                name=name,
+                tag=tag,
+                version=version,
+                created=now(),
+                created_by=printable(whoami()),
+            )
+        )
+        rows.committed = True
+        steps.reached(Step.TAG)
+        rows.writer.put_tag(name, tag, version)
     steps.reached(Step.TAG_ROW)
 
 
 def remove_tag(parts: Parts, name: str, tag: str) -> None:
     """Remove a tag. The caller holds a lease on the name. Idempotent."""
-    done = False
-    try:
-        with parts.catalog.writing() as writer:
-            parts.names.remove_tag(name, tag)
-            done = True
-            steps.reached(Step.TAG)
-            writer.remove_tag(name, tag)
-    except NoSpaceError:
-        if not done:
-            raise
-        refresh_name(parts.sources, parts.catalog, name)
+    with rows_of(parts, name) as rows:
+        parts.names.remove_tag(name, tag)
+        rows.committed = True
+        steps.reached(Step.TAG)
+        rows.writer.remove_tag(name, tag)
     steps.reached(Step.TAG_ROW)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.errors import DeltastoreError
+from deltastore.errors import CatalogError, DeltastoreError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
@@ -215,6 +215,47 @@ def test_verify_takes_what_another_changes_meanwhile_for_no_damage(tmp_path: Pat
         publish(writer, "b", 3)
         (problem,) = verify(reader).problems
         assert problem.where == "names/a/tags/bad.json"
+
+
+def test_who_reads_does_not_wait_for_who_makes_the_index_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refreshing, "_PATIENCE_S", 0.05)
+    publish(store, "a", 1)
+    with store.parts.catalog.writing():
+        # As it was committed, and as the files say.
+        with open_store(store.path) as reader:
+            assert [a.ref for a in reader.artifacts()] == ["a:v1"]
+            with pytest.raises(CatalogError, match="locked"):
+                reader.reindex()
+            publish(reader, "b", 2)
+        with open_store(store.path) as reader:
+            assert [a.ref for a in reader.artifacts()] == ["a:v1", "b:v1"]
+    with open_store(store.path) as after:
+        assert [a.ref for a in after.artifacts()] == ["a:v1", "b:v1"]
+        assert after.parts.catalog.detached is None
+        assert verify(after).problems == ()
+
+
+@pytest.mark.parametrize("how", ["{", "gone to a directory"])
+def test_no_older_version_is_taken_for_the_newest_that_is_damaged(store: Store, how: str) -> None:
+    publish(store, "a", 1)
+    publish(store, "a", 2)
+    path = store.path / "names" / "a" / "v2.json"
+    path.unlink()
+    if how == "{":
+        path.write_text("{")
+    else:
+        path.mkdir()
+    store.reindex()
+    with open_store(store.path) as again:
+        assert [a.ref for a in again.artifacts()] == ["a:v1"]
+        for action in (again.resolve, again.rm):
+            with pytest.raises(DeltastoreError, match=r"v2\.json"):
+                action("a")
+        assert again.resolve("a:v1").version == 1
+        again.rm("a:v2")
+        assert again.resolve("a").version == 1
 
 
 def test_nothing_is_read_where_nothing_changed(
