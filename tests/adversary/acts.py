@@ -245,6 +245,7 @@ def _names(scene: Scene) -> list[Path]:
 def _directories(scene: Scene) -> list[Path]:
     """Every directory of the store."""
     top = [scene.store / name for name in ("blobs", "blobs/sha256", "names", "tmp", "leases")]
+    top += [scene.store / name for name in ("spare", "spare/bin")]
     return [*top, *top, *_names(scene), *(name / "tags" for name in _names(scene))]
 
 
@@ -258,6 +259,7 @@ def _files(draw: random.Random, scene: Scene) -> list[Path]:
         *_records(scene),
         *_tags(scene),
         *(name / "v99.json" for name in _names(scene)),
+        *_entries(scene.store / "spare")[:2],
         scene.store / "leases" / f"{token}-0-abcd.json",
         scene.store / "leases" / "w.v1.rm",
         scene.store / "tmp" / f"{token}-0-abcd",
