@@ -14,6 +14,9 @@ from pathlib import Path
 from deltastore.errors import StoreClosedError
 from deltastore.text import typed
 
+_DEEPEST = 3
+"""Files below ``names`` are in a directory of tags, in one of a name."""
+
 
 def closed(path: Path, *trees: tuple[Path, Path]) -> StoreClosedError:
     """The error of what is there and closed to this user.
@@ -125,7 +128,7 @@ def first_closed(tree: Path, *, most: int) -> Path | None:
     """The first thing in a tree, or itself, that this user may not read.
 
     Args:
-        tree: A file or directory; it need not exist.
+        tree: A file or directory of a store; it need not exist, and may be a link itself.
         most: How many entries are looked at.
     """
     found = itertools.islice(_within(tree), most)
@@ -177,14 +180,19 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
-def _within(tree: Path) -> Iterator[Path]:
+def _within(tree: Path, *, deep: int = _DEEPEST) -> Iterator[Path]:
+    """What a store may have in one of its directories; links in it lead to nothing of it."""
     yield tree
+    if not deep:
+        return
     try:
         names = sorted(os.listdir(tree))  # noqa: PTH208 - names alone
     except OSError:
         return
     for name in names:
-        yield from _within(tree / name)
+        # os.path, as Path's raises an error of what may not be looked at.
+        if not os.path.islink(tree / name):  # noqa: PTH114
+            yield from _within(tree / name, deep=deep - 1)
 
 
 def _whom(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from other_users import ANN, BOB, NOBODY, TEAM, run_as
 
+from deltastore import permission
 from deltastore.catalog import sqlite
 from deltastore.errors import StoreClosedError, StoreReadOnlyError
 from deltastore.operations.doctor import doctor
@@ -385,3 +386,29 @@ def test_what_a_writer_does_after_the_opening_reaches_no_reader(store: Store) ->
             assert [found.ref for found in reader.artifacts()] == ["m:v1", "m:v2"]
     finally:
         subprocess.run(["umount", mirror], check=True)
+
+
+def test_what_is_looked_for_closed_things_is_what_a_store_may_have(tmp_path: Path) -> None:
+    """Neither what a link leads to, nor what is deeper than a store is."""
+    tree = tmp_path / "names"
+    (tree / "x" / "tags").mkdir(parents=True)
+    (tree / "x" / "tags" / "t.json").touch()
+    outside = tmp_path / "outside"
+    (outside / "more").mkdir(parents=True)
+    (tree / "x" / "link").symlink_to(outside)
+    (tree / "loop").symlink_to(tree)
+    deep = os.open(tree, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    found = {str(path.relative_to(tmp_path)) for path in permission._within(tree)}
+    assert found == {
+        "names",
+        *("names/d", "names/d/d", "names/d/d/d"),
+        *("names/x", "names/x/tags", "names/x/tags/t.json"),
+    }
+    assert permission.first_closed(tree, most=100) is None
+    subprocess.run(["rm", "-rf", tree], check=True)
