@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import resource
-import shlex
 import shutil
 import stat
 from contextlib import suppress
@@ -17,6 +16,7 @@ from deltastore.checkpoint.filling import filler, occupied
 from deltastore.checkpoint.lease import hold_output
 from deltastore.directory import Directory
 from deltastore.errors import CheckpointError, NoSpaceError, OutputExistsError
+from deltastore.text import typed
 
 _MAX_LINKS = 40
 """As many as Linux follows."""
@@ -85,7 +85,7 @@ def _check_empty(out: Path, *, settled: bool) -> None:
     try:
         with hold_output(out) if out.name else Directory.hold(out) as held:
             if by := filler(held, settled=settled):
-                empty = f"`find {shlex.quote(str(out))} -mindepth 1 -delete`"
+                empty = f"`find {typed(out)} -mindepth 1 -delete`"
                 raise in_the_way(
                     out,
                     f"is being filled by {by}",
@@ -147,7 +147,7 @@ def _check_writable(directory: Path) -> None:
     raise CheckpointError(
         f"{directory} may not be written by this user; expected a directory that the output can be "
         "written to.",
-        hint=f"Look at its permissions, `ls -ld {shlex.quote(str(directory))}`; an empty directory "
+        hint=f"Look at its permissions, `ls -ld {typed(directory)}`; an empty directory "
         "that is yours is filled, whoever has the one above it.",
         path=str(directory),
     )

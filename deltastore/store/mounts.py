@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from deltastore.errors import StoreError
 from deltastore.store.filesystem import mount_points
 from deltastore.store.layout import Layout
+from deltastore.text import typed
 
 _MOUNT = re.compile(r"^mnt_id:\s*([0-9]+)$", re.MULTILINE)
 
@@ -63,7 +63,7 @@ def require_together(layout: Layout, paths: Iterable[Path]) -> None:
 
 def on_one(layout: Layout) -> str:
     """How a store gets onto one file system, as a hint."""
-    root, copy = shlex.quote(str(layout.root)), shlex.quote(f"{layout.root}-on-one")
+    root, copy = typed(layout.root), typed(f"{layout.root}-on-one")
     return f"Copy it to one, as with `cp -aL {root} {copy}`, and use the copy: `--store {copy}`."
 
 
