@@ -113,12 +113,7 @@ class Names:
 
     def versions(self, name: str) -> list[int]:
         """The numbers used so far, tombstones included, in order."""
-        numbers = (
-            parse_version(entry.name.removesuffix(".json"))
-            for entry in _entries(self._place.within(name))
-            if entry.name.endswith(".json")
-        )
-        return sorted(number for number in numbers if number is not None)
+        return _versions(entry.name for entry in _entries(self._place.within(name)))
 
     def entries(self) -> set[str]:
         """What is in the directory of the names, whether it can be one or not."""
@@ -144,7 +139,7 @@ class Names:
         # A file that comes while they are listed changes its directory's time, so that the
         # directories are looked at before.
         above = _stamp(str(directory)), _stamp(str(directory / "tags"))
-        files = self._files(name, tags=above[1] != _NOTHING)
+        files = _files(str(directory), tags=above[1] != _NOTHING)
         listed = " ".join(files)
         found = self.stamp(name, listed)
         if above != (_stamp(str(directory)), _stamp(str(directory / "tags"))):
@@ -153,17 +148,6 @@ class Names:
             listed = found = ""
         newest = max(_newest_ns(directory / file) for file in ("", *files))
         return Look(listed, found, newest)
-
-    def _files(self, name: str, *, tags: bool) -> list[str]:
-        try:
-            files = [f"v{version}.json" for version in self.versions(name)]
-            if tags:
-                # Making the directory of the tags changes the one above.
-                files += ["tags", *(f"tags/{tag}.json" for tag in self.tags(name))]
-        except StoreError:
-            # Another user made the directory, and closed it to this one.
-            return []
-        return files
 
     def irregular(self) -> list[Irregular]:
         """Paths at which something is missing, or is nothing that this version makes.
@@ -313,12 +297,7 @@ class Names:
 
     def tags(self, name: str) -> list[str]:
         """The tags of a name that have a file, sorted."""
-        found = []
-        for entry in _entries(self._place.within(name, "tags")):
-            if entry.name.endswith(".json"):
-                with contextlib.suppress(RefSyntaxError):
-                    found.append(validate_tag(entry.name.removesuffix(".json")))
-        return sorted(found)
+        return _tags(entry.name for entry in _entries(self._place.within(name, "tags")))
 
     def read_tag(self, name: str, tag: str) -> Tag:
         """A tag's file.
@@ -372,6 +351,35 @@ class Names:
                     with Place(self._temp).make() as temps:
                         durable.set_aside(held, path.name, temps)
                 held.sync()
+
+
+def _versions(files: Iterable[str]) -> list[int]:
+    numbers = (parse_version(f.removesuffix(".json")) for f in files if f.endswith(".json"))
+    return sorted(number for number in numbers if number is not None)
+
+
+def _tags(files: Iterable[str]) -> list[str]:
+    found = []
+    for file in files:
+        if file.endswith(".json"):
+            with contextlib.suppress(RefSyntaxError):
+                found.append(validate_tag(file.removesuffix(".json")))
+    return sorted(found)
+
+
+def _files(directory: str, *, tags: bool) -> list[str]:
+    """What a name has; nothing is opened, so that it is not asked where a link leads."""
+    try:
+        found = os.listdir(directory)  # noqa: PTH208 - names alone
+        files = [f"v{version}.json" for version in _versions(found)]
+        if tags:
+            # Making the directory of the tags changes the one above.
+            found = os.listdir(f"{directory}{os.sep}tags")  # noqa: PTH208 - names alone
+            files += ["tags", *(f"tags/{tag}.json" for tag in _tags(found))]
+    except OSError:
+        # Another user made the directory, and closed it to this one.
+        return []
+    return files
 
 
 def _stamp(path: str) -> str:
