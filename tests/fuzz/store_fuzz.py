@@ -49,6 +49,9 @@ from deltastore.store import claims, collecting, leases
 
 MAX_COMMAND_S = 5.0
 HANG_S = 12.0
+"""How long a command may compute; and how often as long it may wait, as on a busy machine."""
+
+_STARVED = 5
 MEMORY_BYTES = 2 << 30
 
 
@@ -452,13 +455,25 @@ def drive(world: World, seed: int, numbers: range, findings: Findings) -> None:
         os.close(reading)
 
 
+def _computed_s(pid: int) -> float:
+    """How many seconds of processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _follow(pid: int, reading: int, dump: Path, findings: Findings, begin: int) -> int:
     """Read what a process says until it ends or stops saying anything; where to go on."""
     last: dict[str, Any] = {"number": begin, "argv": ["nothing"], "changes": []}
     buffer = b""
+    computed, silent = _computed_s(pid), 0
     while True:
         ready, _, _ = select.select([reading], [], [], HANG_S)
-        if not ready:
+        silent = 0 if ready else silent + 1
+        if not ready and silent < _STARVED and _computed_s(pid) - computed < HANG_S / 2:
+            continue
+        if ready:
+            computed = _computed_s(pid)
+        else:
             os.kill(pid, signal.SIGUSR1)
             time.sleep(0.5)
             os.kill(pid, signal.SIGKILL)
