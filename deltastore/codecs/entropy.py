@@ -14,14 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from deltastore.codecs import frames
 from deltastore.errors import PartInvalidError
-from deltastore.scratch import scratch
 
 Bytes = npt.NDArray[np.uint8]
 
 _MAX_WINDOW_BYTES = 1 << 27
-_SMALL_BYTES = 16 << 10
 
 # Huffman coding without match search: planes of delta bytes hold next to no repeats, so matches
 # cost time and gain nothing. docs/decisions/0002-exact-codec.md has the figures.
@@ -66,7 +63,7 @@ def compress(planes: Sequence[Bytes]) -> bytes:
 
 
 def decompress(frame: bytes | memoryview, *, max_bytes: int, where: str) -> Bytes:
-    """The content of one frame, in a buffer of this thread that the next call overwrites.
+    """The content of one frame, read-only.
 
     Args:
         frame: Exactly one zstd frame that states its content size.
@@ -74,40 +71,34 @@ def decompress(frame: bytes | memoryview, *, max_bytes: int, where: str) -> Byte
         where: What to call the frame in an error.
 
     Raises:
-        PartInvalidError: The frame is damaged, states no size or too large a one.
+        PartInvalidError: It is no frame, damaged, cut short or followed by something; it states no
+            content size or too large a one, asks for a dictionary or for too large a window.
     """
-    size = frames.check_single(frame, max_window_bytes=_MAX_WINDOW_BYTES, where=where)
-    if not 0 <= size <= max_bytes:
+    try:
+        header = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError as error:
+        raise PartInvalidError(f"{where}: a frame is no zstd frame: {error}.") from error
+    size = header.content_size
+    if size == zstandard.CONTENTSIZE_UNKNOWN:
+        raise PartInvalidError(f"{where}: a frame states no content size.")
+    if size > max_bytes:
         raise PartInvalidError(
             f"{where}: a frame states a content of {size} bytes; at most {max_bytes} are allowed."
         )
-    if size <= _SMALL_BYTES:
-        return _decompress_small(frame, size, where)
-    buffer = scratch("content", size + 1, np.uint8)
-    view = buffer.data
+    if header.dict_id:
+        raise PartInvalidError(f"{where}: a frame asks for the dictionary {header.dict_id}.")
+    if header.window_size > max(_MAX_WINDOW_BYTES, size):
+        raise PartInvalidError(
+            f"{where}: a frame asks for a window of {header.window_size} bytes; "
+            f"at most {_MAX_WINDOW_BYTES} are allowed."
+        )
     try:
-        reader = _thread.decompressor.stream_reader(frame, read_across_frames=True)
-        got = 0
-        # One byte of room beyond the stated size shows content that the header denies.
-        while got < size + 1:
-            read = reader.readinto(view[got : size + 1])
-            if read == 0:
-                break
-            got += read
+        # Into memory of the stated size, whatever the frame goes on to say.
+        content = _thread.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise PartInvalidError(f"{where}: a frame is damaged: {error}.") from error
-    if got != size:
-        raise PartInvalidError(f"{where}: a frame holds {got} bytes where it states {size}.")
-    return buffer[:size]
-
-
-def _decompress_small(frame: bytes | memoryview, size: int, where: str) -> Bytes:
-    """The same in one call: what a stream costs to begin is more than a small frame."""
-    try:
-        content = _thread.decompressor.decompress(frame, max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise PartInvalidError(f"{where}: a frame is damaged: {error}.") from error
+        raise PartInvalidError(
+            f"{where}: {len(frame)} bytes should be one zstd frame, no more and no less: {error}."
+        ) from error
     if len(content) != size:
         raise PartInvalidError(f"{where}: a frame holds {len(content)} bytes, not {size}.")
-    # Kernels are compiled for arrays that may be written.
-    return np.frombuffer(bytearray(content), np.uint8)
+    return np.frombuffer(content, np.uint8)

@@ -157,9 +157,43 @@ def test_a_frame_that_lies_about_its_size_is_refused() -> None:
     unsized = stream.compress(bytes(100)) + stream.flush()
     with pytest.raises(PartInvalidError):
         entropy.decompress(unsized, max_bytes=1000, where="t")
-    two = entropy.compress([np.zeros(10, np.uint8)]) * 2
-    with pytest.raises(PartInvalidError, match="one zstd frame"):
-        entropy.decompress(two, max_bytes=1000, where="t")
+
+
+def test_a_frame_is_one_frame_and_nothing_else() -> None:
+    frame = entropy.compress([np.arange(200, dtype=np.uint8)])
+    checked = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(100))
+    skippable = b"\x50\x2a\x4d\x18" + (3).to_bytes(4, "little") + b"abc"
+    for wrong in (
+        frame * 2,
+        frame + skippable,
+        skippable + frame,
+        frame + b"\0",
+        checked[:-1],
+        checked[:-4],
+        b"",
+        skippable,
+    ):
+        with pytest.raises(PartInvalidError, match=r"no zstd frame|one zstd frame|states? "):
+            entropy.decompress(wrong, max_bytes=1000, where="t")
+    for right in (frame, checked):
+        assert entropy.decompress(right, max_bytes=1000, where="t").size in (100, 200)
+
+
+def test_a_frame_may_not_ask_for_a_large_window_or_a_dictionary() -> None:
+    # One that states its content and a window of its own, which the library never writes for so
+    # little: descriptor, window 2^28, size in four bytes, one last block of the type RLE.
+    large = b"\x28\xb5\x2f\xfd\x80" + bytes([(28 - 10) << 3]) + (100).to_bytes(4, "little")
+    large += (100 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    with pytest.raises(PartInvalidError, match="window"):
+        entropy.decompress(large, max_bytes=1000, where="t")
+    small = large.replace(bytes([(28 - 10) << 3]), bytes([(20 - 10) << 3]))
+    assert entropy.decompress(small, max_bytes=1000, where="t").tolist() == [0] * 100
+    dictionary = zstandard.train_dictionary(
+        4096, [bytes([i, j] * 40) for i in range(99) for j in range(9)]
+    )
+    named = zstandard.ZstdCompressor(dict_data=dictionary).compress(bytes(100))
+    with pytest.raises(PartInvalidError, match="dictionary"):
+        entropy.decompress(named, max_bytes=1000, where="t")
 
 
 def test_escapes_must_match_their_symbols() -> None:
