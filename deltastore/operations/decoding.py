@@ -88,19 +88,22 @@ class ArtifactReader:
             PartInvalidError: The part breaks the specification.
         """
         assert entry.delta is not None
-        with self._blamed(entry.delta):
-            frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
-        assert decoder is not None
-        keep = KEEP_WIDE if entry.wide else KEEP
+        key = f"{entry.name}/delta"
+        try:
+            frames, decoder = self._open(key, entry.delta, with_decoder=True)
+            assert decoder is not None
+            keep = KEEP_WIDE if entry.wide else KEEP
 
-        def decode(frame: bytes, piece: npt.NDArray[Any]) -> None:
-            if frame:
-                decoder.decode(frame, piece)
-            else:
-                piece[:] = keep
+            def decode(frame: bytes, piece: npt.NDArray[Any]) -> None:
+                if frame:
+                    decoder.decode(frame, piece)
+                else:
+                    piece[:] = keep
 
-        with self._blamed(entry.delta):
-            self._read(frames, start, entry.common_elements, out, decode, f"{entry.name}/delta")
+            self._read(frames, start, entry.common_elements, out, decode, key)
+        except PartInvalidError:
+            self._blame(entry.delta)
+            raise
 
     def filled(self, entry: TensorEntry) -> npt.NDArray[np.int64]:
         """The chunks of a delta whose frames are not empty, ascending: others change nothing.
@@ -109,8 +112,11 @@ class ArtifactReader:
             PartInvalidError: The part breaks the specification.
         """
         assert entry.delta is not None
-        with self._blamed(entry.delta):
+        try:
             return self._parts.stream(f"{entry.name}/delta", entry.delta).filled()
+        except PartInvalidError:
+            self._blame(entry.delta)
+            raise
 
     def tokens(self, entry: TensorEntry, start: int, count: int) -> Tokens | None:
         """The same deltas as palette tokens, valid until the thread's next chunk.
@@ -124,13 +130,16 @@ class ArtifactReader:
         index, rest = divmod(start, self.config.chunk)
         if entry.wide or rest or count != min(self.config.chunk, entry.common_elements - start):
             return None
-        with self._blamed(entry.delta):
+        try:
             frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
             assert decoder is not None
             if not decoder.has_tokens:
                 return None
             frame = frames.frame(index)
             return decoder.tokens(frame, count) if frame else None
+        except PartInvalidError:
+            self._blame(entry.delta)
+            raise
 
     def values(self, entry: TensorEntry, start: int, out: Bytes) -> None:
         """Overwrite ``out`` with the bytes of values from element ``start`` of the stream on.
@@ -151,8 +160,11 @@ class ArtifactReader:
         total = entry.post.elements - entry.common_elements
         if entry.kind in ("added", "replaced"):
             total = entry.post.elements
-        with self._blamed(entry.values):
+        try:
             self._read(frames, start, total, out.view(f"u{size}"), decode, where)
+        except PartInvalidError:
+            self._blame(entry.values)
+            raise
 
     def patch(self, entry: TensorEntry, start: int, out: Bytes) -> int:
         """Overwrite the elements that have a restore patch; ``start`` is a chunk's start.
@@ -169,34 +181,35 @@ class ArtifactReader:
         size = DTYPE_BYTES[entry.post.dtype]
         frames, _ = self._open(f"{entry.name}/patch", entry.patch, with_decoder=False)
         elements = out.size // size
-        with self._blamed(entry.patch):
+        try:
             frame = frames.frame(start // self.config.chunk)
             if not frame:
                 return 0
             where = f"{entry.name}/patch"
             positions, values = decode_patch(frame, size, elements, where=where)
+        except PartInvalidError:
+            self._blame(entry.patch)
+            raise
         out.view(f"u{size}")[positions] = values.view(f"u{size}")
         return positions.size
 
-    @contextmanager
-    def _blamed(self, stream: Stream) -> Iterator[None]:
-        """Turn a part that cannot be decoded into a damaged blob, if that is what it is.
+    def _blame(self, stream: Stream) -> None:
+        """Of a part that cannot be decoded, say that it is a damaged blob, if it is.
 
         Raises:
             BlobCorruptError: One of the stream's parts does not have its digest.
             BlobMissingError: One of them is not there.
         """
-        try:
-            yield
-        except PartInvalidError:
-            for segment in stream.segments:
-                layer = self.manifest.layers[segment.part]
-                self._blobs.check(layer.digest, layer.size)
-            raise
+        for segment in stream.segments:
+            layer = self.manifest.layers[segment.part]
+            self._blobs.check(layer.digest, layer.size)
 
     def _open(
         self, key: str, stream: Stream, *, with_decoder: bool
     ) -> tuple[StreamReader, Decoder | None]:
+        found = self._streams.get(key)
+        if found is not None:
+            return found
         with self._lock:
             found = self._streams.get(key)
             if found is None:
