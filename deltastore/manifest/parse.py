@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from deltastore.digest import is_content_digest, is_digest
 from deltastore.errors import ManifestInvalidError, shown
@@ -152,6 +152,8 @@ def load_json(data: bytes, *, limit: int, where: str) -> Any:
     return document
 
 
+T = TypeVar("T")
+
 Field = str | int | tuple["Field", ...]
 """A field's name, or what it is made of: of a million tensors the names are put together only for
 an error."""
@@ -166,6 +168,11 @@ class _Reader:
 
     def __init__(self, where: str) -> None:
         self.where = where
+        self._shared: dict[Any, Any] = {}
+
+    def share(self, value: T) -> T:
+        """The first value that is equal: of a hundred thousand tensors most are much alike."""
+        return cast("T", self._shared.setdefault(value, value))
 
     def fail(self, field: Field, expected: str, got: object) -> NoReturn:
         named = _named(field)
@@ -183,6 +190,14 @@ class _Reader:
         if not isinstance(value, dict):
             self.fail(field, "an object", value)
         return value
+
+    def params(self, value: object, field: Field) -> dict[str, Any]:
+        params = self.mapping(value, field)
+        if any(isinstance(item, list | dict) for item in params.values()):
+            return params
+        # With the types: 1 and true are equal.
+        key = ("params", *((name, type(item), item) for name, item in params.items()))
+        return cast("dict[str, Any]", self._shared.setdefault(key, params))
 
     def array(self, value: object, field: Field, *, limit: int) -> list[Any]:
         if not isinstance(value, list) or len(value) > limit:
@@ -290,7 +305,7 @@ def _side(read: _Reader, value: object, field: Field) -> TensorSide | None:
         read.fail((field, ".shape"), "a shape that checkpoints may have", problem)
     return TensorSide(
         dtype=sys.intern(read.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES)),
-        shape=shape,
+        shape=read.share(shape),
         blake3=read.match(
             fields.get("blake3"),
             (field, ".blake3"),
@@ -325,8 +340,8 @@ def _stream(
         read.fail((field, ".segments"), f"{frames} frames in all", next_frame)
     return Stream(
         codec=sys.intern(read.text(fields.get("codec"), (field, ".codec"), limit=64)),
-        params=read.mapping(fields.get("params"), (field, ".params")),
-        segments=tuple(segments),
+        params=read.params(fields.get("params"), (field, ".params")),
+        segments=read.share(tuple(segments)),
         stored_bytes=read.integer(fields.get("bytes"), (field, ".bytes")),
     )
 

@@ -832,3 +832,41 @@ def consistent(parsed: Config, owner: Manifest) -> None:
         assert parsed.parts < file.layer < len(owner.layers)
         assert not file.path.startswith("/")
         assert ".." not in file.path.split("/")
+
+
+def test_what_is_shared_between_tensors_is_what_each_says() -> None:
+    document = config_document()
+    entries = [
+        {
+            "name": name,
+            "kind": "delta",
+            "base": side("BF16"),
+            "post": side("BF16"),
+            "delta": stream([0, 0, 1], **params),
+            "changed": 1,
+            "l2": 1.0,
+            "base_l2": 1.0,
+        }
+        for name, params in (
+            ("a", {}),
+            ("b", {"sparse": True}),
+            ("c", {"sparse": 1}),
+            ("d", {"sparse": 1.0}),
+            ("e", {"sparse": True}),
+            ("f", {"sparse": [True]}),
+        )
+    ]
+    document["tensors"] = entries
+    document["samples"] = []
+    manifest_of_it = manifest_document()
+    manifest_of_it["layers"][2]["size"] = 0
+    config = parse_config(encoded(document), manifest(manifest_of_it), where="t")
+    streams = [entry.delta for entry in config.tensors]
+    for stream_read, entry in zip(streams, entries, strict=True):
+        assert stream_read is not None
+        said = entry["delta"]["params"]  # type: ignore[index]
+        assert json.dumps(stream_read.params) == json.dumps(said)
+    assert streams[1] is not None
+    assert streams[4] is not None
+    assert streams[1].params is streams[4].params
+    assert all(entry.base is not None and entry.base.shape == () for entry in config.tensors)
