@@ -38,7 +38,7 @@ def check_destination(
     *,
     files: Mapping[str, int] | None = None,
 ) -> None:
-    """Check what a ``CheckpointWriter`` checks before it writes, or would find at its end.
+    """Check what a ``CheckpointWriter`` checks before it writes, for those who will not.
 
     Args:
         out: The directory.
@@ -73,7 +73,7 @@ class CheckpointWriter:
         plan: Iterable[ShardPlan],
         *,
         metadata: Mapping[str, str] = METADATA,
-        extra_bytes: int = 0,
+        files: Mapping[str, int] | None = None,
     ) -> None:
         """Check the space, create the files at their full size and write their headers.
 
@@ -81,12 +81,13 @@ class CheckpointWriter:
             out: The directory to create; missing parents are created, an empty one is filled.
             plan: The files and their tensors.
             metadata: The ``__metadata__`` of every file.
-            extra_bytes: What ``write_file`` will add, for the check of the free space.
+            files: What ``write_file`` will add, by relative path, with the sizes in bytes.
 
         Raises:
             OutputExistsError: Something is at ``out`` already.
             NoSpaceError: The output does not fit; raised before anything is written.
             CheckpointError: The directory cannot be created, or nothing could read the output.
+            ValueError: A small file's path leaves the output, or is that of a weight file.
         """
         self.out = resolved(out)
         self.plan = tuple(plan)
@@ -94,7 +95,10 @@ class CheckpointWriter:
         remove_dead(self.out)
         check_place(self.out)
         headers, self._index = _heads(self.plan, metadata)
-        _check_room(self.out, self.plan, headers, self._index, extra_bytes)
+        small = files or {}
+        for path in small:
+            _checked(path, self.plan)
+        _check_room(self.out, self.plan, headers, self._index, sum(small.values()))
         self._places: dict[str, tuple[int, int, OutputTensor]] = {}
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()

@@ -246,11 +246,24 @@ def apply(
             )
         documents = composed.files | {"README.md": _card(summary, composed)}
         sizes = {name: len(data) for name, data in documents.items()}
-        check_destination(out, plan, files=sizes | {PROVENANCE: _PROVENANCE_BYTES})
+        sizes[PROVENANCE] = _PROVENANCE_BYTES
         overflowed, restored = 0, False
-        if not dry_run:
+        if dry_run:
+            check_destination(out, plan, files=sizes)
+        else:
             overflowed, restored = _write(
-                store, summary, made, composed, documents, plan, patches, out, fsync, jobs, progress
+                store,
+                summary,
+                made,
+                composed,
+                documents,
+                sizes,
+                plan,
+                patches,
+                out,
+                fsync,
+                jobs,
+                progress,
             )
         if overflowed:
             progress.warn(f"{overflowed} elements are too large for the output's dtype.")
@@ -280,6 +293,7 @@ def _write(
     made: Mapping[str, Recipe],
     composed: output_files.Composed,
     documents: Mapping[str, bytes],
+    sizes: Mapping[str, int],
     plan: Sequence[ShardPlan],
     patches: frozenset[str] | None,
     out: str | PathLike[str],
@@ -298,8 +312,7 @@ def _write(
     )
     checked = used_blobs(deltas)
     total = sum(recipe.output.nbytes for recipe in made.values())
-    extra = sum(map(len, files.values())) + _PROVENANCE_BYTES
-    with CheckpointWriter(out, plan, extra_bytes=extra) as writer:
+    with CheckpointWriter(out, plan, files=sizes) as writer:
         progress.start("applying", total)
         tally = applier.write(writer, plan, made, store.blobs, checked, job_count(jobs), progress)
         checkpoint.check_unchanged()

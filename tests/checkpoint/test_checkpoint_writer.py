@@ -323,11 +323,11 @@ def test_space_is_checked_before_anything_is_written(
     with pytest.raises(
         NoSpaceError, match=r"needs 2\.\d KiB at .*, where 1\.1 KiB are free"
     ) as caught:
-        CheckpointWriter(out, ONE, extra_bytes=2000)
+        CheckpointWriter(out, ONE, files={"a": 2000})
     assert caught.value.facts["available_bytes"] == limit
     assert caught.value.facts["needed_bytes"] > 2024
     assert entries(tmp_path) == []
-    CheckpointWriter(out, ONE, extra_bytes=900).abort()
+    CheckpointWriter(out, ONE, files={"a": 900}).abort()
 
 
 def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
