@@ -479,8 +479,9 @@ def _follow(pid: int, reading: int, dump: Path, findings: Findings, begin: int) 
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             stack = dump.read_text() if dump.exists() else ""
-            frames = [line.strip() for line in stack.splitlines() if "deltastore/" in line]
-            where = frames[0].rpartition("deltastore/")[2] if frames else "?"
+            frames = [line.strip() for line in stack.splitlines() if line.startswith("  File")]
+            own = [line for line in frames if "deltastore/" in line]
+            where = own[0].rpartition("deltastore/")[2] if own else " < ".join(frames[:3]) or "?"
             findings.add(Fault("HANG", f"{judging.command(last['argv'])}: {where}"), last)
             return int(last["number"]) + 1
         data = os.read(reading, 1 << 16)
