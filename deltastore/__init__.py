@@ -11,6 +11,8 @@ Importing the package costs nothing; what a call needs is imported by that call.
 
 from __future__ import annotations
 
+from deltastore._version import __version__
+
 # Not from typing: its import would be all that this module costs. Type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from deltastore.api import DeltaStore as DeltaStore
     from deltastore.api import open as open  # noqa: A004
 
-__version__ = "0.1.0"
 __all__ = ["DeltaStore", "__version__", "errors", "open"]
 
 if not TYPE_CHECKING:

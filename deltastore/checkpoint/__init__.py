@@ -18,7 +18,6 @@ from deltastore.checkpoint.small_files import (
     is_template_file,
     is_tokenizer_file,
 )
-from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.checkpoint.writer import CheckpointWriter, check_destination
 
 __all__ = [
@@ -45,5 +44,4 @@ __all__ = [
     "open_checkpoint",
     "plan_shards",
     "quantisation",
-    "read_vocabulary",
 ]

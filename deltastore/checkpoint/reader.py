@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -22,6 +22,7 @@ from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import read_config, read_modules
 from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
+from deltastore.operations.embeddings import aliases
 from deltastore.threads import Workers
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 
 _SAMPLED_AT_ONCE = 8
-
-
-Aliases = Callable[[Mapping[str, TensorInfo], Mapping[str, Any] | None], Callable[[str], bool]]
 
 
 class WeightFile(Protocol):
@@ -243,13 +241,13 @@ def open_checkpoint(
     offline: bool = False,
     downloads: Downloads | None = None,
     look_only: bool = False,
-    aliases: Aliases | None = None,
 ) -> Checkpoint:
     """Open a checkpoint: a directory, a weight file, an index, or a Hub id.
 
     Headers, index and configuration are read and checked here; tensors are not. Of a Hub id that
     is not in the local cache the small files are fetched, and the headers alone of the shards;
-    a shard is downloaded when ``read_into`` wants the first tensor of it.
+    a shard is downloaded when ``read_into`` wants the first tensor of it. An index may name a head
+    that no shard has, where the model uses its embeddings as one.
 
     Args:
         source: A local path, or ``org/name[@revision]`` where no such path exists.
@@ -257,8 +255,6 @@ def open_checkpoint(
         offline: Use only what the Hub's local cache holds.
         downloads: Who is told of downloads, and warned of what is there and is not read.
         look_only: Never download weights: ``read_into`` of those that are not here fails.
-        aliases: From the tensors and the configuration, what says whether a tensor that an index
-            names and no shard has is another one under a second name; none is if None.
 
     Raises:
         CheckpointNotFoundError: The path does not exist.
@@ -286,7 +282,7 @@ def open_checkpoint(
             more = check_index(
                 layout.index,
                 shards,
-                elsewhere=aliases(tensors, config) if aliases is not None else lambda _name: False,
+                elsewhere=aliases(tensors, config),
             )
             if more:
                 warnings.append(

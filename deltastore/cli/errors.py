@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from deltastore import __version__
+from deltastore._version import __version__
 from deltastore.cli.output import document, message
 from deltastore.errors import DeltastoreError, StructureMismatchError, UsageError
 from deltastore.limits import as_limit

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import click
 
-from deltastore import __version__, places
+from deltastore import places
+from deltastore._version import __version__
 from deltastore.cli.errors import INTERRUPTED, report
 from deltastore.cli.group import LazyGroup
 from deltastore.cli.interruption import ended_as_interrupted, ignore_signals

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from deltastore.checkpoint import read_vocabulary
-from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_listed
+from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_listed, read_vocabulary
 from deltastore.errors import TokenizerError
 from deltastore.operations.output.documents import read_object, read_tokenizer, to_json
 from deltastore.operations.vocabulary import Vocabulary

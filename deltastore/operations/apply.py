@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
-import deltastore
+from deltastore._version import __version__
 from deltastore.checkpoint import (
     TORCH_DTYPES,
     Checkpoint,
@@ -18,6 +18,7 @@ from deltastore.checkpoint import (
     check_destination,
     is_model_file,
     is_tokenizer_file,
+    open_checkpoint,
     plan_shards,
     quantisation,
 )
@@ -30,14 +31,13 @@ from deltastore.operations.architecture import explained
 from deltastore.operations.calling import called_as, unwrapped
 from deltastore.operations.decoding import ArtifactReader, blaming
 from deltastore.operations.destination import check_output
-from deltastore.operations.lineage import Lineage, comparable, judge, measure
+from deltastore.operations.lineage import Lineage, judge, measure
 from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
 from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
-from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pipeline import job_count
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post
-from deltastore.operations.structure import Delta, Place, check_structure
+from deltastore.operations.structure import Delta, Place, check_structure, comparable
 from deltastore.operations.summary import Chosen, Summary, used_blobs
 from deltastore.operations.ungathered import refuse_ungathered
 from deltastore.operations.vocabulary import Vocabulary
@@ -50,7 +50,7 @@ PROVENANCE = "deltastore.json"
 _PROVENANCE_BYTES = 1 << 20
 """Room that is kept for it, before it is known."""
 
-_TOOL = f"deltastore {deltastore.__version__}"
+_TOOL = f"deltastore {__version__}"
 
 
 @dataclass(frozen=True, slots=True)

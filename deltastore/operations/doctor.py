@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import deltastore
 from deltastore import places
+from deltastore._version import __version__
 from deltastore.errors import (
     DeltastoreError,
     StoreClosedError,
@@ -90,7 +90,7 @@ def doctor(path: str | Path, *, index: str | None = None) -> Diagnosis:
 
 
 def _installation() -> Iterator[Check]:
-    yield Check("deltastore", "ok", deltastore.__version__)
+    yield Check("deltastore", "ok", __version__)
     yield Check("python", "ok", f"{platform.python_version()} ({sys.executable})")
     yield Check("system", "ok", f"{platform.platform()}, {platform.machine()}")
     yield Check("processors", "ok", f"{_processors()} usable of {os.cpu_count() or 1}")

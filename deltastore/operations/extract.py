@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
-from deltastore.checkpoint import Checkpoint, quantisation
+from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.checkpoint.index import listed
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint, sha256_digest
@@ -25,7 +25,6 @@ from deltastore.operations.kinship import (
     refuse_same,
 )
 from deltastore.operations.naming import Renaming
-from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.pair_lineage import PairLineage
 from deltastore.operations.pairing import pair_up
 from deltastore.operations.pipeline import job_count

@@ -17,7 +17,6 @@ from deltastore.errors import LineageError
 from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.operations.progress import Progress
-from deltastore.operations.structure import Place
 from deltastore.text import typed
 
 Verdict = Literal["same", "related", "distant", "unrelated", "unknown"]
@@ -65,21 +64,6 @@ class Lineage:
     tensors: int
     unlike: int
     elements: int
-
-
-def comparable(places: Mapping[str, Place]) -> dict[str, TensorInfo]:
-    """The new base's tensors in which an element is where it is in the source base's.
-
-    By the source base's names. Rows that go by token are elsewhere.
-    """
-    found: dict[str, TensorInfo] = {}
-    for name, place in places.items():
-        if place.base is None or place.rows is not None:
-            continue
-        # A head that is made of embeddings is like no head.
-        if place.base.name == name and place.entry.base_name is None:
-            found.setdefault(place.entry.source, place.base)
-    return found
 
 
 def measure(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint, Left, read_vocabulary
+from deltastore.checkpoint import Checkpoint, Left
 from deltastore.checkpoint.listed_tokens import listed_tokens
+from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest, TensorEntry
 from deltastore.operations.embeddings import has_token_rows, stored_embedding_of

@@ -31,7 +31,7 @@ from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.operations import hashing, restoration
 from deltastore.operations.applying import Applier
 from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.lineage import Lineage, comparable, judge, measure
+from deltastore.operations.lineage import Lineage, judge, measure
 from deltastore.operations.matching import read_sides
 from deltastore.operations.model_weights import ModelWeights
 from deltastore.operations.naming import Renaming, Scales, checked_scales
@@ -39,7 +39,7 @@ from deltastore.operations.pipeline import Crew, job_count
 from deltastore.operations.progress import Progress, Silent
 from deltastore.operations.recipes import Recipe, recipes
 from deltastore.operations.recognising import recognised
-from deltastore.operations.structure import Delta, Mismatch, Report, check_structure
+from deltastore.operations.structure import Delta, Mismatch, Report, check_structure, comparable
 from deltastore.scratch import scratch
 from deltastore.store import Store
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
-from deltastore.checkpoint import Checkpoint, quantisation, read_vocabulary
+from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
+from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
 from deltastore.manifest import Config, Manifest
@@ -15,7 +16,6 @@ from deltastore.operations.calling import called_as, unwrapped
 from deltastore.operations.embeddings import has_token_rows
 from deltastore.operations.lineage import Lineage, comparable, measure
 from deltastore.operations.matching import comparable_tokens, defining
-from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.progress import Progress, Silent, Staged
 from deltastore.operations.small_files import own_tokenizer, stored_digests, tokenizer_of
 from deltastore.operations.structure import Delta, check_structure

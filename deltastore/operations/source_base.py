@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-from deltastore.checkpoint import Checkpoint
+from deltastore.checkpoint import Checkpoint, open_checkpoint
 from deltastore.errors import CheckpointError, CheckpointNotFoundError, IncompatibleError
 from deltastore.manifest import Config, Manifest
 from deltastore.operations import hashing
 from deltastore.operations.calling import unwrapped
 from deltastore.operations.lineage import measure
-from deltastore.operations.opening import open_checkpoint
 from deltastore.operations.progress import Silent, Staged
 from deltastore.store import Artifact, Store
 

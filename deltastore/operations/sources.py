@@ -87,9 +87,9 @@ def _at_path(
     store: Store, text: str, side: Side, artifacts: Iterable[Artifact], progress: Progress | None
 ) -> Source:
     # Only here: a list by label reads no checkpoint.
+    from deltastore.checkpoint import open_checkpoint
     from deltastore.operations.calling import unwrapped
     from deltastore.operations.hashing import content_of, find_digests
-    from deltastore.operations.opening import open_checkpoint
 
     watcher = Staged(progress or Silent())
     with open_checkpoint(text, downloads=watcher, look_only=True) as opened:

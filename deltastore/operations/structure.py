@@ -430,3 +430,18 @@ def _fits(base: Weights, deltas: Sequence[Delta], config: Mapping[str, Any] | No
     for delta in deltas:
         _Matching(base, delta, report, config, alone=len(deltas) == 1).run()
     return not report.all
+
+
+def comparable(places: Mapping[str, Place]) -> dict[str, TensorInfo]:
+    """The new base's tensors in which an element is where it is in the source base's.
+
+    By the source base's names. Rows that go by token are elsewhere.
+    """
+    found: dict[str, TensorInfo] = {}
+    for name, place in places.items():
+        if place.base is None or place.rows is not None:
+            continue
+        # A head that is made of embeddings is like no head.
+        if place.base.name == name and place.entry.base_name is None:
+            found.setdefault(place.entry.source, place.base)
+    return found

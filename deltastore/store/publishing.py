@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltastore._version import __version__
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.errors import (
@@ -113,8 +114,6 @@ def _commit(
     check: Callable[[], None],
 ) -> tuple[Record, bool]:
     """The name's record of this artifact, and whether it was there before."""
-    from deltastore import __version__
-
     taken: set[int] = set()
     while True:
         # A network file system may show its clients a directory as it was a while ago.

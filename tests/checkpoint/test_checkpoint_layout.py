@@ -289,24 +289,20 @@ def test_a_tensor_in_a_shard_only(sharded: Path, reindex: Any) -> None:
     assert "does not name d, which its shards hold" in warned.only
 
 
-def test_a_second_name_in_the_index_only(sharded: Path, reindex: Any) -> None:
-    """What is a second name is said by who knows what names mean."""
-    reindex(x="model-00001-of-00003.safetensors")
-    asked = []
-
-    def aliases(tensors: Any, config: Any) -> Any:
-        def is_alias(name: str) -> bool:
-            asked.append((name, list(tensors), config))
-            return name == "x"
-
-        return is_alias
-
-    with open_checkpoint(sharded, aliases=aliases) as checkpoint:
-        assert list(checkpoint.tensors) == ["a", "b", "c", "d", "e"]
-    assert asked == [("x", ["a", "b", "c", "d", "e"], {"model_type": "llama"})]
-    reindex(y="model-00001-of-00003.safetensors")
-    with pytest.raises(CheckpointCorruptError, match=r"1 tensors .* not in their shards: y"):
-        open_checkpoint(sharded, aliases=aliases)
+def test_a_head_that_only_the_index_names(sharded: Path, reindex: Any, save: Any) -> None:
+    """It is the embeddings under a second name, where the model ties the two."""
+    first = "model-00001-of-00003.safetensors"
+    save(sharded / first, "a", "model.embed_tokens.weight")
+    with_head = {"b": None, "model.embed_tokens.weight": first, "lm_head.weight": first}
+    reindex(**with_head)
+    with open_checkpoint(sharded) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "c", "d", "e", "model.embed_tokens.weight"]
+    (sharded / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
+    with pytest.raises(CheckpointCorruptError, match=r"1 tensors .* not in their shards: lm_head"):
+        open_checkpoint(sharded)
+    reindex(y=first, **with_head)
+    with pytest.raises(CheckpointCorruptError, match=r"not in their shards: lm_head\.weight .*, y "):
+        open_checkpoint(sharded)
 
 
 def test_a_tensor_in_two_shards(sharded: Path, save: Any) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import deltastore
-from deltastore.checkpoint import read_vocabulary
-from deltastore.checkpoint.vocabulary import MAX_TOKENS
+from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_vocabulary
 from deltastore.errors import CheckpointError, MissingExtraError, TokenizerError
 from deltastore.manifest.format import MAX_SMALL_FILE_BYTES
 from deltastore.operations.small_files import read_portable

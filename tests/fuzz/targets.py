@@ -21,9 +21,9 @@ from unittest.mock import patch
 import numpy as np
 from mutate import SEPARATOR
 
-from deltastore.checkpoint import open_checkpoint, read_vocabulary
+from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.pickle_file import MAX_REPEATED
-from deltastore.checkpoint.vocabulary import MAX_TOKENS
+from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_vocabulary
 from deltastore.codecs import entropy, get_codec
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.digest import sha256_digest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deltastore.checkpoint import read_vocabulary
+from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.errors import TokenizerError
 from deltastore.operations.added_tokens import with_post_tokens
 from deltastore.operations.vocabulary import Vocabulary, match_tokens

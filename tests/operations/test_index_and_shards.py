@@ -13,9 +13,9 @@ from families import FAMILIES, move
 from safetensors.torch import load_file, save_file
 
 import deltastore
+from deltastore.checkpoint import open_checkpoint
 from deltastore.cli.main import main
 from deltastore.errors import CheckpointCorruptError
-from deltastore.operations.opening import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from deltastore.checkpoint import read_vocabulary
 from deltastore.checkpoint.listed_tokens import listed_tokens
-from deltastore.checkpoint.vocabulary import read_listed
+from deltastore.checkpoint.vocabulary import read_listed, read_vocabulary
 from deltastore.errors import DeltaConflictError, MissingExtraError, TokenizerError
 from deltastore.operations.added_tokens import keep_listed, with_post_tokens
 from deltastore.operations.matching import Sides
