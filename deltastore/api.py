@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from deltastore.comparison.figures import Comparison
+    from deltastore.execution.progress import Progress
+    from deltastore.inmemory.patch import Patch
     from deltastore.operations.apply import ApplyResult
-    from deltastore.operations.compare import Comparison
     from deltastore.operations.compose import ComposeResult
     from deltastore.operations.du import Usage
     from deltastore.operations.export import ExportReport
     from deltastore.operations.extract import ExtractResult
     from deltastore.operations.gc import GcReport
-    from deltastore.operations.listing import Listing
-    from deltastore.operations.patching import Patch
-    from deltastore.operations.progress import Progress
+    from deltastore.operations.list import Listing
     from deltastore.operations.reindex import Indexed
     from deltastore.operations.resolve import Candidate
     from deltastore.operations.rm import Removed
@@ -128,9 +128,9 @@ class DeltaStore:
             RefError: The name or a tag cannot be used.
             StoreError: The store cannot be written.
         """
+        from deltastore.execution.progress import Silent
         from deltastore.operations.extract import extract
-        from deltastore.operations.naming import Renaming
-        from deltastore.operations.progress import Silent
+        from deltastore.tensor_names.selectors import Renaming
 
         return extract(
             self._store,
@@ -194,9 +194,9 @@ class DeltaStore:
             IntegrityError: Stored bytes are damaged.
             CheckpointError: The base cannot be read, or ``out`` cannot be written.
         """
+        from deltastore.execution.progress import Silent
         from deltastore.operations.apply import apply
-        from deltastore.operations.naming import Renaming, ScaleRule
-        from deltastore.operations.progress import Silent
+        from deltastore.tensor_names.selectors import Renaming, ScaleRule
 
         refs = _refs(artifacts)
         scales = _numbers(scale) * (len(refs) if isinstance(scale, (int, float)) else 1)
@@ -304,7 +304,7 @@ class DeltaStore:
 
         refs = _refs(artifacts)
         if plot is not None:
-            from deltastore.operations.plots import check_plot, plot_comparison
+            from deltastore.comparison.plot import check_plot, plot_comparison
 
             check_plot(plot, len(refs))
         comparison = compare(self._store, refs, jobs=jobs, progress=progress)
@@ -348,8 +348,8 @@ class DeltaStore:
             IncompatibleError: The delta does not belong to this model.
             IntegrityError: Stored bytes are damaged. Nothing was changed.
         """
-        from deltastore.operations.patching import patch
-        from deltastore.operations.wrappers import unwrapped
+        from deltastore.inmemory.patch import patch
+        from deltastore.inmemory.wrappers import unwrapped
 
         done = patch(
             self._store,
@@ -377,8 +377,8 @@ class DeltaStore:
                 Nothing is changed.
             IntegrityError: The delta is no longer in the store, or damaged. Likewise.
         """
-        from deltastore.operations.patching import unpatch
-        from deltastore.operations.wrappers import unwrapped
+        from deltastore.inmemory.patch import unpatch
+        from deltastore.inmemory.wrappers import unwrapped
 
         patches = self._patches.get(unwrapped(model))
         if not patches:
@@ -399,7 +399,7 @@ class DeltaStore:
             RefError: There is no such artifact.
             IntegrityError: Stored bytes are damaged.
         """
-        from deltastore.operations.patching import delta_tensors
+        from deltastore.inmemory.patch import delta_tensors
 
         return delta_tensors(self._store, _ref(artifact))
 
@@ -431,7 +431,7 @@ class DeltaStore:
         Raises:
             RefError: There is no such artifact.
         """
-        from deltastore.operations.progress import Silent
+        from deltastore.execution.progress import Silent
         from deltastore.operations.verify import verify
 
         return verify(
@@ -573,7 +573,7 @@ class DeltaStore:
         Raises:
             CheckpointError: A path is no checkpoint.
         """
-        from deltastore.operations.listing import list_artifacts
+        from deltastore.operations.list import list_artifacts
 
         before, after = (None if side is None else str(side) for side in (base, post))
         return list_artifacts(self._store, base=before, post=after, name=name, tag=tag)

@@ -28,11 +28,11 @@ import numpy.typing as npt
 import zstandard
 
 import deltastore
+from deltastore.artifact.parts import PartBuilder
+from deltastore.artifact.reader import ArtifactReader
 from deltastore.blobs import LocalBlobs
 from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DTYPE_BYTES
-from deltastore.operations.decoding import ArtifactReader
-from deltastore.parts import PartBuilder
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "tests" / "golden" / "format-v1"
 Array = npt.NDArray[Any]
@@ -338,9 +338,9 @@ def encoded_as(case: Case) -> Iterator[None]:
     """Chunks and parts as small as the case wants them."""
     builder = partial(PartBuilder, part_bytes=case.part_bytes)
     with (
-        patch("deltastore.operations.encoding.CHUNK_ELEMENTS", case.chunk),
-        patch("deltastore.operations.storing.CHUNK_ELEMENTS", case.chunk),
-        patch("deltastore.operations.encoding.PartBuilder", builder),
+        patch("deltastore.extraction.encoding.CHUNK_ELEMENTS", case.chunk),
+        patch("deltastore.extraction.storing.CHUNK_ELEMENTS", case.chunk),
+        patch("deltastore.extraction.encoding.PartBuilder", builder),
     ):
         yield
 

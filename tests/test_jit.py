@@ -13,14 +13,14 @@ import numba
 import pytest
 
 import deltastore
-from deltastore import jit
+from deltastore.kernels import jit
 
 PACKAGE = Path(deltastore.__file__).parent
 
 _ADD = """
 import numpy as np
 from deltastore.delta import Term, add
-from deltastore.tokens import escapes_in
+from deltastore.kernels.palette import escapes_in
 
 out = np.empty(2, np.uint8)
 add(np.zeros(2, np.uint8), "BF16", [Term(np.zeros(1, np.uint32), 1.0)], "BF16", out)
@@ -67,7 +67,7 @@ def test_a_changed_callee_or_constant_compiles_its_callers_again(tmp_path: Path)
     assert first
     assert ran(tmp_path) == "0"
     assert cached(tmp_path) == first, "an unchanged kernel should be found again"
-    source = tmp_path / "deltastore" / "tokens.py"
+    source = tmp_path / "deltastore" / "kernels/palette.py"
     source.write_text(source.read_text().replace("TOKEN_ESCAPE = 255", "TOKEN_ESCAPE = 0"))
     assert ran(tmp_path) == "3"
     again = cached(tmp_path) - first

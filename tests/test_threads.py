@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.operations.pipeline import Crew
+from deltastore.execution.crew import Crew
 from deltastore.operations.verify import verify
 from deltastore.store import open_store
+from deltastore.system.threads import Workers
 from deltastore.testing.artifacts import publish
-from deltastore.threads import Workers
 
 
 @pytest.fixture(params=[0, 1, 2])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.window import BLOCK_BYTES, SMALL_BYTES, Window
+from deltastore.system.window import BLOCK_BYTES, SMALL_BYTES, Window
 
 DATA = os.urandom(40 * BLOCK_BYTES + 12_345)
 

@@ -17,10 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore import limits
 from deltastore.blobs import spares
 from deltastore.blobs.owner import owner_token
-from deltastore.directory import Directory, Place
 from deltastore.errors import (
     MAKE_ROOM,
     NoSpaceError,
@@ -29,7 +27,9 @@ from deltastore.errors import (
     UsageError,
     shown,
 )
-from deltastore.permission import closed
+from deltastore.system import limits
+from deltastore.system.directory import Directory, Place
+from deltastore.system.permission import closed
 from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview

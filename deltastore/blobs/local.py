@@ -19,14 +19,14 @@ from deltastore.blobs.durable import Piece, translated, write_temp
 from deltastore.blobs.protocol import StoredBlob
 from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
-from deltastore.directory import Directory, Place
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
     ManifestInvalidError,
     StoreClosedError,
 )
-from deltastore.permission import closed
+from deltastore.system.directory import Directory, Place
+from deltastore.system.permission import closed
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK_BYTES = 1 << 20

@@ -13,8 +13,8 @@ import hashlib
 import os
 import re
 
-from deltastore import processes
-from deltastore.processes import Process
+from deltastore.system import processes
+from deltastore.system.processes import Process
 
 _TOKEN = re.compile(
     r"(?P<machine>[0-9a-f]{8})(?P<boot>[0-9a-f]{8})(?P<space>[0-9a-f]{8})"

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from deltastore.directory import Directory
+from deltastore.system.directory import Directory
 
 
 def read_regular(path: Path, *, limit: int, within: Directory | None = None) -> bytes:

@@ -16,7 +16,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from deltastore.directory import Directory, Place
+from deltastore.system.directory import Directory, Place
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a file system, or a user's quota, is full: of bytes or of files."""

@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from deltastore import limits
 from deltastore.errors import (
     MAKE_ROOM,
     CatalogError,
@@ -17,6 +16,7 @@ from deltastore.errors import (
     NoSpaceError,
     StoreReadOnlyError,
 )
+from deltastore.system import limits
 
 _DOCTOR = "Run `deltastore doctor` for the state of the store."
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

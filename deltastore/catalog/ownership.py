@@ -14,7 +14,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from deltastore.permission import group_name, user_name
+from deltastore.system.permission import group_name, user_name
 
 _ACL = "system.posix_acl_access"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.filling import filler, occupied
 from deltastore.checkpoint.lease import hold_output
-from deltastore.directory import Directory
 from deltastore.errors import CheckpointError, NoSpaceError, OutputExistsError
+from deltastore.system.directory import Directory
 from deltastore.text import typed
 
 _MAX_LINKS = 40

@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deltastore import limits
 from deltastore.checkpoint.model import FileIdentity
 from deltastore.errors import (
     CheckpointCorruptError,
@@ -21,6 +20,7 @@ from deltastore.errors import (
     shown,
 )
 from deltastore.manifest.nesting import check_keys, memory_of
+from deltastore.system import limits
 from deltastore.text import typed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -33,7 +33,7 @@ from deltastore.checkpoint.lease import (
     parsed,
 )
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory
+from deltastore.system.directory import Directory
 
 CLAIM = ".filling"
 """Of the processes that would fill a directory, the one that makes this file does."""

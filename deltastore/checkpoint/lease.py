@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltastore import processes
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory
-from deltastore.processes import Process
+from deltastore.system import processes
+from deltastore.system.directory import Directory
+from deltastore.system.processes import Process
 
 LEASE = ".lease"
 MAX_FOLDERS = 2

@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltastore import places
 from deltastore.checkpoint.hub import Downloads, Snapshot, pin
 from deltastore.checkpoint.hub.failures import download_command
 from deltastore.errors import CheckpointNotFoundError, MissingExtraError, UsageError
 from deltastore.suggesting import nearest
+from deltastore.system import places
 from deltastore.text import typed
 
 _HUB_ID = re.compile(

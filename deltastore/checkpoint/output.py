@@ -29,8 +29,8 @@ from deltastore.checkpoint.lease import (
     remove_partial,
 )
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory, hold_or_make, unmake
 from deltastore.errors import CheckpointError
+from deltastore.system.directory import Directory, hold_or_make, unmake
 from deltastore.text import typed
 
 

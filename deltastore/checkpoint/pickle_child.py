@@ -17,8 +17,6 @@ from contextlib import closing
 from multiprocessing import spawn
 from pathlib import Path
 
-import deltastore
-from deltastore import limits
 from deltastore.checkpoint.files import file_error
 from deltastore.errors import (
     CheckpointCorruptError,
@@ -30,6 +28,7 @@ from deltastore.errors import (
 )
 from deltastore.pickles.child import MAX_MEMORY_BYTES, MAX_SECONDS, lines
 from deltastore.pickles.torch_file import Place
+from deltastore.system import limits
 
 DEADLINE_SECONDS = 120
 """For one file, from the start of the child to its last line."""
@@ -94,7 +93,7 @@ def _answer(descriptor: int, path: Path) -> Generator[str, None, None]:
         # Within another program there may be no Python to start: then the same without limits.
         yield from (line.removesuffix("\n") for line in lines(descriptor))
         return
-    root = Path(deltastore.__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [python, "-I", "-S", "-c", _START, str(root), str(descriptor)]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     try:

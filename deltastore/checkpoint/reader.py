@@ -22,8 +22,8 @@ from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import read_config, read_modules
 from deltastore.errors import CheckpointCorruptError, NoWeightsError, SourceChangedError
-from deltastore.operations.embeddings import aliases
-from deltastore.threads import Workers
+from deltastore.system.threads import Workers
+from deltastore.tensor_names.token_rows import aliases
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from pathlib import Path
 from deltastore.checkpoint.files import identify, open_regular, read_at
 from deltastore.checkpoint.header import read_header
 from deltastore.checkpoint.model import TensorInfo
-from deltastore.window import Window
+from deltastore.system.window import Window
 
 
 class SafetensorsFile:

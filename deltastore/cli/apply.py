@@ -113,14 +113,14 @@ def command(
             context,
         )
     from deltastore.operations.apply import apply
-    from deltastore.operations.naming import Renaming, ScaleRule
+    from deltastore.tensor_names.selectors import Renaming, ScaleRule
 
     # Before anything is opened: what is mistyped is said at once.
     renaming, rules = Renaming.parse(renames), [ScaleRule.parse(rule) for rule in scale_rules]
 
     with session.open_store() as store, session.progress() as progress:
         if from_base is not None and from_post is not None:
-            from deltastore.operations.listing import ref_of_pair
+            from deltastore.operations.list import ref_of_pair
 
             refs = (ref_of_pair(store, from_base, from_post, progress=progress),)
         result = apply(

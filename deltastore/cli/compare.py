@@ -17,7 +17,7 @@ from deltastore.cli.units import count, duration
 from deltastore.text import escaped
 
 if TYPE_CHECKING:
-    from deltastore.operations.compare import Comparison, Group, PairFigures
+    from deltastore.comparison.figures import Comparison, Group, PairFigures
 
 _HEADER = ("KIND", "COSINE", "LOWEST", "LAYER", "HIGHEST", "LAYER", "NORM 1", "NORM 2", "SAME SIGN")
 _NAMED = 3
@@ -59,7 +59,7 @@ def command(
     from deltastore.operations.compare import compare
 
     if plot is not None:
-        from deltastore.operations.plots import check_plot, plot_comparison
+        from deltastore.comparison.plot import check_plot, plot_comparison
 
         check_plot(plot, len(refs))
     with session.open_store() as store, session.progress() as progress:

@@ -13,7 +13,7 @@ def complete_ref(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     Never fails: what goes wrong here would appear in the middle of the line being typed.
     """
     try:
-        from deltastore.operations.listing import list_artifacts
+        from deltastore.operations.list import list_artifacts
 
         session = ctx.find_object(Session) or Session()
         with session.open_store() as store:

@@ -12,7 +12,7 @@ import click
 from deltastore._version import __version__
 from deltastore.cli.output import document, message
 from deltastore.errors import DeltastoreError, StructureMismatchError, UsageError
-from deltastore.limits import as_limit
+from deltastore.system.limits import as_limit
 
 INTERRUPTED = 130
 
@@ -73,7 +73,7 @@ def _listed(error: BaseException) -> Iterator[str]:
     """
     if not isinstance(error, StructureMismatchError) or "other_model" in error.facts:
         return
-    from deltastore.operations.patterns import MOST_LINES, folded
+    from deltastore.tensor_names.patterns import MOST_LINES, folded
 
     for what, items in error.facts.items():
         if not isinstance(items, (list, tuple)):

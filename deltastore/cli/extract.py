@@ -50,7 +50,7 @@ def command(
     that is stored is named once more.
     """
     from deltastore.operations.extract import extract
-    from deltastore.operations.naming import Renaming
+    from deltastore.tensor_names.selectors import Renaming
 
     # Before anything is opened: what is mistyped is said at once.
     renaming = Renaming.parse(renames)

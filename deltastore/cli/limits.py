@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from deltastore import limits
-from deltastore.threads import LEAST_BYTES, address_space
+from deltastore.system import limits
+from deltastore.system.threads import LEAST_BYTES, address_space
 
 
 def use_few_threads() -> None:

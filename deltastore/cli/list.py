@@ -14,7 +14,7 @@ from deltastore.cli.units import count, size
 from deltastore.errors import StoreClosedError, StoreNotFoundError
 
 if TYPE_CHECKING:
-    from deltastore.operations.listing import Listing
+    from deltastore.operations.list import Listing
 
 _HEADER = ("REF", "TAGS", "BASE", "POST", "CODEC", "SIZE", "OF", "CREATED (UTC)")
 
@@ -30,7 +30,7 @@ def command(
     session: Session, *, base: str | None, post: str | None, name: str | None, tag: str | None
 ) -> None:
     """List the stored artifacts."""
-    from deltastore.operations.listing import list_artifacts
+    from deltastore.operations.list import list_artifacts
 
     listings: list[Listing]
     try:

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import click
 
-from deltastore import places
 from deltastore._version import __version__
 from deltastore.cli.errors import INTERRUPTED, report
 from deltastore.cli.group import LazyGroup
@@ -22,6 +21,7 @@ from deltastore.cli.output import silence_stdout, unwritable
 from deltastore.cli.room import with_room
 from deltastore.cli.session import Session
 from deltastore.errors import NoSpaceError
+from deltastore.system import places
 
 _HELP = """Store what post-training did to a model, and apply it to other bases.
 

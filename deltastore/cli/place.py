@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from deltastore import places
 from deltastore.errors import StoreError, UsageError
+from deltastore.system import places
 
 
 def locate_store(value: str | None) -> Path:

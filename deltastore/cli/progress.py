@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deltastore.cli.output import coloured, message
-from deltastore.threads import started
+from deltastore.system.threads import started
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from deltastore.operations.progress import Progress
+    from deltastore.execution.progress import Progress
 
 SHOW_AFTER_S = 1.0
 """What is done sooner needs no bar."""

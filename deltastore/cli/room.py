@@ -11,7 +11,7 @@ from deltastore.errors import DeltastoreError, NoSpaceError
 
 def with_room(error: NoSpaceError, session: Session) -> NoSpaceError:
     """The same error with what frees space where it did not fit, if that is the store's disk."""
-    from deltastore.operations.room import advice, freeable_beside
+    from deltastore.store.room import advice, freeable_beside
 
     with contextlib.suppress(DeltastoreError):
         found = freeable_beside(error, session.store_path, index=session.index)

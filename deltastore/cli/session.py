@@ -11,7 +11,7 @@ from deltastore.cli.output import Output
 from deltastore.cli.place import configured_index, locate_store
 
 if TYPE_CHECKING:
-    from deltastore.operations.progress import Progress
+    from deltastore.execution.progress import Progress
     from deltastore.store import Store
 
 

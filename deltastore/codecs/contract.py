@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.tokens import Tokens
+from deltastore.kernels.palette import Tokens
 
 Exactness = Literal["exact", "bounded", "lossy"]
 Bytes = npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ class Encoder(Protocol):
     def token_table(self) -> Bytes | None:
         """The token of each upper half, if a narrow chunk is encoded as palette tokens.
 
-        Then subtraction can write the tokens in the same pass: see ``deltastore.tokens``.
+        Then subtraction can write the tokens in the same pass: see ``deltastore.kernels.palette``.
 
         Shapes:
             ``[65536]``.

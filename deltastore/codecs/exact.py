@@ -26,9 +26,9 @@ import numpy.typing as npt
 from deltastore.codecs import entropy, planes, symbols
 from deltastore.codecs.contract import Bytes, DeltaChunk, Exactness
 from deltastore.errors import CodecUnknownError, PartInvalidError
+from deltastore.kernels.buffers import scratch
+from deltastore.kernels.palette import TOKEN_ESCAPE, Tokens, escapes_in
 from deltastore.manifest import format as fmt
-from deltastore.scratch import scratch
-from deltastore.tokens import TOKEN_ESCAPE, Tokens, escapes_in
 
 _WIDTH = {"palette": 1, "half": 2, "single": 4}
 """Bytes of a symbol."""

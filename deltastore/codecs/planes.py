@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.jit import kernel
+from deltastore.kernels.jit import kernel
 
 Bytes = npt.NDArray[np.uint8]
 

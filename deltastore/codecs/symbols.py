@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.jit import (
+from deltastore.kernels.jit import (
     bits_from_float32,
     bits_from_float64,
     float32_from_bits,
     float64_from_bits,
     kernel,
 )
+from deltastore.kernels.palette import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 from deltastore.manifest import format as fmt
-from deltastore.tokens import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 
 Bytes = npt.NDArray[np.uint8]
 Singles = npt.NDArray[np.uint32]

@@ -10,7 +10,7 @@ import numpy as np
 from deltastore.codecs import entropy, planes
 from deltastore.codecs.contract import Bytes
 from deltastore.errors import PartInvalidError
-from deltastore.scratch import scratch
+from deltastore.kernels.buffers import scratch
 
 CODEC = "values"
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from deltastore.delta import bfloat16
 from deltastore.delta.float32 import add_float32
 from deltastore.delta.floats import E4M3_OVERFLOWS, Bytes, from_floats, to_floats
+from deltastore.kernels.palette import Tokens
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE, WIDE_DTYPES
-from deltastore.tokens import Tokens
 
 BLOCK_ELEMENTS = 8192
 """The general route works on blocks that stay in the cache together with their temporaries."""

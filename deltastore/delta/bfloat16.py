@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.delta.floats import bfloat16_bits, fold
-from deltastore.jit import bits_from_float32, float32_from_bits, kernel
+from deltastore.kernels.jit import bits_from_float32, float32_from_bits, kernel
+from deltastore.kernels.palette import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 from deltastore.manifest import format as fmt
-from deltastore.tokens import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 
 Halves = npt.NDArray[np.uint16]
 Singles = npt.NDArray[np.uint32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.jit import bits_from_float64, float64_from_bits, kernel
+from deltastore.kernels.jit import bits_from_float64, float64_from_bits, kernel
 from deltastore.manifest import format as fmt
 
 _KEEP = np.uint64(fmt.KEEP_WIDE)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.jit import (
+from deltastore.kernels.jit import (
     bits_from_float32,
     float32_from_bits,
     float64_from_bits,

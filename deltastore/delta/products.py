@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.delta.floats import fold
-from deltastore.jit import kernel
+from deltastore.kernels.jit import kernel
+from deltastore.kernels.palette import BLOCK
 from deltastore.manifest.format import KEEP, KEEP_WIDE
-from deltastore.tokens import BLOCK
 
 DeltaChunk = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]

@@ -12,6 +12,7 @@ from deltastore.delta import bfloat16
 from deltastore.delta.add import BLOCK_ELEMENTS, Term, add
 from deltastore.delta.float32 import subtract_float32
 from deltastore.delta.floats import Bytes, sum_of_squares, to_floats
+from deltastore.kernels.palette import Tokens
 from deltastore.manifest.format import (
     CANONICAL_NAN,
     CANONICAL_NAN_WIDE,
@@ -20,7 +21,6 @@ from deltastore.manifest.format import (
     KEEP_WIDE,
     WIDE_DTYPES,
 )
-from deltastore.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from deltastore._version import __version__
+from deltastore.artifact.reader import ArtifactReader, blaming
 from deltastore.checkpoint import (
     TORCH_DTYPES,
     Checkpoint,
@@ -23,25 +24,25 @@ from deltastore.checkpoint import (
     quantisation,
 )
 from deltastore.checkpoint.index import listed
+from deltastore.checkpoint.ungathered import refuse_ungathered
 from deltastore.errors import QuantisedCheckpointError, StructureMismatchError, UsageError
+from deltastore.execution.crew import job_count
+from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.lineage.calling import called_as, unwrapped
+from deltastore.lineage.similarity import Lineage, judge, measure
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.operations import output_files, restoration
-from deltastore.operations.applying import Applier
-from deltastore.operations.architecture import explained
-from deltastore.operations.calling import called_as, unwrapped
-from deltastore.operations.decoding import ArtifactReader, blaming
-from deltastore.operations.destination import check_output
-from deltastore.operations.lineage import Lineage, judge, measure
-from deltastore.operations.matching import Sides, compare_tokens, read_sides, skip_tokens
-from deltastore.operations.naming import Renaming, ScaleRule, Scales, checked_scales
-from deltastore.operations.pipeline import job_count
-from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.recipes import Recipe, in_names_of, recipes, tied_as_post
-from deltastore.operations.structure import Delta, Place, check_structure, comparable
-from deltastore.operations.summary import Chosen, Summary, used_blobs
-from deltastore.operations.ungathered import refuse_ungathered
-from deltastore.operations.vocabulary import Vocabulary
+from deltastore.merging import restoration
+from deltastore.merging.architecture import explained
+from deltastore.merging.engine import Applier
+from deltastore.merging.inputs import Sides, compare_tokens, read_sides, skip_tokens
+from deltastore.merging.recipes import Recipe, in_names_of, recipes, tied_as_post
+from deltastore.merging.structure import Delta, Place, check_structure, comparable
+from deltastore.merging.summary import Chosen, Summary, used_blobs
+from deltastore.output import assemble
+from deltastore.output.destination import check_output
 from deltastore.store import Store
+from deltastore.tensor_names.selectors import Renaming, ScaleRule, Scales, checked_scales
+from deltastore.tokenizer.matching import Vocabulary
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
 """What ``--dtype`` takes, by the names that torch uses."""
@@ -231,7 +232,7 @@ def apply(
                 zip(deltas, matched, report.places, strict=True)
             )
         ]
-        composed = output_files.compose(checkpoint, files, made, restoring=may_restore)
+        composed = assemble.compose(checkpoint, files, made, restoring=may_restore)
         for warning in composed.ledger.warnings:
             progress.warn(warning)
         plan = plan_shards(
@@ -291,7 +292,7 @@ def _write(
     store: Store,
     summary: Summary,
     made: Mapping[str, Recipe],
-    composed: output_files.Composed,
+    composed: assemble.Composed,
     documents: Mapping[str, bytes],
     sizes: Mapping[str, int],
     plan: Sequence[ShardPlan],
@@ -319,7 +320,7 @@ def _write(
         restored = patches is not None and restoration.is_post(
             deltas[0].config, made, tally.digests
         )
-        files[PROVENANCE] = output_files.provenance(
+        files[PROVENANCE] = assemble.provenance(
             refs=summary.details(),
             base=summary.base,
             dtype=summary.dtype,
@@ -338,10 +339,10 @@ def _write(
     return tally.overflowed, restored
 
 
-def _card(summary: Summary, composed: output_files.Composed) -> bytes:
+def _card(summary: Summary, composed: assemble.Composed) -> bytes:
     models = [(summary.label, summary.checkpoint.repo)]
     models += [(delta.artifact.post, delta.config.post.repo) for delta in summary.deltas]
-    return output_files.card(composed, models, summary.details(), _TOOL)
+    return assemble.card(composed, models, summary.details(), _TOOL)
 
 
 def _dtype(name: str | None) -> str | None:

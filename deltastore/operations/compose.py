@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
 
+from deltastore.artifact import small_files
+from deltastore.artifact.model_files import fitting
+from deltastore.artifact.reader import ArtifactReader, blaming
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.digest import sha256_digest
 from deltastore.errors import (
@@ -25,26 +28,24 @@ from deltastore.errors import (
     RestoreOnlyError,
     UsageError,
 )
-from deltastore.manifest import Config, Descriptor, Manifest, manifest_bytes
-from deltastore.operations import hashing, small_files
-from deltastore.operations.decoding import ArtifactReader, blaming
-from deltastore.operations.embeddings import may_tie
-from deltastore.operations.extract import ExtractResult, tell_not_stored
-from deltastore.operations.model_files import fitting
-from deltastore.operations.pair_lineage import measure_pair
-from deltastore.operations.pairing import pair_up
-from deltastore.operations.patterns import listed
-from deltastore.operations.pipeline import Crew, job_count
-from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.restored import Restored
-from deltastore.operations.source_base import (
+from deltastore.execution.crew import Crew, job_count
+from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.extraction.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.lineage import digests
+from deltastore.lineage.pair_similarity import measure_pair
+from deltastore.lineage.pairing import pair_up
+from deltastore.lineage.source_base import (
     open_source_base,
     require_content,
     require_source_base,
 )
-from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.manifest import Config, Descriptor, Manifest, manifest_bytes
+from deltastore.merging.post_view import Restored
+from deltastore.operations.extract import ExtractResult, tell_not_stored
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Artifact, Store
+from deltastore.tensor_names.patterns import listed
+from deltastore.tensor_names.token_rows import may_tie
 
 _CODEC = "exact"
 
@@ -238,7 +239,7 @@ def _require_chain(steps: Sequence[_Step]) -> None:
             )
         posts = [(entry.name, entry.post) for entry in before.config.tensors]
         bases = [(entry.name, entry.own_base) for entry in after.config.tensors]
-        if hashing.rows(posts) != hashing.rows(bases):
+        if digests.rows(posts) != digests.rows(bases):
             raise ManifestInvalidError(
                 f"{before.ref} ends where {after.ref} begins, at {end}, with other tensors.",
                 hint=f"See which of them is damaged: `deltastore verify {before.ref} {after.ref}`.",
@@ -292,7 +293,7 @@ def _encode(
         SourceChangedError: The checkpoint changed meanwhile.
     """
     first, last = steps[0], steps[-1]
-    identities = hashing.identities(checkpoint)
+    identities = digests.identities(checkpoint)
     with blaming([first.ref]):
         require_source_base(store, first.artifact, first.manifest, first.config, checkpoint)
     _check_parts(store, steps, jobs, progress)
@@ -328,7 +329,7 @@ def _encode(
         progress=progress,
     )
     checkpoint.check_unchanged()
-    hashing.remember(store, checkpoint, identities, hashing.digests(config, "base"))
+    digests.remember(store, checkpoint, identities, digests.digests(config, "base"))
     require_content(first.artifact, first.config, checkpoint, config.base.content)
     if config.post.content != last.config.post.content:
         refs = " ".join(step.ref for step in steps)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from deltastore import places
 from deltastore._version import __version__
 from deltastore.errors import (
     DeltastoreError,
@@ -23,8 +22,13 @@ from deltastore.errors import (
     StoreNotFoundError,
     UsageError,
 )
-from deltastore.operations.sharing import look_at_sharing
-from deltastore.permission import (
+from deltastore.store import Store, open_store
+from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
+from deltastore.store.layout import closed
+from deltastore.store.mounts import all_apart, on_one
+from deltastore.store.sharing import look_at_sharing
+from deltastore.system import places
+from deltastore.system.permission import (
     closest,
     described,
     first_closed,
@@ -32,10 +36,6 @@ from deltastore.permission import (
     is_readable,
     writing,
 )
-from deltastore.store import Store, open_store
-from deltastore.store.filesystem import NETWORK_TYPES, file_system_type
-from deltastore.store.layout import closed
-from deltastore.store.mounts import all_apart, on_one
 from deltastore.text import typed
 
 PACKAGES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 
-from deltastore.operations.destination import check_output
+from deltastore.output.destination import check_output
 from deltastore.remotes.oci_layout import write_layout
 from deltastore.store import Store
 

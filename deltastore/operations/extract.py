@@ -9,30 +9,31 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
+from deltastore.artifact import small_files
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.checkpoint.index import listed
+from deltastore.checkpoint.ungathered import refuse_ungathered
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint, sha256_digest
 from deltastore.errors import QuantisedCheckpointError
-from deltastore.manifest import Config, Manifest, manifest_bytes
-from deltastore.operations import hashing, small_files
-from deltastore.operations.calling import called_alike
-from deltastore.operations.embeddings import may_tie
-from deltastore.operations.kinship import (
+from deltastore.execution.crew import job_count
+from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.extraction.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.lineage import digests
+from deltastore.lineage.calling import called_alike
+from deltastore.lineage.kinship import (
     check_kinship,
     has_same_weights,
     refuse_adapter,
     refuse_same,
 )
-from deltastore.operations.naming import Renaming
-from deltastore.operations.pair_lineage import PairLineage
-from deltastore.operations.pairing import pair_up
-from deltastore.operations.pipeline import job_count
-from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
-from deltastore.operations.ungathered import refuse_ungathered
+from deltastore.lineage.pair_similarity import PairLineage
+from deltastore.lineage.pairing import pair_up
+from deltastore.manifest import Config, Manifest, manifest_bytes
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Published, Store
+from deltastore.tensor_names.selectors import Renaming
+from deltastore.tensor_names.token_rows import may_tie
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ def extract(
         refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": _label(before), "post": _label(after)}
-        files = (hashing.identities(before), hashing.identities(after))
+        files = (digests.identities(before), digests.identities(after))
         small = small_files.collect(before, after)
         wanted = Wanted(
             small_files.digests(small.files), small.not_stored, restore_only, thorough=rehash
@@ -233,12 +234,10 @@ def extract(
                     jobs=job_count(jobs),
                     progress=progress,
                 )
-                known = (hashing.digests(config, "base"), hashing.digests(config, "post"))
-                for checkpoint, identities, digests in zip(
-                    (before, after), files, known, strict=True
-                ):
+                known = (digests.digests(config, "base"), digests.digests(config, "post"))
+                for checkpoint, identities, own in zip((before, after), files, known, strict=True):
                     checkpoint.check_unchanged()
-                    hashing.remember(store, checkpoint, identities, digests)
+                    digests.remember(store, checkpoint, identities, own)
                 store.remember_made(config, sha256_digest(manifest_bytes(manifest)))
                 # The same pair, encoded by another version of deltastore, stays what it was.
                 pairs = store.find_made(config.base.content, config.post.content, codec)
@@ -282,7 +281,7 @@ def _already_there(
     artifact of this structure that this user made, so that it is likely that it pays.
     """
     known_base, known_post = (
-        hashing.remembered(store, side, trust_cache=True) for side in (before, after)
+        digests.remembered(store, side, trust_cache=True) for side in (before, after)
     )
     if known_base is None or known_post is None:
         structure = fingerprint((t.name, t.shape) for t in before.tensors.values())
@@ -299,13 +298,13 @@ def _already_there(
             return []
         contents = {artifact.base_content for artifact in alike}
         if known_base is None:
-            known_base = hashing.hash_checkpoint(store, before, job_count(jobs), progress)
-        if hashing.content_of(before, known_base) not in contents:
+            known_base = digests.hash_checkpoint(store, before, job_count(jobs), progress)
+        if digests.content_of(before, known_base) not in contents:
             return []
         if known_post is None:
-            known_post = hashing.hash_checkpoint(store, after, job_count(jobs), progress)
+            known_post = digests.hash_checkpoint(store, after, job_count(jobs), progress)
     return store.find_made(
-        hashing.content_of(before, known_base), hashing.content_of(after, known_post), codec
+        digests.content_of(before, known_base), digests.content_of(after, known_post), codec
     )
 
 

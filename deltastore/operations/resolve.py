@@ -6,20 +6,20 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
 
+from deltastore.artifact.small_files import own_tokenizer, stored_digests, tokenizer_of
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
-from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.digest import sha256_digest
 from deltastore.errors import FormatError, IntegrityError, MissingExtraError, TokenizerError
+from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.lineage import digests
+from deltastore.lineage.calling import called_as, unwrapped
+from deltastore.lineage.similarity import Lineage, measure
 from deltastore.manifest import Config, Manifest
-from deltastore.operations import hashing
-from deltastore.operations.calling import called_as, unwrapped
-from deltastore.operations.embeddings import has_token_rows
-from deltastore.operations.lineage import Lineage, comparable, measure
-from deltastore.operations.matching import comparable_tokens, defining
-from deltastore.operations.progress import Progress, Silent, Staged
-from deltastore.operations.small_files import own_tokenizer, stored_digests, tokenizer_of
-from deltastore.operations.structure import Delta, check_structure
+from deltastore.merging.inputs import comparable_tokens, defining
+from deltastore.merging.structure import Delta, check_structure, comparable
 from deltastore.store import Store
+from deltastore.tensor_names.token_rows import has_token_rows
+from deltastore.tokenizer.reading import read_vocabulary
 
 _ORDER = ("same", "related", "distant", "unknown", "unrelated")
 
@@ -170,5 +170,5 @@ def _is_known(store: Store, checkpoint: Checkpoint, config: Config, lineage: Lin
     """Whether a base of which samples tell nothing is remembered to be the delta's own."""
     if lineage.verdict != "unknown":
         return False
-    known = hashing.remembered(store, checkpoint, trust_cache=True)
-    return known is not None and hashing.content_of(checkpoint, known) == config.base.content
+    known = digests.remembered(store, checkpoint, trust_cache=True)
+    return known is not None and digests.content_of(checkpoint, known) == config.base.content

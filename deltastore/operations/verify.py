@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.errors import FormatError, IntegrityError, StoreClosedError
+from deltastore.execution.progress import Progress, Silent
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
-from deltastore.operations.progress import Progress, Silent
 from deltastore.store import Store
 from deltastore.store.survey import (
     Finding,
@@ -26,7 +26,7 @@ from deltastore.store.survey import (
     is_removed,
     live_records,
 )
-from deltastore.threads import Workers
+from deltastore.system.threads import Workers
 
 _ATTEMPTS = 30
 _PAUSE_S = 0.1

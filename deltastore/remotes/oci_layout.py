@@ -18,10 +18,10 @@ from deltastore.checkpoint.destination import check_space
 from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.output import Output
 from deltastore.digest import canonical_json
-from deltastore.directory import Directory
 from deltastore.errors import BlobCorruptError
 from deltastore.manifest.format import ARTIFACT_TYPE, MANIFEST_MEDIA_TYPE
 from deltastore.store import Artifact, Store
+from deltastore.system.directory import Directory
 
 REF_NAME = "org.opencontainers.image.ref.name"
 NAME = "vnd.deltastore.name"

@@ -13,7 +13,7 @@ import stat
 
 from deltastore.blobs import durable
 from deltastore.blobs.owner import is_dead
-from deltastore.directory import Directory
+from deltastore.system.directory import Directory
 
 _MOST_ROUNDS = 1000
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from deltastore.blobs import durable
 from deltastore.blobs.owner import is_alive, is_dead, owner_token, token_of
 from deltastore.blobs.regular import read_regular
-from deltastore.directory import Directory, Place
 from deltastore.errors import StoreError
 from deltastore.store.leases import OVER_S, is_claim
+from deltastore.system.directory import Directory, Place
 
 WAIT_S = 5.0
 """How long a process waits for another that is removing the same version: that takes moments."""

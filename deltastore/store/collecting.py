@@ -14,12 +14,12 @@ from pathlib import Path
 from deltastore.blobs import steps
 from deltastore.blobs.local import BlobFile
 from deltastore.blobs.steps import Step
-from deltastore.directory import Directory
 from deltastore.errors import NoSpaceError
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
 from deltastore.store.refreshing import refresh_name
+from deltastore.system.directory import Directory
 
 DRAIN_S = 2.0
 """How long a collector waits for running writers to end, keeping new ones waiting."""

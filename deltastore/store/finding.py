@@ -11,13 +11,13 @@ from deltastore.errors import (
     RefNotFoundError,
     StoreClosedError,
 )
-from deltastore.permission import is_readable
 from deltastore.refs import Ref, parse_ref
 from deltastore.store import layout
 from deltastore.store.parts import Parts
 from deltastore.store.records import Tombstone
 from deltastore.store.refreshing import refresh_name
 from deltastore.suggesting import nearest
+from deltastore.system.permission import is_readable
 
 _EXTRACT = "The store is empty: run `deltastore extract --base CKPT --post CKPT` first."
 

@@ -23,11 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeGuard
 
-from deltastore import permission, places
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
-from deltastore.directory import Place, share
 from deltastore.errors import (
     ManifestInvalidError,
     NotAStoreError,
@@ -38,6 +36,8 @@ from deltastore.errors import (
     shown,
 )
 from deltastore.manifest.parse import load_json
+from deltastore.system import permission, places
+from deltastore.system.directory import Place, share
 
 STORE_FORMAT = 1
 _MAX_STORE_JSON_BYTES = 64 << 10

@@ -27,14 +27,14 @@ from deltastore.blobs import durable, spares
 from deltastore.blobs.owner import is_alive, is_dead, token_of
 from deltastore.blobs.regular import read_regular
 from deltastore.digest import canonical_json
-from deltastore.directory import Directory, Place
 from deltastore.errors import ManifestInvalidError, RefSyntaxError, StoreError
 from deltastore.manifest.parse import load_json
 from deltastore.refs import parse_version, validate_name
 from deltastore.store.bins import is_directory, is_nested, take_away
 from deltastore.store.layout import now
 from deltastore.store.records import printable
-from deltastore.threads import started
+from deltastore.system.directory import Directory, Place
+from deltastore.system.threads import started
 
 HEARTBEAT_S = 60.0
 """How often a process that holds a lease touches it."""

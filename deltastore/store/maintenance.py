@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltastore import places
 from deltastore.blobs import steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
@@ -16,6 +15,7 @@ from deltastore.store.opening import closed_to_writing
 from deltastore.store.placing import IndexPlace, place_index
 from deltastore.store.refreshing import Indexed
 from deltastore.store.store import open_store
+from deltastore.system import places
 
 
 def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str | None, str]:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
-from deltastore.directory import Place
 from deltastore.errors import (
     BlobMissingError,
     ManifestInvalidError,
@@ -25,10 +24,11 @@ from deltastore.errors import (
     StoreClosedError,
     StoreError,
 )
-from deltastore.permission import closed, described
 from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_tag
 from deltastore.store import records
 from deltastore.store.records import Record, Tag, Tombstone
+from deltastore.system.directory import Place
+from deltastore.system.permission import closed, described
 from deltastore.text import typed
 
 _MAX_STAMP_CHARS = 4096

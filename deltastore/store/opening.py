@@ -9,7 +9,6 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from deltastore import places
 from deltastore.blobs import LocalBlobs, spares
 from deltastore.catalog import Catalog, DigestMemory, LocalIndex
 from deltastore.errors import NoSpaceError, NotAStoreError, StoreError
@@ -21,6 +20,7 @@ from deltastore.store.names import Names
 from deltastore.store.parts import Parts, Recovered
 from deltastore.store.placing import IndexPlace
 from deltastore.store.refreshing import Sources, refresh
+from deltastore.system import places
 
 
 def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:

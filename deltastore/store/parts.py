@@ -10,7 +10,6 @@ from pathlib import Path
 from deltastore.blobs import LocalBlobs
 from deltastore.catalog import Catalog, DigestMemory
 from deltastore.errors import StoreReadOnlyError
-from deltastore.permission import is_mounted_read_only
 from deltastore.store.claims import Claims
 from deltastore.store.layout import Layout, StoreInfo
 from deltastore.store.leases import Leases
@@ -18,6 +17,7 @@ from deltastore.store.mounts import require_together
 from deltastore.store.names import Names
 from deltastore.store.placing import IndexPlace
 from deltastore.store.refreshing import Sources
+from deltastore.system.permission import is_mounted_read_only
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deltastore import places
 from deltastore.blobs import durable
 from deltastore.catalog.lying import LONGEST_PATH_BYTES, files
 from deltastore.catalog.ownership import other_mover, other_writer
-from deltastore.directory import Place
 from deltastore.errors import StoreError, UsageError
 from deltastore.store import filesystem
 from deltastore.store.layout import Layout, StoreInfo, share_with_all
+from deltastore.system import places
+from deltastore.system.directory import Place
 
 VARIABLE = "DELTASTORE_INDEX"
 _UNSET = (

@@ -15,7 +15,6 @@ from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.errors import FormatError, IntegrityError, RefNotFoundError, StoreClosedError
 from deltastore.manifest import Config, Manifest
-from deltastore.permission import first_closed
 from deltastore.store import (
     collecting,
     finding,
@@ -30,6 +29,7 @@ from deltastore.store.layout import closed
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
+from deltastore.system.permission import first_closed
 
 _LOOKED_AT = 10_000
 

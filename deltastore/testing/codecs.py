@@ -24,8 +24,8 @@ import pytest
 from deltastore.codecs import Codec, Decoder, Encoder
 from deltastore.codecs.contract import DeltaChunk
 from deltastore.errors import DeltastoreError, PartInvalidError
+from deltastore.kernels.palette import TOKEN_ESCAPE
 from deltastore.manifest import format as fmt
-from deltastore.tokens import TOKEN_ESCAPE
 
 SIZES = (1, 2, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 70_001)
 KINDS = ("tuned", "sparse", "wild", "kept", "zeros", "one value", "specials")

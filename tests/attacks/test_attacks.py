@@ -20,10 +20,10 @@ import pytest
 from attack import ATTACKS, Outcome, table
 from safetensors import safe_open
 
+from deltastore.artifact.model_files import CODE_KEYS
 from deltastore.checkpoint import is_model_file, is_small_file, open_checkpoint
 from deltastore.checkpoint.plan import SINGLE
 from deltastore.errors import DeltastoreError
-from deltastore.operations.model_files import CODE_KEYS
 from deltastore.text import is_shown_as_it_is
 
 MAX_SECONDS = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deltastore.blobs import durable
-from deltastore.directory import Place
+from deltastore.system.directory import Place
 
 
 def test_of_two_creations_one_wins(tmp_path: Path) -> None:

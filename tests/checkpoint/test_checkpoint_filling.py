@@ -30,8 +30,8 @@ from deltastore.checkpoint import (
 from deltastore.checkpoint.lease import own_lease
 from deltastore.checkpoint.output import remove_dead
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory
 from deltastore.errors import CheckpointCorruptError, CheckpointError, OutputExistsError, UsageError
+from deltastore.system.directory import Directory
 from deltastore.testing.killing import is_killed_at, killed_at, start
 
 PLAN = (

@@ -301,7 +301,7 @@ def test_a_head_that_only_the_index_names(sharded: Path, reindex: Any, save: Any
     with pytest.raises(CheckpointCorruptError, match=r"1 tensors .* not in their shards: lm_head"):
         open_checkpoint(sharded)
     reindex(y=first, **with_head)
-    with pytest.raises(CheckpointCorruptError, match=r"not in their shards: lm_head\.weight .*, y "):
+    with pytest.raises(CheckpointCorruptError, match=r"shards: lm_head\.weight .*, y "):
         open_checkpoint(sharded)
 
 

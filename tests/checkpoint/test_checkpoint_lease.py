@@ -24,7 +24,7 @@ from deltastore.checkpoint.lease import (
     remove_dead_partials,
     remove_partial,
 )
-from deltastore.directory import Directory
+from deltastore.system.directory import Directory
 
 PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
 WRITER = """
@@ -43,7 +43,7 @@ if when == "released":
     real = module.release
     module.release = lambda path: (real(path), die())
 if when == "renamed":
-    from deltastore.directory import Directory
+    from deltastore.system.directory import Directory
     Directory.unlink = die
 with CheckpointWriter(out, plan) as writer:
     writer.write("t", 0, bytes(500))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deltastore.checkpoint.listed_tokens import listed_tokens
-from deltastore.checkpoint.vocabulary import read_listed, read_vocabulary
+from deltastore.tokenizer.listed_tokens import listed_tokens
+from deltastore.tokenizer.reading import read_listed, read_vocabulary
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

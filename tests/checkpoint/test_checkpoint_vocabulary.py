@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import deltastore
-from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_vocabulary
+from deltastore.artifact.small_files import read_portable
 from deltastore.errors import CheckpointError, MissingExtraError, TokenizerError
 from deltastore.manifest.format import MAX_SMALL_FILE_BYTES
-from deltastore.operations.small_files import read_portable
+from deltastore.tokenizer.reading import MAX_TOKENS, read_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")

@@ -29,8 +29,8 @@ from deltastore.checkpoint import (
     open_checkpoint,
     plan_shards,
 )
-from deltastore.directory import Directory
 from deltastore.errors import CheckpointError, NoSpaceError, OutputExistsError
+from deltastore.system.directory import Directory
 
 ONE = (ShardPlan("model.safetensors", (OutputTensor("a", "F32", (2, 3)),)),)
 TWO = (

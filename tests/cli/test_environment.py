@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import deltastore
-from deltastore import places
 from deltastore.cli.main import main
 from deltastore.errors import LimitError, NoSpaceError, UsageError
-from deltastore.limits import as_limit
+from deltastore.system import places
+from deltastore.system.limits import as_limit
 
 NOBODY = "~no-such-user-here/x"
 
@@ -187,7 +187,7 @@ def test_no_kernel_is_cached_in_a_directory_called_tilde(tmp_path: Path) -> None
     kept = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     for more in ({"HOME": "~"}, {"HOME": str(home), "NUMBA_CACHE_DIR": "~/kernels"}):
         environment = kept | {"PYTHONPATH": str(tmp_path / "lib"), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-c", "import deltastore.tokens"]
+        command = [sys.executable, "-c", "import deltastore.kernels.palette"]
         subprocess.run(command, cwd=work, env=environment | more, check=True)
         assert list(work.iterdir()) == []
     assert (home / "kernels").is_dir()
@@ -401,7 +401,7 @@ def test_limits_that_libraries_meet_are_no_bugs(
 
 
 def test_address_space_decides_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltastore.operations.pipeline import job_count
+    from deltastore.execution.crew import job_count
 
     def limited(nbytes: int) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (nbytes, nbytes))

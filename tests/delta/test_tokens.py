@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from deltastore.codecs import get_codec
 from deltastore.delta import Term, add, add_tokens, are_differences, subtract, subtract_to_tokens
+from deltastore.kernels.palette import BLOCK, TOKEN_ESCAPE, Tokens, escapes_in
 from deltastore.manifest.format import KEEP
-from deltastore.tokens import BLOCK, TOKEN_ESCAPE, Tokens, escapes_in
 
 SIZES = [1, 7, 8, 9, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]
 

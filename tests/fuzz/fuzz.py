@@ -19,7 +19,7 @@ _ROOT = Path(__file__).parents[2]
 
 # Numba compiles bytecode and does not know atheris's; the kernels are told by their callers.
 _KERNELS = [
-    "deltastore.jit",
+    "deltastore.kernels.jit",
     *(
         ".".join(path.relative_to(_ROOT).with_suffix("").parts)
         for path in sorted((_ROOT / "deltastore").rglob("*.py"))

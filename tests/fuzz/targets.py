@@ -21,27 +21,27 @@ from unittest.mock import patch
 import numpy as np
 from mutate import SEPARATOR
 
+from deltastore.artifact.parts import PartsReader
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.pickle_file import MAX_REPEATED
-from deltastore.checkpoint.vocabulary import MAX_TOKENS, read_vocabulary
 from deltastore.codecs import entropy, get_codec
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.digest import sha256_digest
 from deltastore.errors import DeltastoreError
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
-from deltastore.operations.added_tokens import with_post_tokens
-from deltastore.operations.matching import Sides
-from deltastore.operations.output_files import card, compose
-from deltastore.operations.rows import NONE
+from deltastore.merging.inputs import Sides
 from deltastore.operations.show import _tensor
-from deltastore.operations.vocabulary import match_tokens
-from deltastore.parts import PartsReader
+from deltastore.output.assemble import card, compose
 from deltastore.refs import default_name, parse_ref, validate_tag
 from deltastore.store.indexing import summarise
 from deltastore.store.layout import Layout, read_marker
 from deltastore.store.leases import Leases
 from deltastore.store.records import parse_record, parse_tag
+from deltastore.tokenizer.added import with_post_tokens
+from deltastore.tokenizer.matching import match_tokens
+from deltastore.tokenizer.reading import MAX_TOKENS, read_vocabulary
+from deltastore.tokenizer.rows import NONE
 
 Target = Callable[[bytes], None]
 

@@ -21,11 +21,11 @@ import zstandard
 from blake3 import blake3
 
 import deltastore
+from deltastore.artifact.reader import ArtifactReader
 from deltastore.blobs import LocalBlobs
+from deltastore.extraction import encoding
 from deltastore.manifest import parse_config, parse_manifest
 from deltastore.manifest.format import DTYPE_BYTES
-from deltastore.operations import encoding
-from deltastore.operations.decoding import ArtifactReader
 
 ROOT = Path(__file__).parent / "format-v1"
 CASES = (

@@ -212,7 +212,7 @@ def some_shards_are_missing(world: World) -> None:
     _mended(world)
 
 
-@case("operations/kinship.py:refuse_adapter:1", "operations/kinship.py:refuse_adapter:3")
+@case("lineage/kinship.py:refuse_adapter:1", "lineage/kinship.py:refuse_adapter:3")
 def post_is_an_adapter(world: World) -> None:
     directory = world.root / "adapter"
     array = tensors()["norm.weight"].reshape(1, -1)
@@ -307,8 +307,8 @@ def weights_of_one_process(world: World) -> None:
 
 
 @case(
-    "operations/pair_structure.py:check_pair_structure:2",
-    "operations/pair_structure.py:check_pair_structure:3",
+    "lineage/pair_structure.py:check_pair_structure:2",
+    "lineage/pair_structure.py:check_pair_structure:3",
 )
 def post_is_another_model(world: World) -> None:
     assert "Give" in world.fails("extract", *world.pair("stranger2")).hint

@@ -89,10 +89,10 @@ def dtype_is_unknown(world: World) -> None:
 
 
 @case(
-    "operations/naming.py:Renaming.parse:1",
-    "operations/naming.py:Renaming.names:1",
-    "operations/naming.py:Renaming.names:2",
-    "operations/naming.py:_no_map:1",
+    "tensor_names/selectors.py:Renaming.parse:1",
+    "tensor_names/selectors.py:Renaming.names:1",
+    "tensor_names/selectors.py:Renaming.names:2",
+    "tensor_names/selectors.py:_no_map:1",
 )
 def map_is_none(world: World) -> None:
     for text in ("norm", "(norm=x", "norm|embed=layer.0", "nothing-such=x"):
@@ -103,13 +103,13 @@ def map_is_none(world: World) -> None:
 
 
 @case(
-    "operations/naming.py:ScaleRule.parse:1",
-    "operations/naming.py:ScaleRule.checked:1",
-    "operations/naming.py:Scales.__init__:1",
-    "operations/naming.py:Scales.check_used:1",
-    "operations/naming.py:checked_scales:1",
-    "operations/naming.py:checked_scales:2",
-    "operations/naming.py:checked_scales:3",
+    "tensor_names/selectors.py:ScaleRule.parse:1",
+    "tensor_names/selectors.py:ScaleRule.checked:1",
+    "tensor_names/selectors.py:Scales.__init__:1",
+    "tensor_names/selectors.py:Scales.check_used:1",
+    "tensor_names/selectors.py:checked_scales:1",
+    "tensor_names/selectors.py:checked_scales:2",
+    "tensor_names/selectors.py:checked_scales:3",
 )
 def scale_is_none(world: World) -> None:
     for options in (
@@ -147,10 +147,10 @@ def one_delta_is_composed(world: World) -> None:
 
 
 @case(
-    "operations/plots.py:check_plot:1",
-    "operations/plots.py:check_plot:2",
-    "operations/plots.py:check_plot:3",
-    "operations/plots.py:check_plot:5",
+    "comparison/plot.py:check_plot:1",
+    "comparison/plot.py:check_plot:2",
+    "comparison/plot.py:check_plot:3",
+    "comparison/plot.py:check_plot:5",
 )
 def plot_cannot_be_drawn(world: World) -> None:
     compare = ("compare", "m:v1", "m:v3", "--plot")
@@ -195,7 +195,7 @@ def config_file_has_a_url(world: World) -> None:
     world.works("--store", "team", "list")
 
 
-@case("operations/listing.py:ref_of_pair:1", "operations/listing.py:ref_of_pair:2")
+@case("operations/list.py:ref_of_pair:1", "operations/list.py:ref_of_pair:2")
 def pair_means_no_delta(world: World) -> None:
     pair = ("--from-base", world.path("base"), "--from-post", world.path("post4"))
     new = ("apply", *pair, "--base", world.path("new"), "--out", "out")
@@ -210,9 +210,9 @@ def pair_means_no_delta(world: World) -> None:
 
 
 @case(
-    "operations/listing.py:_near:1",
-    "operations/listing.py:_near:2",
-    "operations/listing.py:_near:3",
+    "operations/list.py:_near:1",
+    "operations/list.py:_near:2",
+    "operations/list.py:_near:3",
 )
 def pair_is_near_to_another(world: World) -> None:
     def pair(base: str, post: str) -> list[str]:
@@ -227,7 +227,7 @@ def pair_is_near_to_another(world: World) -> None:
     world.works(*world.apply("m:v3"))
 
 
-@case("operations/source_base.py:open_source_base:1")
+@case("lineage/source_base.py:open_source_base:1")
 def base_is_not_known(world: World) -> None:
     world.works("extract", *world.pair("post4", name="then", base="post3"))
     (world.root / "base").rename(world.root / "moved")
@@ -236,7 +236,7 @@ def base_is_not_known(world: World) -> None:
     world.works("compose", "m:v3", "then", "--base", world.path("moved"))
 
 
-@case("operations/source_base.py:not_source_base:1")
+@case("lineage/source_base.py:not_source_base:1")
 def base_is_another(world: World) -> None:
     world.works("extract", *world.pair("post4", name="then", base="post3"))
     ran = world.fails("compose", "m:v3", "then", "--base", world.path("new"))

@@ -286,7 +286,7 @@ def blob_is_cut_short(world: World) -> None:
     _again(world, *world.apply())
 
 
-@case("blobs/local.py:_other_bytes:1", "operations/decoding.py:blaming:1")
+@case("blobs/local.py:_other_bytes:1", "artifact/reader.py:blaming:1")
 def manifest_is_damaged(world: World) -> None:
     path = world.blob("manifest")
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))

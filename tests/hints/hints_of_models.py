@@ -8,21 +8,21 @@ import shlex
 from hints_world import World, case, tensors, write_checkpoint
 
 
-@case("operations/kinship.py:refuse_same:1")
+@case("lineage/kinship.py:refuse_same:1")
 def post_is_base(world: World) -> None:
     ran = world.fails("extract", *world.pair("base"))
     assert ran.commands == ["--post", "--force"]
     world.works("extract", *world.pair("base"), "--force")
 
 
-@case("operations/kinship.py:check_kinship:1")
+@case("lineage/kinship.py:check_kinship:1")
 def post_is_unrelated(world: World) -> None:
     ran = world.fails("extract", *world.pair("unrelated"))
     assert ran.commands == ["--base", "--force"]
     world.works("extract", *world.pair("unrelated"), "--force")
 
 
-@case("operations/kinship.py:_check_configs:1")
+@case("lineage/kinship.py:_check_configs:1")
 def post_is_of_another_type(world: World) -> None:
     (world.root / "post4" / "config.json").write_text('{"model_type": "gpt2"}')
     ran = world.fails("extract", *world.pair("post4"))
@@ -30,7 +30,7 @@ def post_is_of_another_type(world: World) -> None:
     world.works("extract", *world.pair("post4"), "--force")
 
 
-@case("operations/lineage.py:judge:1")
+@case("lineage/similarity.py:judge:1")
 def base_is_unrelated(world: World) -> None:
     ran = world.fails(*world.apply(base="unrelated"))
     world.follow(ran)
@@ -38,9 +38,9 @@ def base_is_unrelated(world: World) -> None:
 
 
 @case(
-    "operations/structure.py:_mismatch_error:1",
-    "operations/structure.py:_hint:5",
-    "operations/architecture.py:explained:2",
+    "merging/structure.py:_mismatch_error:1",
+    "merging/structure.py:_hint:5",
+    "merging/architecture.py:explained:2",
 )
 def base_has_another_shape(world: World) -> None:
     ran = world.fails(*world.apply(base="other"))
@@ -48,14 +48,14 @@ def base_has_another_shape(world: World) -> None:
     world.works(*world.apply(base="other"), "--partial")
 
 
-@case("operations/structure.py:_hint:3")
+@case("merging/structure.py:_hint:3")
 def base_has_other_names(world: World) -> None:
     ran = world.fails(*world.apply(base="renamed"))
     assert ran.commands[0].startswith("--map ")
     world.works(*world.apply(base="renamed"), *shlex.split(ran.commands[0]))
 
 
-@case("operations/structure.py:_hint:2")
+@case("merging/structure.py:_hint:2")
 def base_has_those_names_already(world: World) -> None:
     ran = world.fails(*world.apply(), "--map", "^=model.")
     assert ran.commands == ["--map"]
@@ -71,7 +71,7 @@ def _quantised(world: World, name: str) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | quantised))
 
 
-@case("operations/extract.py:_refuse_quantised:1", "operations/structure.py:_hint:1")
+@case("operations/extract.py:_refuse_quantised:1", "merging/structure.py:_hint:1")
 def pair_is_quantised(world: World) -> None:
     for name in ("base", "post4"):
         _quantised(world, name)
@@ -89,13 +89,13 @@ def base_is_quantised(world: World) -> None:
     world.works(*world.apply(base="base"))
 
 
-@case("operations/architecture.py:explained:1")
+@case("merging/architecture.py:explained:1")
 def base_is_another_model(world: World) -> None:
     world.follow(world.fails(*world.apply(base="stranger")))
 
 
 @case(
-    "operations/restoration.py:not_the_source:1",
+    "merging/restoration.py:not_the_source:1",
     "operations/compose.py:_load:1",
     "operations/compare.py:_refuse_restore_only:1",
 )
@@ -109,7 +109,7 @@ def delta_is_to_restore_alone(world: World) -> None:
     world.works("compare", "m:v3", "m:v1")
 
 
-@case("operations/recipes.py:recipes:1", "operations/structure.py:_hint:6")
+@case("merging/recipes.py:recipes:1", "merging/structure.py:_hint:6")
 def nothing_is_left(world: World) -> None:
     write_checkpoint(world.root / "two", {"x": tensors()["norm.weight"]})
     ran = world.fails(*world.apply(base="two"), "--partial")

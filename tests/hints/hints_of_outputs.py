@@ -34,7 +34,7 @@ def output_would_lie_below_a_file(world: World) -> None:
     world.works(*world.apply(out="file/out"))
 
 
-@case("operations/destination.py:check_output:1")
+@case("output/destination.py:check_output:1")
 def output_is_an_empty_text(world: World) -> None:
     command = world.apply()[:-1]
     ran = world.fails(*command, "")
@@ -44,7 +44,7 @@ def output_is_an_empty_text(world: World) -> None:
     world.works(*command, *ran.commands)
 
 
-@case("operations/destination.py:check_output:2")
+@case("output/destination.py:check_output:2")
 def output_would_lie_in_the_store(world: World) -> None:
     assert "outside" in world.fails(*world.apply(out="store/out")).hint
     world.works(*world.apply())
@@ -140,8 +140,8 @@ def output_was_exchanged(world: World) -> None:
 @case(
     "checkpoint/destination.py:check_space:1",
     "cli/room.py:with_room:1",
-    "operations/room.py:advice:1",
-    "operations/room.py:advice:2",
+    "store/room.py:advice:1",
+    "store/room.py:advice:2",
 )
 def output_does_not_fit(world: World) -> None:
     usage = shutil.disk_usage(world.root)

@@ -134,7 +134,7 @@ def space_is_low(world: World) -> None:
     world.works("du")
 
 
-@case("operations/storing.py:_require_space:1")
+@case("extraction/storing.py:_require_space:1")
 def store_has_too_little_space(world: World) -> None:
     # Of a model that has no blob in common with what is there.
     world.works("gc", "--grace", "0")
@@ -150,7 +150,7 @@ def store_has_too_little_space(world: World) -> None:
     world.works("extract", *pair)
 
 
-@case("operations/sharing.py:look_at_sharing:1")
+@case("store/sharing.py:look_at_sharing:1")
 def group_is_kept_out(world: World) -> None:
     world.store.chmod(0o777)
     checks = json.loads(world.works("--json", "doctor").out)["checks"]
@@ -163,7 +163,7 @@ def group_is_kept_out(world: World) -> None:
     assert "but blobs" not in str(checks)
 
 
-@case("operations/sharing.py:look_at_sharing:2")
+@case("store/sharing.py:look_at_sharing:2")
 def umask_keeps_the_group_out(world: World) -> None:
     group_is_kept_out(world)
     before = os.umask(0o077)

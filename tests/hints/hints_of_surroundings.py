@@ -11,7 +11,7 @@ from typing import Any
 from hints_world import Ran, World, case
 
 
-@case("places.py:_expanded:1", "places.py:given:1")
+@case("system/places.py:_expanded:1", "system/places.py:given:1")
 def path_is_none(world: World) -> None:
     command = world.apply()[:-1]
     world.monkeypatch.delenv("DELTASTORE_CONFIG", raising=False)
@@ -25,7 +25,7 @@ def path_is_none(world: World) -> None:
     world.works(*command, "ab")
 
 
-@case("places.py:given:2")
+@case("system/places.py:given:2")
 def working_directory_is_gone(world: World) -> None:
     command = world.apply()[:-1]
     (world.root / "gone").mkdir()
@@ -37,7 +37,11 @@ def working_directory_is_gone(world: World) -> None:
     world.works(*command, "out2")
 
 
-@case("places.py:user_directory:1", "places.py:user_directory:2", "store/placing.py:_asked_for:2")
+@case(
+    "system/places.py:user_directory:1",
+    "system/places.py:user_directory:2",
+    "store/placing.py:_asked_for:2",
+)
 def user_has_no_home(world: World) -> None:
     world.monkeypatch.setenv("DELTASTORE_INDEX", "local")
     world.monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")
@@ -67,15 +71,15 @@ def _limited(world: World, error: BaseException) -> Ran:
         raise error
 
     with world.monkeypatch.context() as patched:
-        patched.setattr("deltastore.operations.storing._require_space", fails)
+        patched.setattr("deltastore.extraction.storing._require_space", fails)
         return world.fails("extract", *world.pair("post4"))
 
 
 @case(
-    "limits.py:as_limit:1",
-    "limits.py:as_limit:2",
-    "limits.py:of_call:1",
-    "limits.py:too_little_memory:1",
+    "system/limits.py:as_limit:1",
+    "system/limits.py:as_limit:2",
+    "system/limits.py:of_call:1",
+    "system/limits.py:too_little_memory:1",
 )
 def limit_of_the_system_is_met(world: World) -> None:
     for error in (
@@ -89,7 +93,7 @@ def limit_of_the_system_is_met(world: World) -> None:
     world.works("extract", *world.pair("post4"), "--jobs", "1")
 
 
-@case("limits.py:too_little_memory:1")
+@case("system/limits.py:too_little_memory:1")
 def memory_is_limited(world: World) -> None:
     with world.monkeypatch.context() as patched:
         patched.setattr("deltastore.cli.limits.address_space", lambda: 1 << 20)

@@ -16,7 +16,7 @@ import deltastore
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.hub import Unwatched, downloading
 from deltastore.errors import HubError, IncompatibleError, LineageError, NoSpaceError
-from deltastore.operations import hashing
+from deltastore.lineage import digests
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
@@ -156,11 +156,11 @@ def test_only_an_extraction_believes_the_names_in_the_cache(
         opened.extract("org/base", "org/post", name="x")
         store = opened._store
         with open_checkpoint("org/base") as checkpoint:
-            assert hashing.remembered(store, checkpoint, trust_cache=True)
-            assert hashing.remembered(store, checkpoint) is None
+            assert digests.remembered(store, checkpoint, trust_cache=True)
+            assert digests.remembered(store, checkpoint) is None
         shutil.rmtree(tmp_path / "hf" / "hub")
         with open_checkpoint("org/base") as checkpoint:
-            assert hashing.remembered(store, checkpoint)
+            assert digests.remembered(store, checkpoint)
 
 
 def test_a_shard_that_is_not_what_the_hub_says_is_refused_and_forgotten(

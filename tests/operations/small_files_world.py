@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from deltastore.operations.matching import Sides
-from deltastore.operations.output_files import Composed, compose
-from deltastore.operations.vocabulary import Vocabulary
+from deltastore.merging.inputs import Sides
+from deltastore.output.assemble import Composed, compose
+from deltastore.tokenizer.matching import Vocabulary
 
 Files = Mapping[str, str | bytes]
 

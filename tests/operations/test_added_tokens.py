@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deltastore.checkpoint.vocabulary import read_vocabulary
 from deltastore.errors import TokenizerError
-from deltastore.operations.added_tokens import with_post_tokens
-from deltastore.operations.vocabulary import Vocabulary, match_tokens
+from deltastore.tokenizer.added import with_post_tokens
+from deltastore.tokenizer.matching import Vocabulary, match_tokens
+from deltastore.tokenizer.reading import read_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")

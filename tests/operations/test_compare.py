@@ -17,6 +17,7 @@ from operations.oracle import Step
 
 import deltastore
 from deltastore.cli.output import document
+from deltastore.comparison.figures import Comparison, Group, PairFigures
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
@@ -25,8 +26,7 @@ from deltastore.errors import (
     RestoreOnlyError,
     UsageError,
 )
-from deltastore.operations.compare import Comparison, Group, PairFigures
-from deltastore.operations.progress import Silent
+from deltastore.execution.progress import Silent
 from deltastore.store import open_store
 from deltastore.testing.artifacts import flip
 

@@ -32,6 +32,7 @@ from checkpoints import (
 )
 
 import deltastore
+from deltastore.artifact.reader import ArtifactReader
 from deltastore.checkpoint import Checkpoint, open_checkpoint
 from deltastore.digest import sha256_digest
 from deltastore.errors import (
@@ -49,11 +50,10 @@ from deltastore.errors import (
     SourceChangedError,
     UsageError,
 )
+from deltastore.extraction import encoding, storing
 from deltastore.manifest import config_bytes
-from deltastore.operations import encoding, storing
+from deltastore.merging.post_view import Restored
 from deltastore.operations.compose import ComposeResult
-from deltastore.operations.decoding import ArtifactReader
-from deltastore.operations.restored import Restored
 
 EMBED = "model.embed_tokens.weight"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deltastore.operations.computed import is_computed, may_be_left_out
+from deltastore.tensor_names.computed import is_computed, may_be_left_out
 
 
 @pytest.mark.parametrize(

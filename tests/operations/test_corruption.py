@@ -19,8 +19,8 @@ from deltastore.blobs.local import LocalBlobs
 from deltastore.checkpoint import CheckpointWriter
 from deltastore.cli.main import main
 from deltastore.errors import FormatError, IntegrityError
+from deltastore.extraction import encoding
 from deltastore.manifest import Config, Manifest
-from deltastore.operations import encoding
 
 KINDS = ("manifest", "config", "part", "last part", "samples", "file")
 DAMAGES = ("first byte", "middle byte", "last byte", "truncated", "emptied", "longer", "deleted")

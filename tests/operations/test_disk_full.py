@@ -23,7 +23,7 @@ from worlds import World
 
 from deltastore.catalog import sqlite
 from deltastore.checkpoint import writer
-from deltastore.operations import storing
+from deltastore.extraction import storing
 from deltastore.testing.faults import full_after
 
 POINTS = {"extract": 50, "apply": 50, "tag": 6, "rm": 6, "gc": 6, "reindex": 6}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltastore.operations.embeddings import (
+from deltastore.tensor_names.token_rows import (
     embedding_of,
     head_of,
     is_embedding,

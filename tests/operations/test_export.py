@@ -16,7 +16,6 @@ import pytest
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.lease import create_partial
 from deltastore.checkpoint.steps import Step
-from deltastore.directory import Directory
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
@@ -27,6 +26,7 @@ from deltastore.errors import (
 )
 from deltastore.operations.export import export
 from deltastore.store import Store, open_store
+from deltastore.system.directory import Directory
 from deltastore.testing.artifacts import flip, publish
 from deltastore.testing.killing import start, succeeds
 

@@ -43,9 +43,9 @@ from deltastore.errors import (
     RefSyntaxError,
     SourceChangedError,
 )
+from deltastore.extraction import encoding
 from deltastore.manifest import Config, Manifest, config_bytes
 from deltastore.manifest import format as fmt
-from deltastore.operations import encoding
 from deltastore.operations.extract import ExtractResult
 
 CONFIG = {
@@ -266,7 +266,7 @@ def test_threads_sharding_and_container_make_no_difference(
     jobs: int,
 ) -> None:
     monkeypatch.setattr(encoding, "CHUNK_ELEMENTS", 1024)
-    monkeypatch.setattr("deltastore.operations.storing.CHUNK_ELEMENTS", 1024)
+    monkeypatch.setattr("deltastore.extraction.storing.CHUNK_ELEMENTS", 1024)
     first = [
         save(tmp_path / "here" / name, tensors, config=CONFIG, files=FILES)
         for name, tensors in (("base", base), ("post", post))

@@ -23,9 +23,9 @@ from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
 from deltastore.checkpoint import CheckpointWriter, lease, output, writer
 from deltastore.cli.main import main
-from deltastore.directory import Directory
 from deltastore.errors import OutputExistsError
-from deltastore.operations import encoding
+from deltastore.extraction import encoding
+from deltastore.system.directory import Directory
 
 Action = Callable[[], object]
 

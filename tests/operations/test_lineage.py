@@ -10,7 +10,7 @@ from operations.checkpoints import Tensors, load, save
 
 import deltastore
 from deltastore.errors import LineageError
-from deltastore.operations.progress import Silent
+from deltastore.execution.progress import Silent
 
 
 def model(seed: int) -> Tensors:

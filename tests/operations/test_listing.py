@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 import deltastore
 from deltastore.cli.main import main
 from deltastore.errors import CheckpointNotFoundError, NoWeightsError, RefNotFoundError
-from deltastore.operations import hashing
-from deltastore.operations.listing import list_artifacts, ref_of_pair
+from deltastore.lineage import digests
+from deltastore.operations.list import list_artifacts, ref_of_pair
 from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import publish, put_artifact
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_of_another_structure_is_not_read(
     def fail(*_: object) -> None:
         raise AssertionError("all of a checkpoint is read")
 
-    monkeypatch.setattr(hashing, "hash_checkpoint", fail)
+    monkeypatch.setattr(digests, "hash_checkpoint", fail)
     with open_store(extracted / "store") as opened:
         assert refs(opened, base="other") == refs(opened, post="other") == []
         with pytest.raises(RefNotFoundError, match="no stored delta has a base of its structure"):

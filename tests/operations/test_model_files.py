@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from small_files_world import composed, read
 
 import deltastore
+from deltastore.artifact import small_files
+from deltastore.artifact.model_files import fitting, names_code, unfit
 from deltastore.cli.main import cli
 from deltastore.errors import TokenizerError
 from deltastore.manifest.format import MAX_SMALL_FILES_BYTES
-from deltastore.operations import small_files
-from deltastore.operations.model_files import fitting, names_code, unfit
 
 POOLING = "sentence_transformers.models.Pooling"
 NEW_POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltastore.operations.module_names import Place, places
+from deltastore.tensor_names.modules import Place, places
 
 
 @pytest.mark.parametrize(

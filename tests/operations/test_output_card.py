@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from small_files_world import composed
 
-from deltastore.operations import output_files
-from deltastore.operations.output import front_matter as owner
-from deltastore.operations.output.card import Source, card
-from deltastore.operations.output.front_matter import FrontMatterError, read_front_matter
-from deltastore.operations.output.licences import stated
+from deltastore.output import assemble
+from deltastore.output import front_matter as owner
+from deltastore.output.card import Source, card
+from deltastore.output.front_matter import FrontMatterError, read_front_matter
+from deltastore.output.licences import stated
 from deltastore.text import is_shown_as_it_is
 
 DELTA = {"ref": "x:v1", "digest": "sha256:0", "scale": 0.5, "base": "o/B", "post": "o/P"}
@@ -323,7 +323,7 @@ KEYS = [
     label=st.text(max_size=8),
 )
 def test_whatever_cards_say_the_hub_can_read_the_result(cards: Any, label: str) -> None:
-    made = output_files.Composed({}, cards=cards)
+    made = assemble.Composed({}, cards=cards)
     models = [(label, "org/x"), *((label, None) for _ in cards[1:])]
-    text = output_files.card(made, models, [DELTA], "deltastore 1").decode()
+    text = assemble.card(made, models, [DELTA], "deltastore 1").decode()
     acceptable(ModelCard(text))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from small_files_world import composed, read
 
 from deltastore.checkpoint import OutputTensor, TensorInfo
-from deltastore.operations.output.config import Configs, model_config
-from deltastore.operations.output.ids import translated
-from deltastore.operations.output.ledger import Ledger
-from deltastore.operations.recipes import Recipe
-from deltastore.operations.rows import NONE
-from deltastore.operations.vocabulary import Vocabulary
+from deltastore.merging.recipes import Recipe
+from deltastore.output.configuration.config import Configs, model_config
+from deltastore.output.configuration.ids import translated
+from deltastore.output.ledger import Ledger
+from deltastore.tokenizer.matching import Vocabulary
+from deltastore.tokenizer.rows import NONE
 
 BASE = {"model_type": "llama", "vocab_size": 96, "use_cache": True}
 

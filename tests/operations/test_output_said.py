@@ -9,11 +9,11 @@ import pytest
 from small_files_world import composed, read
 
 from deltastore.errors import CheckpointError
-from deltastore.operations.output.ledger import MAX_LEFT, Ledger, joined, quoted
-from deltastore.operations.output_files import provenance
-from deltastore.operations.progress import Silent, Staged
-from deltastore.operations.vocabulary import Added, Vocabulary
+from deltastore.execution.progress import Silent, Staged
+from deltastore.output.assemble import provenance
+from deltastore.output.ledger import MAX_LEFT, Ledger, joined, quoted
 from deltastore.text import MAX_MESSAGE_CHARS, is_shown_as_it_is
+from deltastore.tokenizer.matching import Added, Vocabulary
 
 HUGE = "\x1b[31m\u202e" + "A" * 5_000_000
 
@@ -117,7 +117,7 @@ def test_files_that_would_be_too_large_to_be_read_again(
     post = {"generation_config.json": json.dumps({"x": [1] * 100, "use_cache": False})}
     base = {"config.json": "{}"}
     composed(tmp_path / "well", base, post, base)
-    owner = "deltastore.operations.output_files"
+    owner = "deltastore.output.assemble"
     monkeypatch.setattr(f"{owner}.MAX_SMALL_FILE_BYTES", 500)
     with pytest.raises(CheckpointError, match=r"generation_config\.json would have"):
         composed(tmp_path / "one", base, post, base)

@@ -20,8 +20,8 @@ from deltastore.checkpoint import OutputTensor, TensorInfo
 from deltastore.errors import StructureMismatchError
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.model import TensorSide
-from deltastore.operations.output.fit import Pair, fitted
-from deltastore.operations.recipes import Recipe
+from deltastore.merging.recipes import Recipe
+from deltastore.output.configuration.fit import Pair, fitted
 
 PREFIX = "thinker.model"
 EMBED, HEAD, BODY = f"{PREFIX}.embed_tokens.weight", "thinker.lm_head.weight", f"{PREFIX}.body.w"

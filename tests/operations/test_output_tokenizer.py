@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from small_files_world import Files, composed, read
 
-from deltastore.operations.rows import NONE
-from deltastore.operations.vocabulary import Vocabulary
+from deltastore.tokenizer.matching import Vocabulary
+from deltastore.tokenizer.rows import NONE
 
 transformers = pytest.importorskip("transformers")
 

@@ -23,7 +23,7 @@ from deltastore.errors import (
     StructureMismatchError,
     UsageError,
 )
-from deltastore.operations.progress import Silent
+from deltastore.execution.progress import Silent
 from deltastore.store import open_store
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import deltastore
 from deltastore.errors import IncompatibleError, StructureMismatchError, UsageError
-from deltastore.operations import conversions, model_weights
+from deltastore.inmemory import conversions, weights
 from deltastore.store import open_store
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -342,7 +342,7 @@ def test_any_run_of_elements_is_the_checkpoints(
     """Chunks begin and end anywhere in a tensor that is cut, joined or transposed in memory."""
     pair = Pair(store, tmp_path, name)
     _, config = open_store(tmp_path / "store").load(store.show(pair.ref).digest)
-    weights = model_weights.ModelWeights(pair.load(), config.tensors)
+    held = weights.ModelWeights(pair.load(), config.tensors)
     generator = torch.Generator().manual_seed(0)
     for key, tensor in load(pair.base).items():
         data = tensor.reshape(-1).view(torch.uint8)
@@ -351,12 +351,12 @@ def test_any_run_of_elements_is_the_checkpoints(
             start, end = (int(place) for place in ends)
             size = tensor.element_size()
             got = torch.zeros((end - start) * size, dtype=torch.uint8)
-            weights.read_into(key, start * size, got.numpy())
+            held.read_into(key, start * size, got.numpy())
             assert torch.equal(got, data[start * size : end * size])
-            weights.write(key, start, (255 - got).numpy())
+            held.write(key, start, (255 - got).numpy())
             data[start * size : end * size] = 255 - got
         whole = torch.zeros_like(data)
-        weights.read_into(key, 0, whole.numpy())
+        held.read_into(key, 0, whole.numpy())
         assert torch.equal(whole, data), key
 
 

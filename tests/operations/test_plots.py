@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from deltastore.directory import Directory
+from deltastore.comparison import plot
+from deltastore.comparison.figures import Compared, Comparison, Group, PairFigures
 from deltastore.errors import MissingExtraError, NoSpaceError, UsageError
-from deltastore.operations import plots
-from deltastore.operations.compare import Compared, Comparison, Group, PairFigures
+from deltastore.system.directory import Directory
 
 KINDS = ("input_layernorm", "mlp.up_proj", "self_attn.q_proj")
 
@@ -92,7 +92,7 @@ def test_a_picture_of_a_size_to_look_at(
     most: tuple[int, int],
 ) -> None:
     path = tmp_path / "plot.png"
-    plots.plot_comparison(comparison(layers, kinds, refs), path)
+    plot.plot_comparison(comparison(layers, kinds, refs), path)
     width, height = png_size(path)
     assert least[0] <= width <= most[0], (width, height)
     assert least[1] <= height <= most[1], (width, height)
@@ -111,7 +111,7 @@ def texts(path: Path) -> list[str]:
 def test_every_cell_row_and_column_is_in_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     with mpl.rc_context({"svg.fonttype": "none"}):
-        plots.plot_comparison(comparison(layers=12), path)
+        plot.plot_comparison(comparison(layers=12), path)
     found = texts(path)
     for label in (*KINDS, "lm_head", "all kinds", "all layers", *map(str, range(12))):
         assert label in found, label
@@ -134,14 +134,14 @@ def test_every_cell_row_and_column_is_in_the_picture(tmp_path: Path) -> None:
 
 def test_a_pdf_is_one(tmp_path: Path) -> None:
     path = tmp_path / "plot.PDF"
-    plots.plot_comparison(comparison(), path)
+    plot.plot_comparison(comparison(), path)
     assert path.read_bytes().startswith(b"%PDF-")
 
 
 def test_names_of_any_letters_are_no_markup_and_no_warning(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     with mpl.rc_context({"svg.fonttype": "none"}):
-        plots.plot_comparison(comparison(2, ("$a_b$", "c$d", "名前", "\\frac{")), path)
+        plot.plot_comparison(comparison(2, ("$a_b$", "c$d", "名前", "\\frac{")), path)
     found = texts(path)
     assert {"$a_b$", "c$d", "名前", "\\frac{"} <= set(found)
 
@@ -156,15 +156,15 @@ def test_a_file_is_replaced_or_kept_whole(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr(Directory, "write", full)
         with pytest.raises(NoSpaceError):
-            plots.plot_comparison(comparison(), path)
+            plot.plot_comparison(comparison(), path)
     with monkeypatch.context() as patched:
         patched.setattr(Directory, "rename", full)
         with pytest.raises(NoSpaceError):
-            plots.plot_comparison(comparison(), path)
+            plot.plot_comparison(comparison(), path)
     assert path.read_text() == "old"
     assert [found.name for found in tmp_path.glob("*plot*")] == ["plot.png"]
     assert list(tmp_path.glob(".*")) == []
-    plots.plot_comparison(comparison(), path)
+    plot.plot_comparison(comparison(), path)
     assert png_size(path)[0] > 100
     assert list(tmp_path.glob(".*")) == []
 
@@ -183,8 +183,8 @@ def test_what_cannot_be_a_picture(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "dir.png").mkdir()
     (tmp_path / "file").write_text("")
     for check in (
-        lambda path: plots.check_plot(path, 2),
-        lambda path: plots.plot_comparison(comparison(), path),
+        lambda path: plot.check_plot(path, 2),
+        lambda path: plot.plot_comparison(comparison(), path),
     ):
         with pytest.raises(UsageError, match=re.escape(said)):
             check(tmp_path / name)
@@ -192,13 +192,13 @@ def test_what_cannot_be_a_picture(tmp_path: Path, name: str, said: str) -> None:
 
 def test_a_directory_that_cannot_be_written_to() -> None:
     with pytest.raises(UsageError, match=r"/proc/x\.png cannot be written"):
-        plots.check_plot("/proc/x.png", 2)
+        plot.check_plot("/proc/x.png", 2)
 
 
 def test_too_many_deltas_for_a_picture(tmp_path: Path) -> None:
-    plots.check_plot(tmp_path / "plot.png", plots.MOST_REFS)
+    plot.check_plot(tmp_path / "plot.png", plot.MOST_REFS)
     with pytest.raises(UsageError, match="7 deltas make 21 heat maps"):
-        plots.check_plot(tmp_path / "plot.png", plots.MOST_REFS + 1)
+        plot.check_plot(tmp_path / "plot.png", plot.MOST_REFS + 1)
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +206,6 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match="needs matplotlib") as caught:
-        plots.check_plot(tmp_path / "plot.png", 2)
+        plot.check_plot(tmp_path / "plot.png", 2)
     assert "pip install 'deltastore[plot]'" in caught.value.hint
     assert caught.value.exit_code == 2

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deltastore.operations.pipeline import Crew, Stopped
-from deltastore.operations.progress import Staged
+from deltastore.execution.crew import Crew, Stopped
+from deltastore.execution.progress import Staged
 
 
 class Watcher:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltastore.operations.naming import Renaming
-from deltastore.operations.recognising import as_options, recognised, renamed, without_wrappers
+from deltastore.tensor_names.recognising import as_options, recognised, renamed, without_wrappers
+from deltastore.tensor_names.selectors import Renaming
 
 LLAMA = [
     *(f"model.layers.{i}.{part}.weight" for i in range(3) for part in ("q_proj", "up", "norm")),

@@ -15,7 +15,7 @@ from operations.test_vocabulary import WORDS, Model
 import deltastore
 from deltastore.cli.main import main
 from deltastore.errors import CheckpointNotFoundError, RefAmbiguousError, RefNotFoundError
-from deltastore.operations.listing import ref_of_pair
+from deltastore.operations.list import ref_of_pair
 from deltastore.store import open_store
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from deltastore.operations.output.config import Configs, model_config
-from deltastore.operations.output.ledger import Ledger
-from deltastore.operations.output.spellings import spelled_alike
+from deltastore.output.configuration.config import Configs, model_config
+from deltastore.output.configuration.spellings import spelled_alike
+from deltastore.output.ledger import Ledger
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,7 +9,7 @@ import pytest
 
 from deltastore.digest import sha256_digest
 from deltastore.errors import RefNotFoundError
-from deltastore.operations.progress import Silent
+from deltastore.execution.progress import Silent
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
 from deltastore.testing.artifacts import flip, publish

@@ -25,8 +25,8 @@ from deltastore.errors import (
     TokenizerError,
     UsageError,
 )
-from deltastore.operations.rows import NONE, runs
-from deltastore.operations.vocabulary import match_tokens
+from deltastore.tokenizer.matching import match_tokens
+from deltastore.tokenizer.rows import NONE, runs
 
 EMBED, HEAD, INNER, NORM = (
     "model.embed_tokens.weight",

@@ -21,17 +21,17 @@ import pytest
 
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.errors import StructureMismatchError
+from deltastore.lineage.copies import Copies
+from deltastore.lineage.pair_structure import check_pair_structure
+from deltastore.lineage.pairing import pair_up
 from deltastore.manifest import Config, SourceModel, TensorEntry, TensorSide
-from deltastore.operations.architecture import explained
-from deltastore.operations.copies import Copies
-from deltastore.operations.embeddings import TiedNames, aliases, stand_in
-from deltastore.operations.naming import Renaming, Scales
-from deltastore.operations.pair_structure import check_pair_structure
-from deltastore.operations.pairing import pair_up
-from deltastore.operations.recipes import in_names_of, recipes, tied_as_post
-from deltastore.operations.recognising import recognised, without_wrappers
-from deltastore.operations.structure import Delta, check_structure
+from deltastore.merging.architecture import explained
+from deltastore.merging.recipes import in_names_of, recipes, tied_as_post
+from deltastore.merging.structure import Delta, check_structure
 from deltastore.suggesting import nearest
+from deltastore.tensor_names.recognising import recognised, without_wrappers
+from deltastore.tensor_names.selectors import Renaming, Scales
+from deltastore.tensor_names.token_rows import TiedNames, aliases, stand_in
 
 SMALL = 400
 MOST = 5

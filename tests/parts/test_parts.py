@@ -14,10 +14,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltastore.artifact.parts import PartBuilder, PartsReader, reader
 from deltastore.errors import FormatError, PartInvalidError
 from deltastore.manifest import Descriptor, Segment, Stream
 from deltastore.manifest.format import TENSORS_MEDIA_TYPE
-from deltastore.parts import PartBuilder, PartsReader, reader
 
 DIGEST = "sha256:" + "0" * 64
 

@@ -18,10 +18,10 @@ from other_users import ANN, BOB, TEAM, becoming
 
 from deltastore.blobs.owner import is_alive, is_dead, owner_token
 from deltastore.checkpoint.lease import create_partial, remove_dead_partials
-from deltastore.directory import Directory
 from deltastore.operations.gc import gc
 from deltastore.remotes.oci_layout import write_layout
 from deltastore.store import open_store
+from deltastore.system.directory import Directory
 from deltastore.testing.artifacts import publish, put_artifact
 from deltastore.testing.killing import start, succeeds
 

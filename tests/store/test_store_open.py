@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from other_users import without_privileges
 
-from deltastore import directory
 from deltastore.blobs.owner import owner_token
-from deltastore.directory import Directory, Place
 from deltastore.errors import (
     CatalogError,
     NotAStoreError,
@@ -21,6 +19,8 @@ from deltastore.errors import (
 )
 from deltastore.operations.verify import verify
 from deltastore.store import Store, default_store_path, open_store
+from deltastore.system import directory
+from deltastore.system.directory import Directory, Place
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import start, succeeds, together
 

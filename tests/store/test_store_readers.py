@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from other_users import ANN, BOB, NOBODY, TEAM, run_as
 
-from deltastore import permission
 from deltastore.catalog import sqlite
 from deltastore.errors import StoreClosedError, StoreReadOnlyError
 from deltastore.operations.doctor import doctor
@@ -27,6 +26,7 @@ from deltastore.operations.reindex import reindex
 from deltastore.operations.show import show
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system import permission
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import start, succeeds
 

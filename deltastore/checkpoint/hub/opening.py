@@ -13,7 +13,7 @@ from deltastore.checkpoint.index import listed
 from deltastore.checkpoint.layout import Layout, find_layout, suffixes_of
 from deltastore.checkpoint.small_files import MODULES, read_modules
 from deltastore.errors import CheckpointCorruptError, HubError, NoWeightsError
-from deltastore.threads import Workers
+from deltastore.system.threads import Workers
 
 _HEADERS_AT_ONCE = 8
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote
 
-from deltastore import places
 from deltastore.checkpoint.hub import limits
 from deltastore.checkpoint.hub.addresses import MisbehavedError
 from deltastore.checkpoint.hub.cache import read_ref, snapshot_folder
@@ -17,6 +16,7 @@ from deltastore.checkpoint.hub.patience import Patience
 from deltastore.checkpoint.hub.retrying import is_transport, persist
 from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.errors import HubError, shown
+from deltastore.system import places
 
 
 def pin(

@@ -17,7 +17,7 @@ from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.patience import Patience
 from deltastore.errors import DeltastoreError, HubError, NoSpaceError, shown
 from deltastore.manifest import format as fmt
-from deltastore.threads import Workers
+from deltastore.system.threads import Workers
 
 _SMALL_AT_ONCE = 4
 

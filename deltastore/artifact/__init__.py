@@ -1,0 +1,1 @@
+"""One stored artifact as arrays, and the small files that travel with it."""

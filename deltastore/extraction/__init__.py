@@ -1,0 +1,1 @@
+"""Two checkpoints in, an artifact out."""

@@ -1,0 +1,217 @@
+"""The small files of an output checkpoint, so that it is complete and loads.
+
+* ``config.json`` is the new base's (its rope and context length are its own), with what
+  post-training rightly changes in it: ``output/config.py``.
+* The tokenizer is the new base's, unless post has tokens that its base lacked; special tokens are
+  post's: ``output/tokenizer.py``.
+* What has no rule of its own, as the modules of sentence-transformers, follows post where post
+  changed it: ``output/model_files.py``.
+* Generation config and chat template are post's: ``output/generation.py``, ``output/template.py``.
+* ``deltastore.json`` says what was applied to what; ``README.md`` says it to people:
+  ``output/card.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltastore.artifact.small_files import read_all
+from deltastore.checkpoint import Checkpoint, is_legal
+from deltastore.checkpoint.documents import to_visible_json
+from deltastore.checkpoint.small_files import MAX_CONFIG_JSON_BYTES
+from deltastore.errors import CheckpointError
+from deltastore.manifest.format import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES_BYTES
+from deltastore.merging.inputs import Sides
+from deltastore.merging.recipes import Recipe
+from deltastore.output import card as cards
+from deltastore.output import licences, template, tokenizer
+from deltastore.output.configuration import config, generation
+from deltastore.output.configuration.model_files import (
+    fit_params,
+    take_model_files,
+    take_processors,
+    without_code,
+)
+from deltastore.output.configuration.tying import head_is_embeddings
+from deltastore.output.front_matter import FrontMatterError, read_front_matter
+from deltastore.output.ledger import Ledger
+from deltastore.tensor_names.token_rows import stored_embedding_of
+
+Files = dict[str, bytes]
+
+PROVENANCE = "deltastore.json"
+_TOO_LARGE = "See which files of the artifact are large: `deltastore show REF`."
+
+
+@dataclass(slots=True)
+class Composed:
+    """The small files of an output, and what there is to say of them.
+
+    Attributes:
+        files: By name; without provenance and card until ``complete``.
+        ledger: Whose each is, what was decided and left.
+        cards: The metadata of the cards of the new base and of each post, in order.
+    """
+
+    files: Files
+    ledger: Ledger = field(default_factory=Ledger)
+    cards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compose(
+    base: Checkpoint,
+    deltas: Sequence[Sides],
+    recipes: Mapping[str, Recipe],
+    *,
+    restoring: bool = False,
+) -> Composed:
+    """The small files of the output, but for provenance and card.
+
+    Args:
+        base: The new base.
+        deltas: Each artifact's small files of its source base (config, and the tokenizer if post's
+            differs) and of post, and how its tokens are matched. The last one's config, special
+            tokens, template and generation config win; the licences of all hold.
+        recipes: The output's tensors.
+        restoring: The new base is the source base, as far as is known, and the output post.
+
+    Raises:
+        DeltaConflictError: Several deltas add tokens, and not the same.
+        StructureMismatchError: config.json cannot be made to fit the output's tensors.
+        TokenizerError: The new base's tokenizer cannot take tokens that post added.
+        CheckpointError: A file of the new base cannot be read or is too large.
+    """
+    source_base, post = deltas[-1].base, deltas[-1].post
+    translate = deltas[-1].words.translate
+    own = read_all(base)
+    files = {name: data for name, data in own.items() if name != cards.NAME}
+    ledger = Ledger(origins=dict.fromkeys(files, "new base"))
+    configs = config.Configs.read(source_base, post, restoring=restoring)
+    fewer = config.has_fewer_rows(own.get(config.NAME, b""), recipes)
+    embedding = stored_embedding_of(recipes)
+    rows = (recipes[embedding].output.shape or (0,))[0] if embedding is not None else 0
+    tokenizer.take_tokenizer(
+        files, deltas, ledger, fewer_rows=fewer, rows=rows, restoring=restoring
+    )
+    take_processors(files, post, ledger, restoring=restoring)
+    take_model_files(files, source_base, post, ledger, restoring=restoring)
+    if not restoring:
+        fit_params(files, source_base, post, ledger, base.tensors, recipes, deltas[-1].tensors)
+    template.take_chat_template(files, post, ledger)
+    if not template.has_chat_template(post):
+        for number, delta in enumerate(deltas[:-1], 1):
+            if template.has_chat_template(delta.post):
+                ledger.warn(
+                    "chat template", f"that of delta {number} is left out: the last delta counts"
+                )
+    generation.take_generation_config(files, post, configs, ledger, translate)
+    for delta in deltas:
+        for name, data in delta.post.items():
+            if is_legal(name):
+                licences.add_legal(files, name, data, ledger)
+    if config.NAME in files:
+        pairs = [config.pair(delta.base, delta.post, delta.tensors) for delta in deltas]
+        files[config.NAME] = config.model_config(
+            files[config.NAME],
+            configs,
+            base.tensors,
+            recipes,
+            ledger,
+            translate,
+            pairs,
+            one=head_is_embeddings(base, recipes),
+        )
+    without_code(files, own, ledger)
+    _check_sizes(files)
+    sides = [("the new base's card", own), *(("post's card", delta.post) for delta in deltas)]
+    metadata = [_metadata(label, side, ledger) for label, side in sides]
+    ledger.origins |= {PROVENANCE: "written", cards.NAME: "written"}
+    return Composed(files, ledger, metadata)
+
+
+def _check_sizes(files: Files) -> None:
+    """Refuse small files that would be too large to be read again.
+
+    Raises:
+        CheckpointError: One of them is, or all together are.
+    """
+    for name, data in files.items():
+        limit = MAX_CONFIG_JSON_BYTES if name == config.NAME else MAX_SMALL_FILE_BYTES
+        if len(data) > limit:
+            raise CheckpointError(
+                f"The output's {name} would have {len(data)} bytes; a reader takes {limit}.",
+                hint=_TOO_LARGE,
+            )
+    total = sum(map(len, files.values()))
+    if total > MAX_SMALL_FILES_BYTES:
+        raise CheckpointError(
+            f"The output's small files would have {total} bytes together; a reader takes "
+            f"{MAX_SMALL_FILES_BYTES}.",
+            hint=_TOO_LARGE,
+        )
+
+
+def provenance(
+    *,
+    refs: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    dtype: str | None,
+    scale_for: Sequence[Mapping[str, Any]],
+    skipped: Sequence[str],
+    vocabulary: Sequence[Mapping[str, Any]],
+    restored: bool,
+    partial: Mapping[str, Any] | None,
+    not_copied: Sequence[Mapping[str, str]],
+    tool: str,
+    composed: Composed,
+) -> bytes:
+    """``deltastore.json``: refs, digests, scales, lineage figures, what was left out, tool."""
+    document = {
+        "format": 1,
+        "tool": tool,
+        "formula": "out = base + sum(scale * delta)",
+        "base": dict(base),
+        "deltas": [dict(ref) for ref in refs],
+        "scale_for": [dict(rule) for rule in scale_for],
+        "skipped": list(skipped),
+        "vocabulary": [dict(words) for words in vocabulary],
+        "dtype": dtype,
+        "restored": restored,
+        "left_out": dict(partial) if partial is not None else None,
+        "not_copied": [dict(row) for row in not_copied],
+        "config_left": composed.ledger.left(),
+        "files": composed.ledger.report(),
+    }
+    return to_visible_json(document)
+
+
+def card(
+    composed: Composed,
+    models: Sequence[tuple[str, str | None]],
+    deltas: Sequence[Mapping[str, Any]],
+    tool: str,
+) -> bytes:
+    """``README.md`` with the Hub's metadata, that of all models that went in combined.
+
+    Args:
+        composed: Has the metadata of their cards.
+        models: What to call the new base and each post, and their Hub ids if they have any.
+        deltas: As in the provenance.
+        tool: Name and version of this tool.
+    """
+    sources = [
+        cards.Source(label, repo, metadata)
+        for (label, repo), metadata in zip(models, composed.cards, strict=True)
+    ]
+    return cards.card(sources[0], sources[1:], deltas, tool)
+
+
+def _metadata(label: str, files: Mapping[str, bytes], ledger: Ledger) -> dict[str, Any]:
+    """The metadata of a model's card; none where there is none that can be read."""
+    try:
+        return read_front_matter(files.get(cards.NAME, b""))
+    except FrontMatterError as error:
+        ledger.warn(cards.NAME, f"the metadata of {label} is not used: {error}")
+        return {}

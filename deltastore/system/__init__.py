@@ -1,0 +1,1 @@
+"""What the operating system gives and refuses: paths, permissions, processes, threads, limits."""

@@ -1,0 +1,1 @@
+"""What is known of tensors by their names alone."""
