@@ -292,7 +292,7 @@ _SPEECH = (
 
 def _raw(draw: random.Random, path: Path) -> str:
     """Change bytes: of the header, of a page's header, anywhere; or how many there are."""
-    data = bytearray(path.read_bytes())
+    data = bytearray(path.read_bytes() or b"\0")  # an earlier change may have emptied it
     how = draw.choice(("header", "page", "anywhere", "cut", "longer", "empty", "pages", "noise"))
     page = int.from_bytes(data[16:18], "big") or 4096
     if how == "header":
@@ -302,7 +302,7 @@ def _raw(draw: random.Random, path: Path) -> str:
     elif how == "page":
         start = page * draw.randrange(max(1, len(data) // page))
         at = start + (100 if start == 0 else 0) + draw.randrange(16)
-        data[at] = draw.choice((0, 2, 5, 10, 13, 255))
+        data[min(at, len(data) - 1)] = draw.choice((0, 2, 5, 10, 13, 255))
     elif how == "anywhere":
         data = bytearray(mutated_bytes(draw, bytes(data)))
     elif how == "cut":
