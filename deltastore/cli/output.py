@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -170,7 +171,7 @@ def _plain(value: Any) -> Any:
     """What the JSON encoder cannot write by itself."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # Not dataclasses.asdict: it copies every level before the encoder walks it again.
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: getattr(value, name) for name in _fields_of(type(value))}
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, datetime.datetime):
@@ -182,6 +183,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return list(value)
     return str(value)
+
+
+@cache
+def _fields_of(record: Any) -> tuple[str, ...]:
+    """The names of a dataclass's fields."""
+    return tuple(field.name for field in dataclasses.fields(record))
 
 
 def _without_nan(value: Any) -> Any:
