@@ -369,7 +369,7 @@ def test_extracted_by_this_version(
     builder = partial(encoding.PartBuilder, part_bytes=about["part_bytes"])
     monkeypatch.setattr(encoding, "PartBuilder", builder)
     for module in ("encoding", "storing"):
-        name = f"deltastore.operations.{module}.CHUNK_ELEMENTS"
+        name = f"deltastore.extraction.{module}.CHUNK_ELEMENTS"
         monkeypatch.setattr(name, about["chunk"])
     result = store.extract(
         case.directory / "base",
