@@ -6,7 +6,6 @@ need is looked at again, and what concerns a version that was removed meanwhile 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore.errors import FormatError, IntegrityError, StoreClosedError
+from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
@@ -74,7 +74,7 @@ def verify(
         refs: What to check; everything where it is empty.
         quick: Look at the structure alone: records, tags, manifests, the catalog, and of other
             blobs whether they are there with their size.
-        jobs: Threads; as many as there are processors where None.
+        jobs: Threads; as ``job_count`` says.
         progress: Who watches.
 
     Raises:
@@ -97,7 +97,7 @@ def verify(
     if quick:
         work.check_sizes()
     else:
-        work.check_blobs(jobs or os.cpu_count() or 1, progress)
+        work.check_blobs(job_count(jobs), progress)
         work.read_configs()
         if not refs:
             work.compare_summaries()

@@ -12,6 +12,7 @@ from deltastore.errors import RefNotFoundError
 from deltastore.execution.progress import Silent
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system.threads import Workers
 from deltastore.testing.artifacts import flip, publish
 
 
@@ -58,6 +59,23 @@ def test_progress_covers_what_is_read(store: Store) -> None:
     watch = Watch()
     verify(store, jobs=1, progress=watch)
     assert watch.done == watch.total > 0
+
+
+def test_it_takes_the_processors_that_it_may_use(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    class Counted(Workers):
+        def __init__(self, jobs: int, **others: str) -> None:
+            found.append(jobs)
+            super().__init__(jobs, **others)
+
+    monkeypatch.setattr("deltastore.operations.verify.Workers", Counted)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 7})
+    monkeypatch.setattr("os.cpu_count", lambda: 48)
+    verify(store)
+    assert found == [3]
 
 
 @pytest.mark.parametrize(
