@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deltastore.checkpoint.files import read_json
 from deltastore.checkpoint.header import check_name
@@ -25,7 +24,6 @@ class Index:
 
     path: Path
     weight_map: dict[str, str]
-    metadata: dict[str, Any]
 
     @property
     def filenames(self) -> tuple[str, ...]:
@@ -55,11 +53,9 @@ def read_index(path: Path) -> Index:
                 "expected a file name in the same directory",
             )
     metadata = fields.get("metadata")
-    if metadata is None:
-        metadata = {}
-    if not isinstance(metadata, dict):
+    if not isinstance(metadata, dict | None):
         raise _bad(path, f"has metadata of type {type(metadata).__name__}; expected an object")
-    return Index(path, weight_map, metadata)
+    return Index(path, weight_map)
 
 
 def is_shard_name(filename: str) -> bool:

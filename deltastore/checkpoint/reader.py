@@ -61,7 +61,6 @@ class Checkpoint:
         config: ``config.json``, if there is one.
         files: The small files beside the weights, by relative name.
         is_safetensors: False for old pickled weights.
-        index_metadata: The index's own metadata; empty without an index.
         ignored: Weight files beside the shards that are no part of the checkpoint.
         left: What lies beside all this and does not travel, and why; None where only a part of
             the repository is on this machine.
@@ -75,7 +74,6 @@ class Checkpoint:
     config: dict[str, Any] | None
     files: dict[str, Path]
     is_safetensors: bool
-    index_metadata: dict[str, Any]
     ignored: tuple[str, ...]
     left: Left | None
     _open: tuple[WeightFile | HubShard, ...]
@@ -304,7 +302,6 @@ def open_checkpoint(
             config=config,
             files=files,
             is_safetensors=layout.is_safetensors,
-            index_metadata=layout.index.metadata if layout.index is not None else {},
             ignored=layout.ignored,
             left=left,
             _open=tuple(opened),

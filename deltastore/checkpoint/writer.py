@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from deltastore.checkpoint import steps
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.checkpoint.destination import check_place, check_space, reserve, resolved
-from deltastore.checkpoint.files import file_error, read_at
+from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.filling import CLAIM
 from deltastore.checkpoint.header import build_header
 from deltastore.checkpoint.index import MAX_INDEX_BYTES
@@ -22,9 +22,6 @@ from deltastore.checkpoint.output import Output, remove_dead
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
 from deltastore.checkpoint.steps import Step
 from deltastore.errors import CheckpointError, shown
-
-if TYPE_CHECKING:
-    import numpy as np
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -139,21 +136,6 @@ class CheckpointWriter:
         with self._lock:
             self._missing[name] -= len(view)
 
-    def read_back(
-        self, name: str, start_byte: int, buffer: memoryview | bytearray | np.ndarray[Any, Any]
-    ) -> None:
-        """Fill ``buffer`` with what was written; thread-safe.
-
-        Raises:
-            CheckpointError: The read failed.
-            KeyError: There is no such tensor.
-            ValueError: The range leaves the tensor, or the buffer is not contiguous.
-        """
-        descriptor, position, tensor = self._places[name]
-        view = byte_view(buffer)
-        check_range(name, start_byte, len(view), tensor.nbytes)
-        read_at(descriptor, position + start_byte, view, self.out)
-
     def write_file(self, relative_path: str, data: bytes) -> None:
         """Write a small file of the output.
 
@@ -215,7 +197,7 @@ class CheckpointWriter:
         self.abort()
 
     def _create(self, shard: ShardPlan, header: bytes) -> None:
-        descriptor = self._output.directory.create(shard.filename, flags=os.O_RDWR)
+        descriptor = self._output.directory.create(shard.filename)
         self._descriptors.append(descriptor)
         _write_at(descriptor, 0, memoryview(header))
         reserve(descriptor, len(header) + shard.nbytes)

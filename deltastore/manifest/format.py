@@ -93,9 +93,6 @@ KEEP = 0x7FFF0000
 A delta of -0.0 or +0.0 would not do: x + 0.0 turns -0.0 into +0.0, and 0 times -1 is -0.0.
 """
 
-KEEP_HIGH = 0x7FFF
-"""``KEEP``'s upper half: the same mark where a delta is held as bfloat16."""
-
 ESCAPE_HIGH = 0x7FFE
 """Reserved bfloat16 bits: "the exact delta stands in the escape planes"."""
 

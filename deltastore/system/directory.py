@@ -78,9 +78,9 @@ class Directory:
             raise FileExistsError(errno.EEXIST, "it is not empty", str(made.path))
         return made
 
-    def create(self, name: str, *, mode: int = 0o666, flags: int = os.O_WRONLY) -> int:
+    def create(self, name: str, *, mode: int = 0o666) -> int:
         """Make a new file; its descriptor."""
-        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, mode, dir_fd=self.descriptor)
 
     def write(self, name: str, data: bytes) -> None:

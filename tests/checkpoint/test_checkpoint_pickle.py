@@ -121,7 +121,6 @@ def test_sharded_with_an_index(tmp_path: Path) -> None:
             assert list(checkpoint.tensors) == ["a", "b"]
             assert checkpoint.tensors["b"].shard == 1
             assert content(checkpoint, "b") == expected(torch.full((2,), 2))
-            assert checkpoint.index_metadata == {"x": 1}
     (tmp_path / weight_map["a"]).unlink()
     with pytest.raises(CheckpointCorruptError, match="1 are missing"):
         open_checkpoint(tmp_path)

@@ -136,7 +136,7 @@ def model_config(
     configs = configs.spelled_like(own)
     output = _level(own, configs, "", ledger, translate)
     posts = {name for name in output if not same(output[name], own.get(name))} - {"use_cache"}
-    _follow_head(output, own, configs, base, recipes, ledger)
+    _follow_head(output, configs, base, recipes, ledger)
     follow_tied_embeddings(output, configs.before, configs.after, base, recipes, one=one)
     _follow_dtype(output, recipes)
     noted = output
@@ -268,7 +268,6 @@ def _follow_use_cache(output: Document, configs: Configs) -> None:
 
 def _follow_head(
     output: Document,
-    own: Document,
     configs: Configs,
     base: Mapping[str, TensorInfo],
     recipes: Mapping[str, Recipe],
