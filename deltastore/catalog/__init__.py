@@ -3,7 +3,7 @@
 from deltastore.catalog.catalog import Catalog
 from deltastore.catalog.digests import DigestMemory, FileIdentity
 from deltastore.catalog.local import LocalIndex
-from deltastore.catalog.rows import UNREADABLE, Artifact, Listing, Summary, VersionRow
+from deltastore.catalog.rows import UNREADABLE, Artifact, Listing, Record, Summary
 from deltastore.catalog.schema import HEAD
 from deltastore.catalog.writer import CatalogWriter
 
@@ -17,6 +17,6 @@ __all__ = [
     "FileIdentity",
     "Listing",
     "LocalIndex",
+    "Record",
     "Summary",
-    "VersionRow",
 ]

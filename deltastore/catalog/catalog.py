@@ -11,41 +11,35 @@ from typing import Any, ClassVar
 
 from deltastore.catalog import schema
 from deltastore.catalog.checking import (
-    ARTIFACT,
     DIGEST_COLUMN,
     FILES_COLUMN,
-    LISTING,
     NAME_COLUMN,
     STAMP_COLUMN,
     TAG_COLUMN,
     VERSION_COLUMN,
     Column,
     check,
+    columns_of,
 )
 from deltastore.catalog.failures import damaged
-from deltastore.catalog.rows import UNREADABLE, Artifact, Listing
+from deltastore.catalog.rows import UNREADABLE, Artifact, Listing, Record, columns
 from deltastore.catalog.sqlite import BUSY_TIMEOUT_S, Session, SqliteDatabase
 from deltastore.catalog.writer import CatalogWriter
 from deltastore.errors import CatalogError, DeltastoreError
 
-# In the order of Artifact's fields.
-_ARTIFACTS = """
-SELECT v.name, v.version, v.digest, v.created, v.created_by, v.tool, v.base_label, v.post_label,
-       a.base_content, a.post_content, a.base_fingerprint, a.base_repo, a.base_revision,
-       a.post_repo, a.post_revision, a.codec, a.exactness, a.restore_only, a.raw_bytes,
-       a.stored_bytes, a.parameters, a.tensors, a.unchanged, a.bits_per_weight
-FROM versions AS v JOIN artifacts AS a ON a.digest = v.digest
-"""
-
-# In the order of Listing's fields.
-_LISTINGS = """
-SELECT v.name, v.version, v.digest, v.base_label, v.post_label, a.codec, a.raw_bytes,
-       a.stored_bytes, v.created
-FROM versions AS v JOIN artifacts AS a ON a.digest = v.digest
-ORDER BY v.name, v.version
-"""
-
 _MAX_COPIED_BYTES = 256 << 20
+
+
+def _select(kind: type[Artifact | Listing]) -> str:
+    """A query for versions and their artifacts, with the columns that ``kind`` has."""
+    own = columns(Record)
+    selected = ", ".join(f"{'v' if name in own else 'a'}.{name}" for name in columns(kind))
+    return f"SELECT {selected} FROM versions AS v JOIN artifacts AS a ON a.digest = v.digest"  # noqa: S608 - no foreign text
+
+
+_ARTIFACTS = _select(Artifact)
+_LISTINGS = f"{_select(Listing)} ORDER BY v.name, v.version"
+_ARTIFACT, _LISTING = columns_of(Artifact), columns_of(Listing)
 
 
 class Catalog:
@@ -223,17 +217,17 @@ class Catalog:
             conditions.append("v.digest >= :low AND v.digest < :high")
             values |= {"low": digest_prefix, "high": digest_prefix + "g"}
         where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
-        rows = self._tagged(f"{_ARTIFACTS} {where} ORDER BY v.name, v.version", values, ARTIFACT)
+        rows = self._tagged(f"{_ARTIFACTS} {where} ORDER BY v.name, v.version", values, _ARTIFACT)
         return [_artifact(row) for row in rows]
 
     def listings(self) -> list[Listing]:
         """All versions by name and version, with what a list shows."""
-        return [Listing(*fields) for fields in self._tagged(_LISTINGS, {}, LISTING)]
+        return [Listing(*fields) for fields in self._tagged(_LISTINGS, {}, _LISTING)]
 
     def newest(self, name: str) -> Artifact | None:
         """The name's version with the highest number."""
         query = f"{_ARTIFACTS} WHERE v.name = :name ORDER BY v.version DESC LIMIT 1"
-        for row in self._tagged(query, {"name": name}, ARTIFACT):
+        for row in self._tagged(query, {"name": name}, _ARTIFACT):
             return _artifact(row)
         return None
 

@@ -15,7 +15,7 @@ from re import Pattern
 from typing import Any
 
 from deltastore.catalog.failures import damaged
-from deltastore.catalog.rows import TIME, UNREADABLE
+from deltastore.catalog.rows import TIME, UNREADABLE, Artifact, Listing, Record, columns
 from deltastore.digest import CONTENT_PATTERN, DIGEST_PATTERN
 from deltastore.errors import shown
 from deltastore.manifest import format as fmt
@@ -126,31 +126,26 @@ TAG_COLUMN = Column("tag", "a tag", _matching(TAG))
 DIGEST_COLUMN = Column("digest", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN))
 FILES_COLUMN = Column("files", "paths of records and tags", _texts(_are_files))
 STAMP_COLUMN = Column("stamp", "printable text", _texts(lambda found: "".join(found).isprintable()))
-_CREATED = Column("created", "a time such as 2025-01-31T12:00:00.000000Z", _matching(TIME))
-_CODEC = _text("codec", MAX_CODEC_CHARS)
 
-VERSION_ROW = (
-    *(NAME_COLUMN, VERSION_COLUMN, DIGEST_COLUMN, _CREATED),
-    *map(_text, ("created_by", "tool", "base_label", "post_label")),
-)
-"""In the order of VersionRow's fields."""
+_COLUMNS = {
+    column.name: column
+    for column in (
+        *(NAME_COLUMN, VERSION_COLUMN, DIGEST_COLUMN),
+        Column("created", "a time such as 2025-01-31T12:00:00.000000Z", _matching(TIME)),
+        *map(_text, ("created_by", "tool", "base_label", "post_label")),
+        *map(_content, ("base_content", "post_content")),
+        Column("base_fingerprint", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN, "")),
+        *map(_text_or_null, ("base_repo", "base_revision", "post_repo", "post_revision")),
+        _text("codec", MAX_CODEC_CHARS),
+        Column("exactness", "exact, bounded or lossy", _texts(_EXACTNESS.issuperset)),
+        Column("restore_only", "0 or 1", _integers(0, 1)),
+        *map(_count, ("raw_bytes", "stored_bytes", "parameters")),
+        *(_count(name, fmt.MAX_TENSORS) for name in ("tensors", "unchanged")),
+        Column("bits_per_weight", "a finite number >= 0", _numbers),
+    )
+}
 
-ARTIFACT = (
-    *VERSION_ROW,
-    *map(_content, ("base_content", "post_content")),
-    Column("base_fingerprint", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN, "")),
-    *map(_text_or_null, ("base_repo", "base_revision", "post_repo", "post_revision")),
-    _CODEC,
-    Column("exactness", "exact, bounded or lossy", _texts(_EXACTNESS.issuperset)),
-    Column("restore_only", "0 or 1", _integers(0, 1)),
-    *map(_count, ("raw_bytes", "stored_bytes", "parameters")),
-    *(_count(name, fmt.MAX_TENSORS) for name in ("tensors", "unchanged")),
-    Column("bits_per_weight", "a finite number >= 0", _numbers),
-)
-"""In the order of Artifact's fields."""
 
-LISTING = (
-    *(NAME_COLUMN, VERSION_COLUMN, DIGEST_COLUMN, *map(_text, ("base_label", "post_label"))),
-    *(_CODEC, *map(_count, ("raw_bytes", "stored_bytes")), _CREATED),
-)
-"""In the order of Listing's fields."""
+def columns_of(kind: type[Record | Artifact | Listing]) -> tuple[Column, ...]:
+    """The columns that the fields of ``kind`` come from, in their order."""
+    return tuple(_COLUMNS[name] for name in columns(kind))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
 """A time as records and rows have it."""
@@ -13,57 +14,11 @@ UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """An artifact in numbers, as its manifest and config say.
+class Record:
+    """What gives a name's version its artifact: a file below ``names/``, and a row of ``versions``.
 
-    ``raw_bytes`` counts post's tensors, ``stored_bytes`` the manifest and all blobs, each once.
+    Labels are what the user called the sources; ``created`` is ISO 8601 in UTC.
     """
-
-    digest: str
-    base_content: str
-    post_content: str
-    base_fingerprint: str
-    base_repo: str | None
-    base_revision: str | None
-    post_repo: str | None
-    post_revision: str | None
-    codec: str
-    exactness: str
-    restore_only: bool
-    raw_bytes: int
-    stored_bytes: int
-    parameters: int
-    tensors: int
-    unchanged: int
-    bits_per_weight: float
-
-    @classmethod
-    def unreadable(cls, digest: str) -> Summary:
-        """What stands for an artifact that is damaged, so that it can be listed and removed."""
-        return cls(
-            digest=digest,
-            base_content="",
-            post_content="",
-            base_fingerprint="",
-            base_repo=None,
-            base_revision=None,
-            post_repo=None,
-            post_revision=None,
-            codec=UNREADABLE,
-            exactness=UNREADABLE,
-            restore_only=False,
-            raw_bytes=0,
-            stored_bytes=0,
-            parameters=0,
-            tensors=0,
-            unchanged=0,
-            bits_per_weight=0.0,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRow:
-    """A name's version, as its record says. ``created`` is ISO 8601 in UTC."""
 
     name: str
     version: int
@@ -75,14 +30,43 @@ class VersionRow:
     post_label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A version of a name with its tags and its artifact's numbers.
+@dataclass(frozen=True)
+class _Told:
+    """What manifest and config tell of an artifact; by default, of one that is unreadable.
 
-    ``base`` and ``post`` are the labels under which the sources were extracted: a Hub id or the
-    last part of a path.
+    ``raw_bytes`` counts post's tensors, ``stored_bytes`` the manifest and all blobs, each once.
     """
 
+    base_content: str = ""
+    post_content: str = ""
+    base_fingerprint: str = ""
+    base_repo: str | None = None
+    base_revision: str | None = None
+    post_repo: str | None = None
+    post_revision: str | None = None
+    codec: str = UNREADABLE
+    exactness: str = UNREADABLE
+    restore_only: bool = False
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    parameters: int = 0
+    tensors: int = 0
+    unchanged: int = 0
+    bits_per_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Summary(_Told):
+    """An artifact in numbers, as its manifest and config say: a row of ``artifacts``.
+
+    With its digest alone it stands for one that is damaged, so that it can be listed and removed.
+    """
+
+    digest: str = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class _Named:
     name: str
     version: int
     digest: str
@@ -91,22 +75,16 @@ class Artifact:
     tool: str
     base: str
     post: str
-    base_content: str
-    post_content: str
-    base_fingerprint: str
-    base_repo: str | None
-    base_revision: str | None
-    post_repo: str | None
-    post_revision: str | None
-    codec: str
-    exactness: str
-    restore_only: bool
-    raw_bytes: int
-    stored_bytes: int
-    parameters: int
-    tensors: int
-    unchanged: int
-    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Artifact(_Told, _Named):
+    """A version of a name with its tags and its artifact's numbers.
+
+    ``base`` and ``post`` are the labels under which the sources were extracted: a Hub id or the
+    last part of a path.
+    """
+
     tags: tuple[str, ...] = ()
 
     @property
@@ -129,3 +107,11 @@ class Listing:
     stored_bytes: int
     created: str
     tags: tuple[str, ...] = ()
+
+
+def columns(kind: type[Record | Summary | Artifact | Listing]) -> list[str]:
+    """The columns that the fields of ``kind`` come from, in their order; tags have no column."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name != "tags"]
+    if kind in (Artifact, Listing):
+        return [f"{name}_label" if name in ("base", "post") else name for name in names]
+    return names

@@ -1,5 +1,5 @@
--- The schema at head, as a new catalog gets it. tables.py says the same for SQLAlchemy and
--- migrations/ as steps; tests compare all three.
+-- The schema at head, as a new catalog gets it. migrations/ has the same as steps; a test compares
+-- both. The columns of a row are named by the fields of a record in rows.py.
 
 CREATE TABLE artifacts (
     digest VARCHAR(71) NOT NULL,

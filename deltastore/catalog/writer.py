@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from deltastore.catalog.checking import (
     DIGEST_COLUMN,
     TAG_COLUMN,
     VERSION_COLUMN,
-    VERSION_ROW,
     check,
+    columns_of,
 )
-from deltastore.catalog.rows import UNREADABLE, Summary, VersionRow
+from deltastore.catalog.rows import UNREADABLE, Record, Summary, columns
 from deltastore.catalog.sqlite import Session
 
 
-def _columns(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(kind))
-
-
-def _insert(table: str, kind: type[Any]) -> str:
+def _insert(table: str, kind: type[Record | Summary]) -> str:
     """A statement that inserts a row of ``kind``, whose fields are the table's columns."""
-    fields = [field.name for field in dataclasses.fields(kind)]
-    columns, values = ", ".join(fields), ", ".join(f":{name}" for name in fields)
-    return f"INSERT INTO {table} ({columns}) VALUES ({values})"  # noqa: S608 - no foreign text
+    names, values = ", ".join(columns(kind)), ", ".join(f":{name}" for name in columns(kind))
+    return f"INSERT INTO {table} ({names}) VALUES ({values})"  # noqa: S608 - no foreign text
 
 
-def _update(table: str, kind: type[Any], key: Sequence[str]) -> str:
+def _update(table: str, kind: type[Record | Summary], key: Sequence[str]) -> str:
     """A statement that brings the row of ``kind`` with the same key up to date."""
-    fields = [field.name for field in dataclasses.fields(kind)]
-    changes = ", ".join(f"{name} = :{name}" for name in fields if name not in key)
+    changes = ", ".join(f"{name} = :{name}" for name in columns(kind) if name not in key)
     where = " AND ".join(f"{name} = :{name}" for name in key)
     return f"UPDATE {table} SET {changes} WHERE {where}"  # noqa: S608 - no foreign text
 
 
 _INSERT_ARTIFACT = _insert("artifacts", Summary)
 _UPDATE_ARTIFACT = _update("artifacts", Summary, ["digest"])
-_INSERT_VERSION = _insert("versions", VersionRow)
-_UPDATE_VERSION = _update("versions", VersionRow, ["name", "version"])
-_SELECT_VERSIONS = f"SELECT {_columns(VersionRow)} FROM versions WHERE name = :name"  # noqa: S608
+_INSERT_VERSION = _insert("versions", Record)
+_UPDATE_VERSION = _update("versions", Record, ["name", "version"])
+_SELECT_VERSIONS = f"SELECT {', '.join(columns(Record))} FROM versions WHERE name = :name"  # noqa: S608
+_RECORD = columns_of(Record)
 _INSERT_TAG = "INSERT INTO tags (name, tag, version) VALUES (:name, :tag, :version)"
 
 
@@ -60,11 +54,11 @@ class CatalogWriter:
         check((VERSION_COLUMN, DIGEST_COLUMN), rows, self._session.where)
         return dict(rows)
 
-    def rows(self, name: str) -> dict[int, VersionRow]:
+    def rows(self, name: str) -> dict[int, Record]:
         """The rows of a name's versions."""
         rows = self._session.rows(_SELECT_VERSIONS, {"name": name})
-        check(VERSION_ROW, rows, self._session.where)
-        return {row.version: row for row in (VersionRow(*fields) for fields in rows)}
+        check(_RECORD, rows, self._session.where)
+        return {row.version: row for row in (Record(*fields) for fields in rows)}
 
     def has_readable(self, digest: str) -> bool:
         """Whether there is a row of this artifact, of when it could be read."""
@@ -88,7 +82,7 @@ class CatalogWriter:
         check((TAG_COLUMN, VERSION_COLUMN), rows, self._session.where)
         return dict(rows)
 
-    def put_version(self, version: VersionRow, summary: Summary | None) -> None:
+    def put_version(self, version: Record, summary: Summary | None) -> None:
         """Add a version, or bring it up to date. Idempotent.
 
         Args:

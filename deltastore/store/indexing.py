@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from deltastore.blobs import BlobStore
-from deltastore.catalog import CatalogWriter, Summary, VersionRow
+from deltastore.catalog import CatalogWriter, Record, Summary
 from deltastore.errors import FormatError, IntegrityError, StoreError
 from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.store.names import Names
-from deltastore.store.records import Record
 
 
 def load(blobs: BlobStore, digest: str) -> tuple[Manifest, Config, int]:
@@ -55,20 +54,6 @@ def summarise(digest: str, manifest: Manifest, config: Config, manifest_bytes: i
     )
 
 
-def version_row(record: Record) -> VersionRow:
-    """The catalog's row of a record."""
-    return VersionRow(
-        name=record.name,
-        version=record.version,
-        digest=record.digest,
-        created=record.created,
-        created_by=record.created_by,
-        tool=record.tool,
-        base_label=record.base_label,
-        post_label=record.post_label,
-    )
-
-
 def index_name(
     names: Names, blobs: BlobStore, writer: CatalogWriter, name: str, *, remember: bool = False
 ) -> list[str]:
@@ -99,10 +84,9 @@ def index_name(
         if version in seen.removed or not remember:
             writer.remove_version(name, version)
     for record in seen.live:
-        row = version_row(record)
-        if known.get(record.version) != row or record.version in unreadable:
+        if known.get(record.version) != record or record.version in unreadable:
             there = writer.has_readable(record.digest)
-            writer.put_version(row, None if there else _summary(blobs, record, seen.problems))
+            writer.put_version(record, None if there else _summary(blobs, record, seen.problems))
     listed = {record.version for record in seen.live} | (known.keys() & seen.unreadable)
     kept = {
         tag: version
@@ -170,5 +154,5 @@ def _summary(blobs: BlobStore, record: Record, problems: list[str]) -> Summary:
         manifest, config, size = load(blobs, record.digest)
     except (FormatError, IntegrityError) as error:
         problems.append(f"{record.name}:v{record.version}: {error.message}")
-        return Summary.unreadable(record.digest)
+        return Summary(digest=record.digest)
     return summarise(record.digest, manifest, config, size)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from deltastore.blobs import durable
 from deltastore.blobs.regular import read_regular
+from deltastore.catalog import Record
 from deltastore.errors import (
     BlobMissingError,
     ManifestInvalidError,
@@ -26,7 +27,7 @@ from deltastore.errors import (
 )
 from deltastore.refs import MAX_VERSION, parse_version, validate_name, validate_tag
 from deltastore.store import records
-from deltastore.store.records import Record, Tag, Tombstone
+from deltastore.store.records import Tag, Tombstone
 from deltastore.system.directory import Place
 from deltastore.system.permission import closed, described
 from deltastore.text import typed

@@ -13,6 +13,7 @@ from pathlib import Path
 from deltastore._version import __version__
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
+from deltastore.catalog import Record
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
@@ -28,7 +29,7 @@ from deltastore.store import indexing, tagging
 from deltastore.store.changing import changing
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
-from deltastore.store.records import Record, printable
+from deltastore.store.records import printable
 from deltastore.store.refreshing import refresh_name
 
 
@@ -91,7 +92,7 @@ def publish(
                 with parts.catalog.writing() as writer:
                     # Whoever removes a version holds this lock while it does.
                     if listed := _is_live(parts, record):
-                        writer.put_version(indexing.version_row(record), summary)
+                        writer.put_version(record, summary)
             except NoSpaceError:
                 refresh_name(parts.sources, parts.catalog, name)
                 listed = _is_live(parts, record)

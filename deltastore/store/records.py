@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltastore.catalog.rows import TIME
+from deltastore.catalog.rows import TIME, Record
 from deltastore.digest import canonical_json, is_digest, sha256_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
@@ -20,20 +20,6 @@ UPGRADE = "Upgrade deltastore: `pip install -U deltastore`"
 
 UNKNOWN = sha256_digest()
 """The digest in the tombstone of a version of which nobody knows the digest: that of no bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What gives a name's version its artifact. Labels are what the user called the sources."""
-
-    name: str
-    version: int
-    digest: str
-    created: str
-    created_by: str
-    tool: str
-    base_label: str
-    post_label: str
 
 
 @dataclass(frozen=True, slots=True)

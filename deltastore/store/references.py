@@ -9,11 +9,11 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 
+from deltastore.catalog import Record
 from deltastore.errors import BlobMissingError, FormatError, IntegrityError
 from deltastore.manifest import format as fmt
 from deltastore.manifest import parse_manifest
 from deltastore.store.parts import Parts
-from deltastore.store.records import Record
 
 _NOTHING = "Nothing was deleted."
 

@@ -6,12 +6,10 @@ Its blobs stay until they are collected.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
-from deltastore.catalog import Artifact, Summary
-from deltastore.catalog.rows import UNREADABLE
+from deltastore.catalog import UNREADABLE, Artifact
 from deltastore.errors import (
     FormatError,
     IntegrityError,
@@ -43,16 +41,15 @@ def unlisted(parts: Parts, ref: str) -> Artifact | None:
         return None
     if not (parts.names.has(name, version) or parts.names.is_gap(name, version)):
         return None
-    summary = Summary.unreadable(parts.names.digest_of_damaged(name, version))
     return Artifact(
         name=name,
         version=version,
+        digest=parts.names.digest_of_damaged(name, version),
         created=now(),
         created_by=UNREADABLE,
         tool=UNREADABLE,
         base="",
         post="",
-        **dataclasses.asdict(summary),
     )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deltastore.catalog import Artifact
+from deltastore.catalog import Artifact, Record
 from deltastore.errors import (
     CatalogError,
     DeltastoreError,
@@ -17,8 +17,8 @@ from deltastore.errors import (
     StoreError,
 )
 from deltastore.manifest import Config, Manifest
-from deltastore.store.indexing import summarise, version_row
-from deltastore.store.records import Record, Tombstone
+from deltastore.store.indexing import summarise
+from deltastore.store.records import Tombstone
 from deltastore.store.store import Store
 
 _REINDEX = "run `deltastore reindex`"
@@ -183,8 +183,7 @@ def _other_fields(store: Store, row: Artifact) -> str:
     if not isinstance(record, Record):
         return ""
     wanted = {
-        key.removesuffix("_label"): value
-        for key, value in dataclasses.asdict(version_row(record)).items()
+        key.removesuffix("_label"): value for key, value in dataclasses.asdict(record).items()
     }
     wrong = [key for key, value in wanted.items() if getattr(row, key) != value]
     if not wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deltastore.blobs import steps
 from deltastore.blobs.steps import Step
+from deltastore.catalog import Record
 from deltastore.errors import (
     FormatError,
     IntegrityError,
@@ -15,7 +16,7 @@ from deltastore.refs import parse_ref, validate_tag
 from deltastore.store.changing import rows_of
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
-from deltastore.store.records import Record, Tag, printable
+from deltastore.store.records import Tag, printable
 
 
 def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:

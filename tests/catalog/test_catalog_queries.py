@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.catalog import Catalog, Summary, VersionRow, sqlite
+from deltastore.catalog import Catalog, Record, Summary, sqlite
 from deltastore.errors import CatalogError, StoreReadOnlyError
 
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
@@ -25,7 +25,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 
 def summary(digest: str, *, codec: str = "exact", pair: str = "1") -> Summary:
     return dataclasses.replace(
-        Summary.unreadable(digest),
+        Summary(digest=digest),
         codec=codec,
         exactness="exact",
         base_content=f"blake3:{pair * 64}",
@@ -35,10 +35,8 @@ def summary(digest: str, *, codec: str = "exact", pair: str = "1") -> Summary:
     )
 
 
-def row(name: str, version: int, digest: str, *, created: str = "2025") -> VersionRow:
-    return VersionRow(
-        name, version, digest, on(created), "ann@host", "deltastore 0", "base", "post"
-    )
+def row(name: str, version: int, digest: str, *, created: str = "2025") -> Record:
+    return Record(name, version, digest, on(created), "ann@host", "deltastore 0", "base", "post")
 
 
 def on(year: str) -> str:

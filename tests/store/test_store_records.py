@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from deltastore.catalog import Record
 from deltastore.errors import DeltastoreError, ManifestInvalidError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
 from deltastore.store.records import (
-    Record,
     Tag,
     Tombstone,
     parse_record,

@@ -17,7 +17,7 @@ import pytest
 from other_users import ANN, BOB, TEAM, becoming, run_as
 
 from deltastore.blobs.steps import Step
-from deltastore.catalog import Summary, VersionRow
+from deltastore.catalog import Record, Summary
 from deltastore.errors import RefNotFoundError, StoreError, StoreReadOnlyError
 from deltastore.operations.doctor import Check, doctor
 from deltastore.operations.gc import gc
@@ -124,8 +124,8 @@ def test_the_catalogs_journal_is_the_groups_as_well(tmp_path: Path) -> None:
         os.umask(0o002)
         with open_store(tmp_path / "store") as store, store.parts.catalog.writing() as writer:
             writer.put_version(
-                VersionRow("m", 1, "sha256:", "now", "ann", "tool", "base", "post"),
-                Summary.unreadable("sha256:"),
+                Record("m", 1, "sha256:", "now", "ann", "tool", "base", "post"),
+                Summary(digest="sha256:"),
             )
             journal = tmp_path / "store" / "catalog.db-journal"
             (tmp_path / "mode").write_text(f"{stat.S_IMODE(journal.stat().st_mode):o}")
