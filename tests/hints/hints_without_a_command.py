@@ -106,6 +106,10 @@ _because(
     "checkpoint/hub/failures.py:hub_error:1",
     "checkpoint/hub/failures.py:hub_error:2",
     "checkpoint/hub/failures.py:hub_error:3",
+    "checkpoint/hub/fetching.py:_download:1",
+    "checkpoint/hub/fetching.py:_too_much:1",
+    "checkpoint/hub/fetching.py:fetch:1",
+    "checkpoint/hub/fetching.py:require_space:1",
     "checkpoint/hub/opening.py:check_cached:1",
     "checkpoint/hub/opening.py:fetch_layout:1",
     "checkpoint/hub/opening.py:look_at_shards:1",
@@ -114,10 +118,6 @@ _because(
     "checkpoint/hub/ranges.py:RemoteFile.read_into:1",
     "checkpoint/hub/shard.py:HubShard._download:1",
     "checkpoint/hub/shard.py:HubShard._download:2",
-    "checkpoint/hub/snapshot.py:Snapshot._download:1",
-    "checkpoint/hub/snapshot.py:Snapshot._too_much:1",
-    "checkpoint/hub/snapshot.py:Snapshot.fetch:1",
-    "checkpoint/hub/snapshot.py:Snapshot.require_space:1",
 )
 _because(
     "The checkpoint has to be saved, merged or fetched again by what made it.",

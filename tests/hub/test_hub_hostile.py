@@ -16,6 +16,7 @@ from hub_server import Behaviour, HubServer
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.hub import Unwatched, limits
 from deltastore.checkpoint.hub.addresses import MisbehavedError, redirected
+from deltastore.checkpoint.hub.fetching import fetch
 from deltastore.errors import HubError
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -386,7 +387,7 @@ def test_a_server_without_parts_starts_again(models: HubServer, sources: Path) -
         models.cut("cdn", after=1 << 19)
         models.ignore_ranges = True
         snapshot = checkpoint._open[0]._snapshot  # type: ignore[union-attr]
-        path = snapshot.fetch(SHARD, Watcher())
+        path = fetch(snapshot, SHARD, Watcher())
     assert path.read_bytes() == (sources / "base" / SHARD).read_bytes()
     assert sum(done) == path.stat().st_size
 

@@ -7,7 +7,6 @@ import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
 from deltastore.checkpoint.hub.cache import Blobs, open_blobs, snapshot_folder
@@ -17,10 +16,8 @@ from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.patience import Patience
 from deltastore.checkpoint.hub.ranges import RemoteFile, file_url, require_range
 from deltastore.checkpoint.hub.retrying import CutError, persist
+from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.errors import HubError, shown
-
-if TYPE_CHECKING:
-    from deltastore.checkpoint.hub.snapshot import Snapshot
 
 _PIECE_BYTES = 1 << 20
 _LOOK_S = 0.1

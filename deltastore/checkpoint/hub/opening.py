@@ -7,6 +7,7 @@ from pathlib import Path
 from deltastore.checkpoint.beside import Left, left_behind, travelling
 from deltastore.checkpoint.hub.cache import check_links
 from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
+from deltastore.checkpoint.hub.fetching import fetch, fetch_small, require_space
 from deltastore.checkpoint.hub.shard import HubShard
 from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.checkpoint.index import listed
@@ -34,11 +35,11 @@ def fetch_layout(
     indices = [name for name in names if name.endswith(suffixes)]
     sizes = {name: file.size for name, file in (snapshot.files or {}).items()}
     small = travelling(sizes, None)
-    fetched = snapshot.fetch_small([*indices, *small], watcher)
+    fetched = fetch_small(snapshot, [*indices, *small], watcher)
     if MODULES in fetched:
         # Only now it is known which folders belong to the model.
         small = travelling(sizes, read_modules(fetched))
-        fetched |= snapshot.fetch_small(set(small) - fetched.keys(), watcher)
+        fetched |= fetch_small(snapshot, set(small) - fetched.keys(), watcher)
     try:
         layout = find_layout(snapshot.folder, names=names)
     except NoWeightsError as error:
@@ -97,9 +98,9 @@ def look_at_shards(
                 repo=snapshot.repo,
                 revision=snapshot.commit,
             )
-        snapshot.require_space(missing)
+        require_space(snapshot, missing)
         for name in missing:
-            snapshot.fetch(name, downloads or Unwatched())
+            fetch(snapshot, name, downloads or Unwatched())
         return {}
     if not missing:
         return {}
@@ -111,7 +112,7 @@ def look_at_shards(
             snapshot,
             files[name],
             numbers[name],
-            before=lambda: snapshot.require_space(layout.filenames),
+            before=lambda: require_space(snapshot, layout.filenames),
             downloads=downloads,
         )
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from deltastore.checkpoint.hub.addresses import MisbehavedError, NoPartsError
 from deltastore.checkpoint.hub.downloads import Downloads
 from deltastore.checkpoint.hub.exchange import Head, Hub, RefusedError, ask
 from deltastore.checkpoint.hub.failures import hub_error
+from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.patience import Patience
 from deltastore.checkpoint.hub.retrying import CutError, persist
+from deltastore.checkpoint.hub.snapshot import Snapshot
 from deltastore.errors import HubError, shown
-
-if TYPE_CHECKING:
-    from deltastore.checkpoint.hub.listing import HubFile
-    from deltastore.checkpoint.hub.snapshot import Snapshot
 
 
 def file_url(hub: Hub, repo: str, commit: str, filename: str) -> str:

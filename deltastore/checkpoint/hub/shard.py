@@ -11,6 +11,7 @@ from pathlib import Path
 from deltastore.checkpoint.files import read_at
 from deltastore.checkpoint.header import parse_header
 from deltastore.checkpoint.hub.downloads import Downloads, Unwatched
+from deltastore.checkpoint.hub.fetching import fetch
 from deltastore.checkpoint.hub.listing import HubFile
 from deltastore.checkpoint.hub.ranges import RemoteFile
 from deltastore.checkpoint.hub.snapshot import Snapshot
@@ -149,7 +150,9 @@ class HubShard:
                 repo=self._snapshot.repo,
             )
         self._before()
-        opened = SafetensorsFile(self._snapshot.fetch(self.file.name, self._downloads), self._shard)
+        opened = SafetensorsFile(
+            fetch(self._snapshot, self.file.name, self._downloads), self._shard
+        )
         if opened.tensors != self.tensors:
             opened.close()
             raise CheckpointCorruptError(
