@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.delta.floats import bfloat16_bits, fold
+from deltastore.delta.floats import QUIET_NAN, bfloat16_bits, fold, round_to_bfloat16
 from deltastore.kernels.jit import bits_from_float32, float32_from_bits, kernel
 from deltastore.kernels.palette import BLOCK, deltas_from_block, tokens_from_block, upper_halves
 from deltastore.manifest import format as fmt
@@ -30,9 +30,6 @@ _INF = np.uint32(0x7F800000)
 _ROUNDS_TO_INF = np.uint32(0x7F7F8000)
 _KEEP = np.uint32(fmt.KEEP)
 _NAN = np.uint32(fmt.CANONICAL_NAN)
-_HALF = np.uint32(0x7FFF)
-_ONE = np.uint32(1)
-_QUIET_NAN = np.uint32(0x7FC0)
 
 
 @kernel
@@ -53,10 +50,9 @@ def _subtract_block(
         bits = bits_from_float32(x)
         nan = _U32(bits & _ABS) > _INF
         bits = _NAN if nan else bits
-        back = bits_from_float32(b + x)
-        back = _U32(_U32(back + _U32(_HALF + _U32(_U32(back >> _SIXTEEN) & _ONE))) >> _SIXTEEN)
+        back = round_to_bfloat16(bits_from_float32(b + x))
         # NaN loses its sign and payload: applying gives the one quiet NaN, whatever post had.
-        back = _QUIET_NAN if nan else back
+        back = QUIET_NAN if nan else back
         keep = base_bits == post_bits
         lost = _U32(lost | (_U32(0) if keep else _U32(_U32(back << _SIXTEEN) ^ post_bits)))
         changed = _U32(changed + _U32(not keep))
@@ -202,8 +198,7 @@ def _add_block(base: Halves, delta: Singles, scale: np.float32, out: Halves) -> 
         bits = bits_from_float32(b + scale * float32_from_bits(delta[i]))
         outside = _U32(_U32(bits & _ABS) >= _ROUNDS_TO_INF)
         large = _U32(large | (_U32(0) if keep else outside))
-        rounded = _U32(_U32(bits + _U32(_HALF + _U32(_U32(bits >> _SIXTEEN) & _ONE))) >> _SIXTEEN)
-        out[i] = np.uint16(base_bits if keep else rounded)
+        out[i] = np.uint16(base_bits if keep else round_to_bfloat16(bits))
     return large
 
 

@@ -34,7 +34,8 @@ _ONE = np.uint32(1)
 _SIXTEEN = np.uint32(16)
 _ABS = np.uint32(0x7FFFFFFF)
 _INF = np.uint32(0x7F800000)
-_QUIET_NAN = np.uint32(0x7FC0)
+QUIET_NAN = np.uint32(0x7FC0)
+"""The NaN that applying gives, as a bfloat16."""
 
 
 def to_floats(raw: Bytes, dtype: str, *, wide: bool) -> Floats:
@@ -83,7 +84,7 @@ def from_floats(values: Floats, dtype: str) -> Bytes:
                 values = single.view(np.float32)
             if dtype == "BF16":
                 result = np.empty(values.size, np.uint16)
-                _round_to_bfloat16(values.view(np.uint32), result)
+                _all_to_bfloat16(values.view(np.uint32), result)
             elif dtype == "F16":
                 result = np.empty(values.size, np.uint16)
                 _round_to_float16(values.view(np.uint32), result)
@@ -101,16 +102,25 @@ def _small_float(dtype: str) -> Any:
 
 
 @kernel
-def bfloat16_bits(value: np.float32) -> np.uint32:
-    """A float32 rounded to nearest even bfloat16, as the low 16 bits of a uint32."""
-    bits = bits_from_float32(value)
-    carry = _U32(_U16_7FFF + _U32(_U32(bits >> _SIXTEEN) & _ONE))
-    rounded = _U32(_U32(bits + carry) >> _SIXTEEN)
-    return _QUIET_NAN if _U32(bits & _ABS) > _INF else rounded
+def round_to_bfloat16(bits: np.uint32) -> np.uint32:
+    """The upper half of float32 bits, rounded to nearest, ties to even; not for NaN.
+
+    Adding 0x7FFF carries into the upper half just where the lower one is over 0x8000. A tie, 0x8000
+    itself, needs one more, which the last bit of the upper half is where that is odd.
+    """
+    odd = _U32(_U32(bits >> _SIXTEEN) & _ONE)
+    return _U32(_U32(bits + _U32(_U16_7FFF + odd)) >> _SIXTEEN)
 
 
 @kernel
-def _round_to_bfloat16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
+def bfloat16_bits(value: np.float32) -> np.uint32:
+    """A float32 as a bfloat16, in the low 16 bits; every NaN as the one quiet NaN."""
+    bits = bits_from_float32(value)
+    return QUIET_NAN if _U32(bits & _ABS) > _INF else round_to_bfloat16(bits)
+
+
+@kernel
+def _all_to_bfloat16(bits: npt.NDArray[np.uint32], out: npt.NDArray[np.uint16]) -> None:
     for i in range(bits.size):
         out[i] = np.uint16(bfloat16_bits(float32_from_bits(bits[i])))
 

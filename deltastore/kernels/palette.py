@@ -1,9 +1,22 @@
 """Palette tokens: narrow deltas as one byte each, with the rare others beside them.
 
 Token ``t < 255`` stands for entry ``t`` of a table; 255 is an *escape*, whose delta stands among
-the escapes, in order. Here are the steps for one block, which the codec and the arithmetic both
-build their passes from: what stays in the processor's nearest cache between two steps costs next
-to nothing, a chunk written out and read back costs as much as the arithmetic.
+the escapes, in order. A frame of eight elements, two of them escapes, before zstd::
+
+    palette  0: 3C00   1: 7FFF (keep)   2: 8000                  upper halves of float32 bits
+
+    element      0         1         2         3         4         5         6         7
+    delta    3C000000  7FFF0000  38D1B717  7FFF0000  7FFF0000  80000000  BF7FF970  7FFF0000
+    token       00        01        ff        01        01        02        ff        01
+
+             +-------------------------+-------+-------+-------+-------+
+    frame    | 00 01 ff 01 01 02 ff 01 | 17 70 | B7 F9 | D1 7F | 38 BF |
+             +-------------------------+-------+-------+-------+-------+
+               tokens                    escapes in byte planes: the lowest byte of each first
+
+Here are the steps for one block, which the codec and the arithmetic both build their passes from:
+what stays in the processor's nearest cache between two steps costs next to nothing, a chunk written
+out and read back costs as much as the arithmetic.
 """
 
 from __future__ import annotations
