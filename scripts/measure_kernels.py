@@ -17,7 +17,7 @@ from collections.abc import Callable
 import ml_dtypes
 import numpy as np
 
-from deltastore.codecs import entropy, get_codec
+from deltastore.codecs import PaletteDecoder, PaletteEncoder, entropy, get_codec
 from deltastore.delta import (
     Term,
     add,
@@ -54,14 +54,12 @@ def main(sigma: float) -> None:
     codec = get_codec("exact")
     encoder = codec.encoder(delta[: 1 << 15], N)
     decoder = codec.decoder(encoder.params, encoder.arrays, where="measured")
-    table = encoder.token_table
-    if table is None:
+    if not isinstance(encoder, PaletteEncoder) or not isinstance(decoder, PaletteDecoder):
         sys.exit(f"error: deltas of this size are encoded as {encoder.params}, not as tokens")
     tokens, escapes = np.empty(N, np.uint8), np.empty(N + 1, np.uint32)
-    count, _ = subtract_to_tokens(base, post, table, tokens, escapes)
+    count, _ = subtract_to_tokens(base, post, encoder.token_table, tokens, escapes)
     frame = encoder.encode_tokens(tokens, escapes[:count])
     decoded = decoder.tokens(frame, N)
-    assert decoded is not None
     decoded = type(decoded)(decoded.tokens.copy(), decoded.table, decoded.escapes.copy())
     print(f"{8 * len(frame) / N:.2f} bits a weight, {100 * count / N:.1f} % escapes\n")
     tensor, sha = TensorHasher(), hashlib.sha256()
@@ -70,7 +68,7 @@ def main(sigma: float) -> None:
     measure("subtract, proof and norms", lambda: subtract(base, "BF16", post, "BF16", delta))
     measure(
         "the same and tokens, one pass",
-        lambda: subtract_to_tokens(base, post, table, tokens, escapes),
+        lambda: subtract_to_tokens(base, post, encoder.token_table, tokens, escapes),
     )
     measure("zstd of the tokens", lambda: encoder.encode_tokens(tokens, escapes[:count]))
     measure("zstd back, tokens checked", lambda: decoder.tokens(frame, N))

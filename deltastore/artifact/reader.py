@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deltastore.artifact.parts import PartsReader, StreamReader
 from deltastore.blobs import BlobStore
-from deltastore.codecs import Decoder, get_codec
+from deltastore.codecs import Decoder, PaletteDecoder, get_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.errors import CodecUnknownError, FormatError, IntegrityError, PartInvalidError
@@ -133,7 +133,7 @@ class ArtifactReader:
         try:
             frames, decoder = self._open(f"{entry.name}/delta", entry.delta, with_decoder=True)
             assert decoder is not None
-            if not decoder.has_tokens:
+            if not isinstance(decoder, PaletteDecoder):
                 return None
             frame = frames.frame(index)
             return decoder.tokens(frame, count) if frame else None

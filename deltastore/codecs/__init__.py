@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import importlib
 
-from deltastore.codecs.contract import Codec, Decoder, Encoder, Exactness
+from deltastore.codecs.contract import (
+    Codec,
+    Decoder,
+    Encoder,
+    Exactness,
+    PaletteDecoder,
+    PaletteEncoder,
+)
 from deltastore.errors import CodecUnknownError
 
 _CODECS = {"exact": "deltastore.codecs.exact:ExactCodec"}
@@ -35,4 +42,13 @@ def get_codec(name: str) -> Codec:
     return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
 
 
-__all__ = ["Codec", "Decoder", "Encoder", "Exactness", "codec_names", "get_codec"]
+__all__ = [
+    "Codec",
+    "Decoder",
+    "Encoder",
+    "Exactness",
+    "PaletteDecoder",
+    "PaletteEncoder",
+    "codec_names",
+    "get_codec",
+]

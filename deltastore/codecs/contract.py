@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,30 @@ class Encoder(Protocol):
         Deterministic: the same chunk gives the same frame in every process.
         """
 
-    @property
-    def token_table(self) -> Bytes | None:
-        """The token of each upper half, if a narrow chunk is encoded as palette tokens.
 
-        Then subtraction can write the tokens in the same pass: see ``deltastore.kernels.palette``.
+class Decoder(Protocol):
+    """Decodes the frames of one tensor. Thread-safe."""
+
+    def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
+        """Overwrite ``out``, whose size is the chunk's, with the frame's deltas.
+
+        Raises:
+            PartInvalidError: The frame is damaged or does not hold just this many elements. No
+                more memory is taken than a frame of that many elements can need.
+        """
+
+
+@runtime_checkable
+class PaletteEncoder(Encoder, Protocol):
+    """An encoder whose narrow frames are palette tokens: an ability that not every one has.
+
+    Where the codec is exact, subtraction then writes the tokens in the same pass; see
+    ``deltastore.kernels.palette``.
+    """
+
+    @property
+    def token_table(self) -> Bytes:
+        """The token of each upper half.
 
         Shapes:
             ``[65536]``.
@@ -55,25 +74,12 @@ class Encoder(Protocol):
         """
 
 
-class Decoder(Protocol):
-    """Decodes the frames of one tensor. Thread-safe."""
+@runtime_checkable
+class PaletteDecoder(Decoder, Protocol):
+    """What reads the frames of a ``PaletteEncoder``: applying then adds tokens in one pass."""
 
-    def decode(self, frame: bytes | memoryview, out: DeltaChunk) -> None:
-        """Overwrite ``out``, whose size is the chunk's, with the frame's deltas.
-
-        Raises:
-            PartInvalidError: The frame is damaged or does not hold just this many elements. No
-                more memory is taken than a frame of that many elements can need.
-        """
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the stream is encoded as palette tokens, so that ``tokens`` gives some."""
-
-    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
-        """The same as palette tokens, in buffers that the thread's next call overwrites.
-
-        None if this stream is not encoded as tokens.
+    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens:
+        """What ``decode`` gives, as palette tokens, in buffers that the thread's next call reuses.
 
         Raises:
             PartInvalidError: As from ``decode``.

@@ -77,7 +77,8 @@ class ExactCodec:
                 best, size = candidate, cost
         assert best is not None
         # A fresh one: the others' tables, and this one's until it is used, need not be kept.
-        return ExactEncoder(best.form, best.sparse, best.palette, size)
+        kind = ExactPaletteEncoder if _is_tokens(best.form, best.sparse) else ExactEncoder
+        return kind(best.form, best.sparse, best.palette, size)
 
     def decoder(
         self, params: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, where: str
@@ -103,7 +104,8 @@ class ExactCodec:
                 )
             table = np.full(256, fmt.ESCAPE, np.uint32)
             table[: palette.size] = palette.astype(np.uint32) << np.uint32(16)
-            return ExactDecoder(form, sparse, table, palette.size, where)
+            kind = ExactPaletteDecoder if _is_tokens(form, sparse) else ExactDecoder
+            return kind(form, sparse, table, palette.size, where)
         return ExactDecoder(form, sparse, None, 0, where)
 
 
@@ -115,11 +117,6 @@ class ExactEncoder:
     sparse: bool
     palette: npt.NDArray[np.uint16] | None
     bytes_per_element: float = 0.0
-
-    @property
-    def token_table(self) -> Bytes | None:
-        """See ``Encoder.token_table``."""
-        return self._table if self.form == "palette" and not self.sparse else None
 
     @cached_property
     def _table(self) -> Bytes:
@@ -166,8 +163,17 @@ class ExactEncoder:
             content += _planes(singles, "singles.planes")
         return entropy.compress(content + _planes(escapes[:count], "escapes.planes"))
 
+
+class ExactPaletteEncoder(ExactEncoder):
+    """Encodes in the dense form ``palette``; see ``PaletteEncoder``."""
+
+    @property
+    def token_table(self) -> Bytes:
+        """See ``PaletteEncoder.token_table``."""
+        return self._table
+
     def encode_tokens(self, tokens: Bytes, escapes: npt.NDArray[np.uint32]) -> bytes:
-        """See ``Encoder.encode_tokens``."""
+        """See ``PaletteEncoder.encode_tokens``."""
         return entropy.compress([tokens, *_planes(escapes, "escapes.planes")])
 
 
@@ -199,20 +205,6 @@ class ExactDecoder:
         self._decode_dense(content[mask_bytes:], some)
         out[:] = fmt.KEEP_WIDE if out.dtype == np.uint64 else fmt.KEEP
         out[changed] = some
-
-    @property
-    def has_tokens(self) -> bool:
-        """See ``Decoder.has_tokens``."""
-        return self.table is not None and not self.sparse
-
-    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens | None:
-        """See ``Decoder.tokens``."""
-        if self.table is None or self.sparse:
-            return None
-        content = entropy.decompress(frame, max_bytes=5 * elements, where=self.where)
-        head, tail = self._split(content, elements, 4)
-        self._check_tokens(head, tail.size // 4)
-        return Tokens(head, self.table, tail)
 
     def _decode_dense(self, content: Bytes, out: DeltaChunk) -> None:
         n = out.size
@@ -263,6 +255,23 @@ class ExactDecoder:
             raise PartInvalidError(
                 f"{self.where}: a frame holds {count} escapes where its symbols ask for {met}."
             )
+
+
+class ExactPaletteDecoder(ExactDecoder):
+    """Decodes the dense form ``palette``; see ``PaletteDecoder``."""
+
+    def tokens(self, frame: bytes | memoryview, elements: int) -> Tokens:
+        """See ``PaletteDecoder.tokens``."""
+        assert self.table is not None
+        content = entropy.decompress(frame, max_bytes=5 * elements, where=self.where)
+        head, tail = self._split(content, elements, 4)
+        self._check_tokens(head, tail.size // 4)
+        return Tokens(head, self.table, tail)
+
+
+def _is_tokens(form: object, sparse: bool) -> bool:
+    """Whether frames begin with a token for each element."""
+    return form == "palette" and not sparse
 
 
 def _singles(delta: DeltaChunk) -> npt.NDArray[np.uint32]:

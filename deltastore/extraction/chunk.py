@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.checkpoint import Weights
-from deltastore.codecs import Decoder, Encoder
+from deltastore.codecs import PaletteDecoder, PaletteEncoder
 from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import encode_patch, encode_values
 from deltastore.delta import Difference, are_differences, is_wide, subtract, subtract_to_tokens
@@ -82,8 +82,13 @@ def _encode_delta(
     assert pair.post is not None
     assert item.encoder is not None
     assert item.decoder is not None
-    if item.encoder.token_table is not None and pair.base.dtype == pair.post.dtype == "BF16":
-        frame, difference, proven = _encode_as_tokens(item.encoder, item.decoder, before, after)
+    encoder, decoder = item.encoder, item.decoder
+    if (
+        isinstance(encoder, PaletteEncoder)
+        and isinstance(decoder, PaletteDecoder)
+        and pair.base.dtype == pair.post.dtype == "BF16"
+    ):
+        frame, difference, proven = _encode_as_tokens(encoder, decoder, before, after)
     else:
         frame, difference, proven = _encode_any(item, before, after, chunk.count)
     # The proof of restoration, second half: what an apply will read is what was subtracted.
@@ -101,13 +106,12 @@ def _encode_delta(
 
 
 def _encode_as_tokens(
-    encoder: Encoder,
-    decoder: Decoder,
+    encoder: PaletteEncoder,
+    decoder: PaletteDecoder,
     before: npt.NDArray[np.uint8],
     after: npt.NDArray[np.uint8],
 ) -> tuple[bytes, Difference, bool]:
     """Frame, difference and proof of a bfloat16 chunk that is encoded as palette tokens."""
-    assert encoder.token_table is not None
     n = before.size // 2
     tokens = scratch("tokens", n, np.uint8)
     escapes = scratch("escapes4", n + 1, np.uint32)
@@ -115,8 +119,7 @@ def _encode_as_tokens(
     if difference.changed == 0:
         return b"", difference, True
     frame = encoder.encode_tokens(tokens, escapes[:count])
-    again = decoder.tokens(frame, n)
-    return frame, difference, again is not None and are_differences(before, after, again)
+    return frame, difference, are_differences(before, after, decoder.tokens(frame, n))
 
 
 def _encode_any(

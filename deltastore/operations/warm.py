@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from deltastore.codecs import get_codec
-from deltastore.codecs.exact import FORMS, ExactEncoder
+from deltastore.codecs import PaletteDecoder, get_codec
+from deltastore.codecs.exact import FORMS, ExactEncoder, ExactPaletteEncoder
 from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import decode_values, encode_values
 from deltastore.delta import (
@@ -74,13 +74,12 @@ def _tokens() -> None:
     delta = np.empty(16, np.uint32)
     subtract(base, "BF16", post, "BF16", delta)
     palette = (delta[:1] >> 16).astype(np.uint16)
-    encoder = ExactEncoder("palette", False, palette)
+    encoder = ExactPaletteEncoder("palette", False, palette)
     decoder = get_codec("exact").decoder(encoder.params, encoder.arrays, where="warm")
-    assert encoder.token_table is not None
+    assert isinstance(decoder, PaletteDecoder)
     tokens, escapes = np.empty(16, np.uint8), np.empty(17, np.uint32)
     count, _ = subtract_to_tokens(base, post, encoder.token_table, tokens, escapes)
     decoded = decoder.tokens(encoder.encode_tokens(tokens, escapes[:count]), 16)
-    assert decoded is not None
     are_differences(base, post, decoded)
     add_tokens(base, decoded, 1.0, np.empty_like(base))
 

@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deltastore.codecs.exact import ExactCodec
+from deltastore.codecs.exact import ExactCodec, ExactDecoder
 from deltastore.testing.codecs import CodecContract
 
 
-class Wrapped:
-    """An encoder or decoder with some of its methods replaced."""
-
-    def __init__(self, inner: Any, **instead: Any) -> None:
-        self._inner = inner
-        self.__dict__.update(instead)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+def wrapped(inner: Any, **instead: Any) -> Any:
+    """The encoder or decoder with some of its members replaced."""
+    members = {name: staticmethod(m) if callable(m) else m for name, m in instead.items()}
+    made = object.__new__(type("Wrapped", (type(inner),), members))
+    made.__dict__.update({name: m for name, m in vars(inner).items() if name not in instead})
+    return made
 
 
 class Broken(ExactCodec):
@@ -47,7 +44,7 @@ def loses_signs_of_zero(decoder: Any) -> Any:
         decoder.decode(frame, out)
         out[out == (1 << 31)] = 0
 
-    return Wrapped(decoder, decode=decode)
+    return wrapped(decoder, decode=decode)
 
 
 def adds_to_what_is_there(decoder: Any) -> Any:
@@ -56,7 +53,7 @@ def adds_to_what_is_there(decoder: Any) -> Any:
         decoder.decode(frame, out)
         out[out == 0] = before[out == 0]
 
-    return Wrapped(decoder, decode=decode)
+    return wrapped(decoder, decode=decode)
 
 
 def counts_its_frames(encoder: Any) -> Any:
@@ -70,15 +67,11 @@ def counts_its_frames(encoder: Any) -> Any:
             + encoder.encode(delta)
         )
 
-    return Wrapped(encoder, encode=encode)
+    return wrapped(encoder, encode=encode)
 
 
 def skips_the_count(decoder: Any) -> Any:
-    return Wrapped(
-        decoder,
-        decode=lambda frame, out: decoder.decode(frame[12:], out),
-        tokens=lambda frame, n: decoder.tokens(frame[12:], n),
-    )
+    return wrapped(decoder, decode=lambda frame, out: decoder.decode(frame[12:], out))
 
 
 def spoils_its_input(encoder: Any) -> Any:
@@ -87,14 +80,14 @@ def spoils_its_input(encoder: Any) -> Any:
         delta[:1] = 0
         return bytes(frame)
 
-    return Wrapped(encoder, encode=encode)
+    return wrapped(encoder, encode=encode)
 
 
 def says_nothing_where_all_is_kept(encoder: Any) -> Any:
     def encode(delta: Any) -> bytes:
         return b"" if (delta == 0x7FFF0000).all() else encoder.encode(delta)
 
-    return Wrapped(encoder, encode=encode)
+    return wrapped(encoder, encode=encode)
 
 
 def shares_a_buffer(encoder: Any) -> Any:
@@ -105,7 +98,7 @@ def shares_a_buffer(encoder: Any) -> Any:
         time.sleep(0.002)
         return encoder.encode(shared["delta"])
 
-    return Wrapped(encoder, encode=encode)
+    return wrapped(encoder, encode=encode)
 
 
 def raises_index_errors(decoder: Any) -> Any:
@@ -115,7 +108,7 @@ def raises_index_errors(decoder: Any) -> Any:
         except Exception as error:
             raise IndexError from error
 
-    return Wrapped(decoder, decode=decode)
+    return wrapped(decoder, decode=decode)
 
 
 def swallows_damage(decoder: Any) -> Any:
@@ -125,15 +118,15 @@ def swallows_damage(decoder: Any) -> Any:
         except Exception:
             out[:] = 0
 
-    return Wrapped(decoder, decode=decode)
+    return wrapped(decoder, decode=decode)
 
 
 def other_tokens(encoder: Any) -> Any:
-    return Wrapped(encoder, encode_tokens=lambda tokens, _: encoder.encode(tokens.astype("u4")))
+    return wrapped(encoder, encode_tokens=lambda tokens, _: encoder.encode(tokens.astype("u4")))
 
 
 def sees_no_tokens(decoder: Any) -> Any:
-    return Wrapped(decoder, tokens=lambda _frame, _n: None)
+    return ExactDecoder(**vars(decoder))
 
 
 BROKEN = {
@@ -145,12 +138,12 @@ BROKEN = {
     "SharesABuffer": Broken(shares_a_buffer),
     "RaisesIndexErrors": Broken(decodes=raises_index_errors),
     "SwallowsDamage": Broken(decodes=swallows_damage),
-    "SaysItCostsNothing": Broken(lambda encoder: Wrapped(encoder, bytes_per_element=0.0)),
-    "SaysItCostsTooMuch": Broken(lambda encoder: Wrapped(encoder, bytes_per_element=99.0)),
+    "SaysItCostsNothing": Broken(lambda encoder: wrapped(encoder, bytes_per_element=0.0)),
+    "SaysItCostsTooMuch": Broken(lambda encoder: wrapped(encoder, bytes_per_element=99.0)),
     "MakesOtherTokens": Broken(other_tokens),
     "SeesNoTokens": Broken(decodes=sees_no_tokens),
     "HasParametersThatAreNoJson": Broken(
-        lambda encoder: Wrapped(encoder, params={**encoder.params, "n": (1, 2)})
+        lambda encoder: wrapped(encoder, params={**encoder.params, "n": (1, 2)})
     ),
 }
 for _name, _codec in {"Sound": ExactCodec(), **BROKEN}.items():
