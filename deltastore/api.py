@@ -113,7 +113,7 @@ class DeltaStore:
             post: The same model after it.
             name: The name to store it under; by default the last part of ``post``.
             tags: Tags for the new version.
-            codec: How deltas become bytes.
+            codec: How deltas become bytes: a codec's name, with its options after colons.
             jobs: Threads; by default the processors this process may use.
             rehash: Read files again whose digests are remembered.
             restore_only: Store quantised checkpoints, to be restored from their own base only.
@@ -127,6 +127,7 @@ class DeltaStore:
             IncompatibleError: They are not one model before and after post-training.
             RefError: The name or a tag cannot be used.
             StoreError: The store cannot be written.
+            UsageError: There is no such codec.
         """
         from deltastore.execution.progress import Silent
         from deltastore.operations.extract import extract

@@ -251,7 +251,7 @@ class PartInvalidError(FormatError):
 
 
 class CodecUnknownError(FormatError):
-    """A codec or form that this version does not know."""
+    """What an artifact is encoded by, a codec or a form of it, is not known here."""
 
     exit_code = 53
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deltastore.artifact.parts import PartsReader, StreamReader
 from deltastore.blobs import BlobStore
-from deltastore.codecs import Decoder, PaletteDecoder, get_codec
+from deltastore.codecs import Decoder, PaletteDecoder, stored_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.errors import CodecUnknownError, FormatError, IntegrityError, PartInvalidError
@@ -216,7 +216,7 @@ class ArtifactReader:
                 frames = self._parts.stream(key, stream)
                 decoder = None
                 if with_decoder:
-                    codec = get_codec(stream.codec)
+                    codec = stored_codec(stream.codec, where=key)
                     decoder = codec.decoder(stream.params, frames.arrays(), where=key)
                 if len(self._streams) > 64:  # tensors come one after the other
                     self._streams.clear()

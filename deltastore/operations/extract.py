@@ -157,7 +157,7 @@ def extract(
         post: The checkpoint after it.
         name: The artifact's name; the last part of post's path or id if None.
         tags: Tags to set on the version.
-        codec: The codec's name.
+        codec: The codec's spec.
         jobs: Threads; one for each core if None.
         rehash: Read the files even where their digests are remembered.
         restore_only: Accept quantised checkpoints; the artifact can then only restore post from
@@ -169,18 +169,17 @@ def extract(
     Raises:
         CheckpointError: One of the checkpoints cannot be read.
         IncompatibleError: They are not one model before and after post-training.
-        UsageError: The renaming fits no tensor.
+        UsageError: The renaming fits no tensor, or there is no such codec.
         CheckpointCorruptError: Tensors of one are empty that have elements in the other.
         QuantisedCheckpointError: One of them is quantised, and ``restore_only`` is false.
         NoSpaceError: The artifact will not fit.
         StoreError: The store cannot be written.
         RefSyntaxError: The name or a tag cannot be one.
-        CodecUnknownError: There is no such codec.
         SourceChangedError: A file changed while it was read.
     """
     started = time.monotonic()
     progress = Staged(progress or Silent())
-    chosen = get_codec(codec)
+    codec = get_codec(codec).name  # of all the ways to write it, the one that is stored
     if name is not None:
         validate_name(name)
     for tag in tags:
@@ -225,7 +224,7 @@ def extract(
                     blobs,
                     Source(before, before.repo, before.revision),
                     Source(after, after.repo, after.revision),
-                    codec=chosen.name,
+                    codec=codec,
                     files=small.files,
                     pairs=table,
                     not_stored=small.not_stored or (),

@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltastore.codecs import codec_names, entropy, get_codec
+from deltastore.codecs import entropy
 from deltastore.codecs.exact import ExactCodec, ExactEncoder, _choose_palette
 from deltastore.codecs.values import decode_patch, decode_values, encode_patch, encode_values
 from deltastore.errors import CodecUnknownError, PartInvalidError
@@ -239,13 +239,6 @@ def test_masks_must_stay_within_the_chunk() -> None:
 def test_parameters_are_checked(params: dict, arrays: dict, error: type[Exception]) -> None:
     with pytest.raises(error):
         CODEC.decoder(params, arrays, where="t")
-
-
-def test_registry() -> None:
-    assert "exact" in codec_names()
-    assert get_codec("exact").exactness == "exact"
-    with pytest.raises(CodecUnknownError, match="exact"):
-        get_codec("exakt")
 
 
 @pytest.mark.parametrize("itemsize", [1, 2, 4, 8])

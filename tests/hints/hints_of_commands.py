@@ -74,10 +74,12 @@ def grace_is_negative(world: World) -> None:
     world.follow(world.fails("gc", "--grace=-1"))
 
 
-@case("codecs/__init__.py:get_codec:1")
+@case("codecs/registry.py:get_codec:1", "codecs/registry.py:_wrong:1")
 def codec_is_unknown(world: World) -> None:
     ran = world.fails("extract", *world.pair("post4"), "--codec", "other")
     assert "--codec" in ran.commands
+    ran = world.fails("extract", *world.pair("post4"), "--codec", "exact:3")
+    assert ran.commands == ["--codec exact"]
     world.works("extract", *world.pair("post4"), "--codec", "exact")
 
 

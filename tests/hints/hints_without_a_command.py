@@ -16,6 +16,7 @@ _because(
     "catalog/schema.py:check_revision:2",
     "catalog/schema.py:migrations_directory:1",
     "codecs/exact.py:ExactCodec.decoder:1",
+    "codecs/registry.py:stored_codec:1",
     "manifest/parse.py:parse_config:1",
     "artifact/reader.py:_require_plain:1",
     "operations/doctor.py:_installation:1",

@@ -38,10 +38,10 @@ from deltastore.checkpoint import Checkpoint
 from deltastore.digest import sha256_digest
 from deltastore.errors import (
     CheckpointNotFoundError,
-    CodecUnknownError,
     NoWeightsError,
     RefSyntaxError,
     SourceChangedError,
+    UsageError,
 )
 from deltastore.extraction import encoding
 from deltastore.manifest import Config, Manifest, config_bytes
@@ -702,7 +702,8 @@ def test_which_small_files_are_stored(
         ({"name": ""}, RefSyntaxError),
         ({"tags": ["v3"]}, RefSyntaxError),
         ({"tags": ["no tag"]}, RefSyntaxError),
-        ({"codec": "zip"}, CodecUnknownError),
+        ({"codec": "zip"}, UsageError),
+        ({"codec": "exact:3"}, UsageError),
     ],
     ids=str,
 )
