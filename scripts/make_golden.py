@@ -30,7 +30,7 @@ import zstandard
 import deltastore
 from deltastore.artifact.parts import PartBuilder
 from deltastore.artifact.reader import ArtifactReader
-from deltastore.blobs import LocalBlobs
+from deltastore.blobs import BlobStore
 from deltastore.manifest import Config, Manifest
 from deltastore.manifest.format import DTYPE_BYTES
 
@@ -367,7 +367,7 @@ def write_checkpoint(
         (directory / name).write_text(content, encoding="utf-8")
 
 
-def decoded(blobs: LocalBlobs, manifest: Manifest, config: Config) -> dict[str, Any]:
+def decoded(blobs: BlobStore, manifest: Manifest, config: Config) -> dict[str, Any]:
     """Every stream, decoded: deltas as float bits, values as bytes, patches as both."""
     reader = ArtifactReader(blobs, manifest, config)
     found: dict[str, Any] = {}

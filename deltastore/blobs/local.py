@@ -9,14 +9,13 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from deltastore.blobs import steps
 from deltastore.blobs.durable import Piece, translated, write_temp
-from deltastore.blobs.protocol import StoredBlob
+from deltastore.blobs.protocol import BlobEntry, BlobReader, StoredBlob
 from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
 from deltastore.errors import (
@@ -37,15 +36,6 @@ _FETCH_AGAIN = (
     "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the "
     "same pair writes it anew."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class BlobFile:
-    """A blob as a file: its size in bytes and its modification time in seconds."""
-
-    digest: str
-    size: int
-    modified: float
 
 
 class LocalReader:
@@ -116,7 +106,7 @@ class LocalReader:
 
 
 class LocalBlobs:
-    """Blobs in a directory. See ``BlobStore`` for what the methods promise.
+    """Blobs in a directory. See ``CollectableBlobs`` and ``FileBlobs`` for what it promises.
 
     Args:
         directory: Holds one file per blob, named by the 64 hex digits.
@@ -201,21 +191,16 @@ class LocalBlobs:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def file(self, digest: str) -> BlobFile | None:
-        """A blob's size and time; None where there is none."""
+    def entry(self, digest: str) -> BlobEntry | None:
+        """A blob's size and time; see ``CollectableBlobs.entry``."""
         try:
             status = self.path(digest).lstat()
         except OSError:
             return None
-        return BlobFile(digest, status.st_size, status.st_mtime)
+        return BlobEntry(digest, status.st_size, status.st_mtime)
 
-    def files(self) -> Iterator[BlobFile]:
-        """All blobs with their sizes and times, in no order.
-
-        Raises:
-            StoreClosedError: The user may not look.
-            StoreError: The system refuses for another reason.
-        """
+    def entries(self) -> Iterator[BlobEntry]:
+        """All blobs with their sizes and times; see ``CollectableBlobs.entries``."""
         with translated(self._directory, "read"):
             try:
                 names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
@@ -225,7 +210,7 @@ class LocalBlobs:
             except PermissionError as error:
                 raise self._closed(self._directory) from error
         for name in names:
-            if _HEX64.match(name) and (found := self.file(f"sha256:{name}")) is not None:
+            if _HEX64.match(name) and (found := self.entry(f"sha256:{name}")) is not None:
                 yield found
 
     def strangers(self) -> list[Path]:
@@ -237,16 +222,7 @@ class LocalBlobs:
         return [self._directory / name for name in names if not _HEX64.match(name)]
 
     def move_out(self, digest: str, into: Directory) -> bool:
-        """Move a blob out of the store; whether that was done, in one step or not at all.
-
-        Args:
-            digest: The blob.
-            into: Where to, on the same file system. Once it is removed, nothing can be moved.
-
-        Raises:
-            StoreReadOnlyError: The user may not.
-            StoreError: The system refuses for another reason.
-        """
+        """Rename a blob into a bin on the same file system; see ``CollectableBlobs.move_out``."""
         path = self.path(digest)
         with translated(path):
             try:
@@ -348,8 +324,17 @@ class LocalBlobs:
         return True
 
 
+def check_file(descriptor: int, digest: str) -> None:
+    """Compare a file that is open, wherever it is, with a blob's digest; it stays open.
+
+    Raises:
+        BlobCorruptError: It has another one, or cannot be read.
+    """
+    check_bytes(LocalReader(descriptor, digest, os.fstat(descriptor).st_size), digest)
+
+
 def check_bytes(
-    reader: LocalReader, digest: str, *, advance: Callable[[int], None] | None = None
+    reader: BlobReader, digest: str, *, advance: Callable[[int], None] | None = None
 ) -> None:
     """Compare what is open with a digest.
 

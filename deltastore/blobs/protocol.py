@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
+
+from deltastore.system.directory import Directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,15 @@ class StoredBlob:
     digest: str
     size: int
     reused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlobEntry:
+    """A blob as a list has it: its size in bytes, and when it was put or used last, in seconds."""
+
+    digest: str
+    size: int
+    modified: float
 
 
 class BlobReader(Protocol):
@@ -55,8 +67,8 @@ class BlobReader(Protocol):
     ) -> None: ...
 
 
-class BlobStore(Protocol):
-    """Immutable bytes by their sha256. All methods may be called from several threads at once."""
+class BlobSink(Protocol):
+    """What takes blobs."""
 
     def put(
         self, pieces: Sequence[bytes | bytearray | memoryview], *, digest: str | None = None
@@ -77,6 +89,13 @@ class BlobStore(Protocol):
             StoreReadOnlyError: The user may not write.
             StoreError: The system refuses for another reason.
         """
+
+
+class BlobStore(BlobSink, Protocol):
+    """Immutable bytes by their sha256. All methods may be called from several threads at once.
+
+    What only some places for blobs can do is asked for: ``CollectableBlobs``, ``FileBlobs``.
+    """
 
     def open(self, digest: str, size: int) -> BlobReader:
         """Open a blob that should have ``size`` bytes.
@@ -129,3 +148,58 @@ class BlobStore(Protocol):
             StoreReadOnlyError: The user may not write.
             StoreError: The system refuses for another reason.
         """
+
+
+@runtime_checkable
+class CollectableBlobs(BlobStore, Protocol):
+    """Blobs of which ``gc`` can delete those that nothing refers to, beside running writers."""
+
+    def entries(self) -> Iterator[BlobEntry]:
+        """All blobs with their sizes and times, in no order.
+
+        Raises:
+            StoreClosedError: The user may not look.
+            StoreError: The system refuses for another reason.
+        """
+
+    def entry(self, digest: str) -> BlobEntry | None:
+        """A blob's size and time; None where there is none."""
+
+    def strangers(self) -> list[Path]:
+        """Files that lie among the blobs and are none; they are left alone."""
+
+    def move_out(self, digest: str, into: Directory) -> bool:
+        """Move a blob out of the store; whether that was done, in one step or not at all.
+
+        A writer that waited too long for a collector removes its bin, and relies on the blobs
+        that it finds from then on: what is moved out later would be lost.
+
+        Args:
+            digest: The blob.
+            into: The collector's bin. Once it is removed, nothing can be moved.
+
+        Raises:
+            StoreReadOnlyError: The user may not.
+            StoreError: The system refuses for another reason.
+        """
+
+    def sync(self) -> None:
+        """Have what was moved out be gone after a power cut."""
+
+
+class FileReader(BlobReader, Protocol):
+    """An open blob that is a file."""
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+
+
+@runtime_checkable
+class FileBlobs(BlobStore, Protocol):
+    """Blobs that are files: ``export`` can link and clone them, and people find them by path."""
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, or would."""
+
+    def open(self, digest: str, size: int) -> FileReader:
+        """See ``BlobStore.open``."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deltastore.artifact.parts import PartBuilder
-from deltastore.blobs import BlobStore, StoredBlob
+from deltastore.blobs import BlobSink, StoredBlob
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.execution.crew import Crew, InOrder, Turns
@@ -41,7 +41,7 @@ class Encoded:
 
 
 def encode(
-    blobs: BlobStore,
+    blobs: BlobSink,
     base: Weights,
     post: Weights,
     plans: Sequence[Plan],
@@ -195,7 +195,7 @@ def _side(info: TensorInfo | None, hasher: Any) -> TensorSide | None:
 class _PartWriter:
     """Stores parts beside the encoding, at most two at a time so that memory stays bounded."""
 
-    def __init__(self, blobs: BlobStore, crew: Crew) -> None:
+    def __init__(self, blobs: BlobSink, crew: Crew) -> None:
         self._blobs = blobs
         self._crew = crew
         self._pool = Workers(1, name="parts")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltastore.artifact import small_files
-from deltastore.blobs import LocalBlobs, StoredBlob
+from deltastore.blobs import CountedBlobs
 from deltastore.checkpoint import Weights
 from deltastore.codecs import get_codec
 from deltastore.digest import content_digest, fingerprint, sha256_digest
@@ -67,23 +67,6 @@ class Wanted:
     not_stored: tuple[str, ...] | None = None
     restore_only: bool = False
     thorough: bool = False
-
-
-class CountedBlobs(LocalBlobs):
-    """The store's blobs, counting the bytes that are put and were there already."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.parts.layout.blobs, store.parts.layout.temp)
-        self.reused_bytes = 0
-
-    def put(
-        self, pieces: Sequence[bytes | bytearray | memoryview], *, digest: str | None = None
-    ) -> StoredBlob:
-        """See ``BlobStore.put``; one thread at a time puts parts."""
-        stored = super().put(pieces, digest=digest)
-        if stored.reused:
-            self.reused_bytes += stored.size
-        return stored
 
 
 def reusable(

@@ -19,6 +19,7 @@ from os import PathLike
 from deltastore.artifact import small_files
 from deltastore.artifact.model_files import fitting
 from deltastore.artifact.reader import ArtifactReader, blaming
+from deltastore.blobs import CountedBlobs
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.digest import sha256_digest
 from deltastore.errors import (
@@ -30,7 +31,7 @@ from deltastore.errors import (
 )
 from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress, Silent, Staged
-from deltastore.extraction.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.extraction.storing import Source, Wanted, encode_pair, reusable
 from deltastore.lineage import digests
 from deltastore.lineage.pair_similarity import measure_pair
 from deltastore.lineage.pairing import pair_up
@@ -138,7 +139,7 @@ def compose(
         with store.lease("compose"):
             found = _stored(store, first, last, store.find_made(*pair))
             reused = found is not None
-            blobs = CountedBlobs(store)
+            blobs = CountedBlobs(store.blobs)
             cosine = None
             if found is None:
                 checkpoint = stack.enter_context(

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Self
 
 from deltastore.artifact import small_files
+from deltastore.blobs import CountedBlobs
 from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
 from deltastore.checkpoint.index import listed
 from deltastore.checkpoint.ungathered import refuse_ungathered
@@ -18,7 +19,7 @@ from deltastore.digest import fingerprint, sha256_digest
 from deltastore.errors import QuantisedCheckpointError
 from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent, Staged
-from deltastore.extraction.storing import CountedBlobs, Source, Wanted, encode_pair, reusable
+from deltastore.extraction.storing import Source, Wanted, encode_pair, reusable
 from deltastore.lineage import digests
 from deltastore.lineage.calling import called_alike
 from deltastore.lineage.kinship import (
@@ -211,7 +212,7 @@ def extract(
                 pairs = _already_there(store, before, after, codec, progress, jobs)
                 found = reusable(store, pairs, wanted)
             reused = found is not None
-            blobs = CountedBlobs(store)
+            blobs = CountedBlobs(store.blobs)
             table = pair_up(before, after, may_tie=may_tie(before.config))
             figures = PairLineage()
             if not restore_only and (found is None or (before.is_local and after.is_local)):

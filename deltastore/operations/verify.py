@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltastore.blobs import FileBlobs
 from deltastore.errors import FormatError, IntegrityError, StoreClosedError
 from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent
@@ -249,10 +250,15 @@ class _Work:
             self._report(digest, error.message, refs)
             return
         # It need not be damaged, so that it has no digest to be written anew, but a way to it.
-        where = self._store.blobs.path(digest).relative_to(self._store.path)
         problem = f"{error.message} {error.hint}"
-        self._problems.append(Problem(str(where), None, problem, tuple(refs)))
+        self._problems.append(Problem(self._where(digest), None, problem, tuple(refs)))
 
     def _report(self, digest: str, problem: str, refs: Sequence[str]) -> None:
-        where = self._store.blobs.path(digest).relative_to(self._store.path)
-        self._problems.append(Problem(str(where), digest, problem, tuple(refs)))
+        self._problems.append(Problem(self._where(digest), digest, problem, tuple(refs)))
+
+    def _where(self, digest: str) -> str:
+        """A blob's path in the store; its digest where blobs are no files."""
+        blobs = self._store.blobs
+        if isinstance(blobs, FileBlobs):
+            return str(blobs.path(digest).relative_to(self._store.path))
+        return digest

@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltastore.blobs.local import LocalReader, check_bytes
+from deltastore.blobs import FileBlobs, check_file
 from deltastore.checkpoint.destination import check_space
 from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.output import Output
@@ -104,6 +104,8 @@ def write_layout(
 
 def _link(store: Store, digest: str, size: int, target: Directory) -> bool:
     """Make a hard link of a blob; whether that can be done, and is safe."""
+    if not isinstance(store.blobs, FileBlobs):
+        return False
     path, name = store.blobs.path(digest), digest.removeprefix("sha256:")
     try:
         os.link(path, name, dst_dir_fd=target.descriptor, follow_symlinks=False)
@@ -128,6 +130,8 @@ def _clone(store: Store, digest: str, size: int, target: Directory) -> bool:
 
     Both have the same blocks until one of them is written to, which then gets blocks of its own.
     """
+    if not isinstance(store.blobs, FileBlobs):
+        return False
     name = digest.removeprefix("sha256:")
     descriptor = target.create(name)
     try:
@@ -170,11 +174,13 @@ def _check(target: Directory, digest: str, size: int) -> None:
         descriptor = target.read(digest.removeprefix("sha256:"))
     except OSError as error:
         raise _damaged(digest) from error
-    status = os.fstat(descriptor)
-    with LocalReader(descriptor, digest, status.st_size) as reader:
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             raise _damaged(digest)
-        check_bytes(reader, digest)
+        check_file(descriptor, digest)
+    finally:
+        os.close(descriptor)
 
 
 def _damaged(digest: str) -> BlobCorruptError:

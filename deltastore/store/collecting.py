@@ -11,10 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltastore.blobs import steps
-from deltastore.blobs.local import BlobFile
+from deltastore.blobs import BlobEntry, CollectableBlobs, steps
 from deltastore.blobs.steps import Step
-from deltastore.errors import NoSpaceError
+from deltastore.errors import NoSpaceError, StoreError
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
@@ -34,7 +33,7 @@ class Amount:
     blobs: int = 0
     bytes: int = 0
 
-    def add(self, blob: BlobFile) -> None:
+    def add(self, blob: BlobEntry) -> None:
         """One more."""
         self.blobs += 1
         self.bytes += blob.size
@@ -74,6 +73,7 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
     if not dry_run:
         parts.require_writable()
         parts.require_together(parts.layout.blobs)
+    blobs = _collectable(parts)
     done = Collection(
         temp_files=parts.recovered.temp_files,
         temp_bytes=parts.recovered.temp_bytes,
@@ -83,7 +83,7 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
     references.update(parts)
     # A reader can make no file to see the server's clock by; nothing is deleted by his own.
     age = _Age(parts.leases.server_time() if parts.writable else time.time(), grace_s)
-    plan = _plan(parts, references, age, done)
+    plan = _plan(parts, blobs, references, age, done)
     if dry_run:
         _preview(parts, plan, age, done)
         return done
@@ -100,7 +100,7 @@ def collect(parts: Parts, *, grace_s: float, dry_run: bool) -> Collection:
             else:
                 # Writers that came and went since the plan have left records.
                 references.update(parts)
-                _delete(parts, plan, references, age, waste, done)
+                _delete(parts, blobs, plan, references, age, waste, done)
         steps.reached(Step.OPENED)
     steps.reached(Step.EMPTIED)
     return done
@@ -116,7 +116,7 @@ def freeable(parts: Parts) -> Amount:
     references = References()
     references.update(parts)
     found = Amount()
-    for blob in parts.blobs.files():
+    for blob in _collectable(parts).entries():
         if blob.digest not in references.blobs:
             found.add(blob)
     return found
@@ -134,16 +134,31 @@ class _Age:
         return self.grace_s > 0 and self.at - since < self.grace_s
 
 
-def _plan(parts: Parts, references: References, age: _Age, done: Collection) -> list[BlobFile]:
+def _collectable(parts: Parts) -> CollectableBlobs:
+    """The store's blobs, if any can be deleted beside running writers."""
+    if isinstance(parts.blobs, CollectableBlobs):
+        return parts.blobs
+    raise StoreError(
+        f"The blobs of the store at {parts.layout.root} are kept where none can be moved out in "
+        "one step; nothing was deleted.",
+        hint="While nobody writes to the store, delete there what `deltastore verify --json` lists "
+        "as orphans.",
+        path=str(parts.layout.root),
+    )
+
+
+def _plan(
+    parts: Parts, blobs: CollectableBlobs, references: References, age: _Age, done: Collection
+) -> list[BlobEntry]:
     plan = []
-    for blob in parts.blobs.files():
+    for blob in blobs.entries():
         if blob.digest in references.blobs:
             done.referenced.add(blob)
         elif age.is_young(max(blob.modified, references.removed.get(blob.digest, blob.modified))):
             done.young.add(blob)
         else:
             plan.append(blob)
-    foreign = (*parts.blobs.strangers(), *parts.leases.strangers())
+    foreign = (*blobs.strangers(), *parts.leases.strangers())
     done.foreign = tuple(sorted(str(path.relative_to(parts.layout.root)) for path in foreign))
     return plan
 
@@ -160,7 +175,7 @@ def _writers(parts: Parts) -> list[Lease]:
         time.sleep(_POLL_S)
 
 
-def _preview(parts: Parts, plan: list[BlobFile], age: _Age, done: Collection) -> None:
+def _preview(parts: Parts, plan: list[BlobEntry], age: _Age, done: Collection) -> None:
     # A reader may be kept out of the leases: nothing is deleted by what he does not see.
     leases = parts.leases.all_or_error() if parts.writable else parts.leases.all()
     done.leases += sum(lease.over(age.at) for lease in leases)
@@ -198,7 +213,7 @@ def _temps(parts: Parts, age: _Age) -> list[Path]:
     return sorted({*parts.leases.stale_temps(), *old})
 
 
-def _hold_back(plan: list[BlobFile], writers: list[Lease], done: Collection) -> None:
+def _hold_back(plan: list[BlobEntry], writers: list[Lease], done: Collection) -> None:
     for blob in plan:
         done.held.add(blob)
     done.holders = tuple(lease.holder for lease in writers)
@@ -206,7 +221,8 @@ def _hold_back(plan: list[BlobFile], writers: list[Lease], done: Collection) -> 
 
 def _delete(
     parts: Parts,
-    plan: list[BlobFile],
+    blobs: CollectableBlobs,
+    plan: list[BlobEntry],
     references: References,
     age: _Age,
     waste: Directory,
@@ -217,13 +233,13 @@ def _delete(
             done.referenced.add(blob)
             continue
         # Put again since the plan, by a writer that was stopped before it published.
-        current = parts.blobs.file(blob.digest)
+        current = blobs.entry(blob.digest)
         if current is None:
             continue
         if age.is_young(current.modified):
             done.young.add(current)
             continue
-        if _binned(parts, blob.digest, waste):
+        if _binned(blobs, blob.digest, waste):
             done.removed.add(current)
             done.digests.append(blob.digest)
             steps.reached(Step.BINNED)
@@ -234,14 +250,14 @@ def _delete(
             done.holders = ("a writer that waited too long for this collection",)
             break
     if done.digests:
-        parts.blobs.sync()
+        blobs.sync()
 
 
-def _binned(parts: Parts, digest: str, waste: Directory) -> bool:
-    """Move a blob into the bin; see ``LocalBlobs.move_out``."""
+def _binned(blobs: CollectableBlobs, digest: str, waste: Directory) -> bool:
+    """Move a blob into the bin; see ``CollectableBlobs.move_out``."""
     try:
-        return parts.blobs.move_out(digest, waste)
+        return blobs.move_out(digest, waste)
     except NoSpaceError:
         # The bin itself would have to grow: what is in it goes at once, and gives room.
         waste.clear(folders=0)
-        return parts.blobs.move_out(digest, waste)
+        return blobs.move_out(digest, waste)

@@ -9,7 +9,7 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from deltastore.blobs import LocalBlobs, spares
+from deltastore.blobs import BlobStore, LocalBlobs, spares
 from deltastore.catalog import Catalog, DigestMemory, LocalIndex
 from deltastore.errors import NoSpaceError, NotAStoreError, StoreError
 from deltastore.store import layout, placing
@@ -38,7 +38,7 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
             f"{place.root} stopped being a store while it was opened.", hint="Try again."
         )
     layout.require_readable(place)
-    blobs = LocalBlobs(place.blobs, place.temp)
+    blobs = open_blobs(place)
     names = Names(place.names, place.temp)
     leases = Leases(place.leases, place.temp)
     closed = closed_to_writing(place)
@@ -73,6 +73,11 @@ def open_parts(path: Path, *, create: bool, index: str | None) -> Parts:
     if parts.writable:
         return replace(parts, recovered=_recover(parts))
     return parts
+
+
+def open_blobs(place: Layout) -> BlobStore:
+    """Where a store keeps its blobs; nothing else knows what kind of place that is."""
+    return LocalBlobs(place.blobs, place.temp)
 
 
 def closed_to_writing(place: Layout) -> tuple[Path, ...]:

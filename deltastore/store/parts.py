@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltastore.blobs import LocalBlobs
+from deltastore.blobs import BlobStore
 from deltastore.catalog import Catalog, DigestMemory
 from deltastore.errors import StoreReadOnlyError
 from deltastore.store.claims import Claims
@@ -35,7 +35,7 @@ class Parts:
 
     layout: Layout
     info: StoreInfo
-    blobs: LocalBlobs
+    blobs: BlobStore
     names: Names
     leases: Leases
     claims: Claims

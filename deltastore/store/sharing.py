@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltastore.blobs import FileBlobs
 from deltastore.errors import StoreError
 from deltastore.store import Store
 from deltastore.system.permission import group_name, user_name
@@ -77,8 +78,9 @@ def _looked_at(store: Store) -> Iterator[tuple[Path, os.stat_result]]:
             continue
         for version in versions:
             yield from _status(store.parts.names.path(name, version))
-    for blob in itertools.islice(store.blobs.digests(), _FILES_LOOKED_AT):
-        yield from _status(store.blobs.path(blob))
+    if isinstance(store.blobs, FileBlobs):
+        for blob in itertools.islice(store.blobs.digests(), _FILES_LOOKED_AT):
+            yield from _status(store.blobs.path(blob))
 
 
 def _status(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

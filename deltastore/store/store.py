@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import LocalBlobs, spares, steps
+from deltastore.blobs import BlobStore, spares, steps
 from deltastore.blobs.durable import translated
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
@@ -80,7 +80,7 @@ class Store:
         return self.parts.info.id
 
     @property
-    def blobs(self) -> LocalBlobs:
+    def blobs(self) -> BlobStore:
         """The store's blobs."""
         return self.parts.blobs
 

@@ -82,6 +82,10 @@ _because(
     "store/tagging.py:set_tag:1",
 )
 _because(
+    "A store's blobs are kept elsewhere: tests/store/test_store_blobs.py.",
+    "store/collecting.py:_collectable:1",
+)
+_because(
     "What is damaged or hostile has a right digest: no deltastore makes it, and the way out is the "
     "one of `manifest_breaks_the_format`.",
     "blobs/local.py:LocalBlobs.put:1",
