@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -13,29 +12,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import steps
+from deltastore.blobs import checking, steps
 from deltastore.blobs.durable import Piece, translated, write_temp
-from deltastore.blobs.protocol import BlobEntry, BlobReader, StoredBlob
+from deltastore.blobs.protocol import BlobEntry, StoredBlob
 from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
-    ManifestInvalidError,
     StoreClosedError,
 )
 from deltastore.system.directory import Directory, Place
 from deltastore.system.permission import closed
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
-_BLOCK_BYTES = 1 << 20
 
 # What is stored never changes: nobody should edit a file by mistake, which may be an export's too.
 _MODE = 0o444
-_FETCH_AGAIN = (
-    "Run `deltastore verify` to see what else is damaged; `deltastore extract --rehash` of the "
-    "same pair writes it anew."
-)
 
 
 class LocalReader:
@@ -60,11 +53,7 @@ class LocalReader:
             except OSError as error:
                 raise _unreadable(self._digest, error) from error
             if count == 0:
-                raise BlobCorruptError(
-                    f"Blob {self._digest} ends {len(view)} bytes early, at byte {offset}.",
-                    hint=_FETCH_AGAIN,
-                    digest=self._digest,
-                )
+                raise checking.ends_early(self._digest, len(view), offset)
             view = view[count:]
             offset += count
 
@@ -128,12 +117,7 @@ class LocalBlobs:
     def put(self, pieces: Sequence[Piece], *, digest: str | None = None) -> StoredBlob:
         """Store bytes; see ``BlobStore.put``."""
         found = sha256_digest(*pieces)
-        if digest is not None and found != digest:
-            raise BlobCorruptError(
-                f"The bytes to be stored as {digest} have the digest {found}.",
-                hint="What they were read from is damaged or changed meanwhile.",
-                digest=digest,
-            )
+        checking.require_digest(found, digest)
         size = sum(memoryview(piece).nbytes for piece in pieces)
         path = self.path(found)
         if self._holds(found, pieces, size):
@@ -152,33 +136,25 @@ class LocalBlobs:
     def open(self, digest: str, size: int) -> LocalReader:
         """Open a blob; see ``BlobStore.open``."""
         reader = self._open(digest)
-        if reader.size != size:
+        try:
+            checking.require_size(digest, reader.size, size)
+        except BlobCorruptError:
             reader.close()
-            raise _other_size(digest, reader.size, size)
+            raise
         return reader
 
     def read(self, digest: str, *, limit: int, what: str, size: int | None = None) -> bytes:
         """A small blob's bytes; see ``BlobStore.read``."""
         with self._open(digest) as reader:
-            if size is not None and reader.size != size:
-                raise _other_size(digest, reader.size, size)
-            if reader.size > limit:
-                raise ManifestInvalidError(
-                    f"{what} ({digest}) has {reader.size} bytes; the format allows {limit}.",
-                    hint=_FETCH_AGAIN,
-                    digest=digest,
-                )
-            data = reader.read(0, reader.size)
-        if sha256_digest(data) != digest:
-            raise _other_bytes(digest, what=what)
-        return data
+            checking.require_size(digest, reader.size, size)
+            return checking.read_checked(reader, digest, limit=limit, what=what)
 
     def check(
         self, digest: str, size: int, *, advance: Callable[[int], None] | None = None
     ) -> None:
         """Compare a blob with its digest; see ``BlobStore.check``."""
         with self.open(digest, size) as reader:
-            check_bytes(reader, digest, advance=advance)
+            checking.check_bytes(reader, digest, advance=advance)
 
     def size(self, digest: str) -> int | None:
         """A blob's size; see ``BlobStore.size``."""
@@ -274,9 +250,7 @@ class LocalBlobs:
         try:
             descriptor = os.open(self.path(digest), flags)
         except FileNotFoundError as error:
-            raise BlobMissingError(
-                f"Blob {digest} is not in the store.", hint=_FETCH_AGAIN, digest=digest
-            ) from error
+            raise checking.missing(digest) from error
         except PermissionError as error:
             raise self._closed(self.path(digest)) from error
         except OSError as error:
@@ -285,7 +259,7 @@ class LocalBlobs:
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise BlobCorruptError(
-                f"Blob {digest} is no ordinary file.", hint=_FETCH_AGAIN, digest=digest
+                f"Blob {digest} is no ordinary file.", hint=checking.FETCH_AGAIN, digest=digest
             )
         return LocalReader(descriptor, digest, status.st_size)
 
@@ -304,7 +278,7 @@ class LocalBlobs:
         """
         if self.size(digest) != size:
             return False
-        buffer = bytearray(min(_BLOCK_BYTES, max(1, size)))
+        buffer = bytearray(min(checking.BLOCK_BYTES, max(1, size)))
         offset = 0
         try:
             with self._open(digest) as reader:
@@ -330,47 +304,12 @@ def check_file(descriptor: int, digest: str) -> None:
     Raises:
         BlobCorruptError: It has another one, or cannot be read.
     """
-    check_bytes(LocalReader(descriptor, digest, os.fstat(descriptor).st_size), digest)
-
-
-def check_bytes(
-    reader: BlobReader, digest: str, *, advance: Callable[[int], None] | None = None
-) -> None:
-    """Compare what is open with a digest.
-
-    Raises:
-        BlobCorruptError: It has another one, or cannot be read.
-    """
-    hasher = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_BLOCK_BYTES, max(1, reader.size))))
-    for offset in range(0, reader.size, len(buffer)):
-        block = buffer[: min(len(buffer), reader.size - offset)]
-        reader.read_into(offset, block)
-        hasher.update(block)
-        if advance is not None:
-            advance(len(block))
-    if f"sha256:{hasher.hexdigest()}" != digest:
-        raise _other_bytes(digest, what="Blob")
-
-
-def _other_size(digest: str, found: int, stated: int) -> BlobCorruptError:
-    return BlobCorruptError(
-        f"Blob {digest} has {found} bytes; its manifest says {stated}.",
-        hint=_FETCH_AGAIN,
-        digest=digest,
-    )
-
-
-def _other_bytes(digest: str, *, what: str) -> BlobCorruptError:
-    return BlobCorruptError(
-        f"{what} {digest} is damaged: its bytes have another digest.",
-        hint=_FETCH_AGAIN,
-        digest=digest,
-    )
+    reader = LocalReader(descriptor, digest, os.fstat(descriptor).st_size)
+    checking.check_bytes(reader, digest)
 
 
 def _unreadable(digest: str, error: OSError) -> BlobCorruptError:
     why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
     return BlobCorruptError(
-        f"Blob {digest} cannot be read: {why}.", hint=_FETCH_AGAIN, digest=digest
+        f"Blob {digest} cannot be read: {why}.", hint=checking.FETCH_AGAIN, digest=digest
     )

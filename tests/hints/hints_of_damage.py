@@ -268,25 +268,25 @@ def _again(world: World, *argv: str) -> None:
     world.is_well()
 
 
-@case("blobs/local.py:LocalBlobs._open:1")
+@case("blobs/checking.py:missing:1")
 def blob_is_missing(world: World) -> None:
     world.blob("part").unlink()
     _again(world, *world.apply())
 
 
-@case("blobs/local.py:LocalBlobs._open:2")
+@case("blobs/local.py:LocalBlobs._open:1")
 def blob_is_a_directory(world: World) -> None:
     in_its_place(world.blob("part"))
     _again(world, *world.apply())
 
 
-@case("blobs/local.py:_other_size:1")
+@case("blobs/checking.py:require_size:1")
 def blob_is_cut_short(world: World) -> None:
     os.truncate(world.blob("part"), 10)
     _again(world, *world.apply())
 
 
-@case("blobs/local.py:_other_bytes:1", "artifact/reader.py:blaming:1")
+@case("blobs/checking.py:require_bytes:1", "artifact/reader.py:blaming:1")
 def manifest_is_damaged(world: World) -> None:
     path = world.blob("manifest")
     path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
@@ -301,7 +301,7 @@ def config_is_a_link(world: World) -> None:
     _again(world, "show", "m:v3")
 
 
-@case("blobs/local.py:LocalReader.read_into:1")
+@case("blobs/checking.py:ends_early:1")
 def blob_is_cut_short_while_it_is_open(world: World) -> None:
     from deltastore.blobs import LocalBlobs
     from deltastore.errors import BlobCorruptError

@@ -88,8 +88,8 @@ _because(
 _because(
     "What is damaged or hostile has a right digest: no deltastore makes it, and the way out is the "
     "one of `manifest_breaks_the_format`.",
-    "blobs/local.py:LocalBlobs.put:1",
-    "blobs/local.py:LocalBlobs.read:1",
+    "blobs/checking.py:require_digest:1",
+    "blobs/checking.py:read_checked:1",
     "checkpoint/writer.py:_checked:1",
     "manifest/parse.py:load_json:2",
     "extraction/chunk.py:_encode_delta:1",
