@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, overload
 
 import pytest
 
-from deltastore.blobs import BlobStore
+from deltastore.blobs import BlobStore, CollectableBlobs, FileBlobs
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
     ManifestInvalidError,
     StoreError,
 )
+from deltastore.system.directory import Place
 
 ABSENT = "sha256:" + "0" * 64
 
@@ -258,6 +262,59 @@ class BlobStoreContract:
                 blobs.put([b"abcdef"])
             blobs.check(kept.digest, 4)
 
+    # --- what only some can do: skipped where it is not offered ------------------------------
+
+    def test_entries_are_the_blobs(self, blobs: BlobStore) -> None:
+        """Each with its size, and as young as when it was put last."""
+        held = _collectable(blobs)
+        stored = {blobs.put([b"x" * n]).digest: n for n in range(5)}
+        before = {entry.digest: entry for entry in held.entries()}
+        assert {digest: entry.size for digest, entry in before.items()} == stored
+        for digest, size in stored.items():
+            assert held.entry(digest) == before[digest]
+            time.sleep(0.02)
+            assert blobs.put([b"x" * size]).reused
+            again = held.entry(digest)
+            assert again is not None
+            assert again.modified > before[digest].modified
+        assert held.entry(ABSENT) is None
+        assert held.strangers() == []
+
+    def test_what_is_moved_out_is_gone(self, blobs: BlobStore, tmp_path: Path) -> None:
+        """That blob and no other; whoever puts it again stores it."""
+        held = _collectable(blobs)
+        stored, kept = blobs.put([b"abc"]), blobs.put([b"kept"])
+        with Place(tmp_path / "bin").make() as bin_, blobs.open(stored.digest, 3) as reader:
+            assert held.move_out(stored.digest, bin_)
+            assert not held.move_out(stored.digest, bin_)
+            assert not held.move_out(ABSENT, bin_)
+            held.sync()
+            assert reader.read(0, 3) == b"abc"
+            assert blobs.size(stored.digest) is None
+            assert list(blobs.digests()) == [kept.digest]
+            assert not blobs.put([b"abc"]).reused
+        blobs.check(stored.digest, 3)
+        blobs.check(kept.digest, 4)
+
+    def test_nothing_is_moved_out_without_a_bin(self, blobs: BlobStore, tmp_path: Path) -> None:
+        """A writer has taken it away: it relies on what it finds."""
+        held = _collectable(blobs)
+        stored = blobs.put([b"abc"])
+        with Place(tmp_path / "bin").make() as bin_:
+            bin_.path.rmdir()
+            assert not held.move_out(stored.digest, bin_)
+        blobs.check(stored.digest, 3)
+        assert self.leftovers(blobs) == []
+
+    def test_files_are_where_they_are_said_to_be(self, blobs: BlobStore) -> None:
+        """By path and by descriptor."""
+        if not isinstance(blobs, FileBlobs):
+            pytest.skip("no FileBlobs")
+        stored = blobs.put([b"abc"])
+        assert blobs.path(stored.digest).read_bytes() == b"abc"
+        with blobs.open(stored.digest, 3) as reader:
+            assert os.pread(reader.fileno(), 9, 0) == b"abc"
+
     # --- deleting, and several at once ------------------------------------------------------
 
     def test_deleting_is_idempotent(self, blobs: BlobStore) -> None:
@@ -316,6 +373,12 @@ class BlobStoreContract:
             done = [pool.map(change, range(20)), pool.map(look, range(60))]
             for results in done:
                 list(results)
+
+
+def _collectable(blobs: BlobStore) -> CollectableBlobs:
+    if not isinstance(blobs, CollectableBlobs):
+        pytest.skip("no CollectableBlobs")
+    return blobs
 
 
 class _BrokenOffError(Exception):

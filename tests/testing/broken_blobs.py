@@ -147,6 +147,26 @@ class SaysEverythingIsThere(LocalBlobs):
         return super().size(digest) or 0
 
 
+class MovesOutWithoutABin(LocalBlobs):
+    def move_out(self, digest: str, into: Any) -> bool:
+        return self.delete(digest)
+
+
+class MovesOutTwice(LocalBlobs):
+    def move_out(self, digest: str, into: Any) -> bool:
+        super().move_out(digest, into)
+        return True
+
+
+class DoesNotTouch(LocalBlobs):
+    def put(self, pieces: Any, *, digest: str | None = None) -> StoredBlob:
+        found = self.entry(sha256_digest(*pieces))
+        stored = super().put(pieces, digest=digest)
+        if found is not None:
+            os.utime(self.path(stored.digest), (found.modified, found.modified))
+        return stored
+
+
 class _PositionedReader(LocalReader):
     """Threads that share it read at each other's positions."""
 

@@ -33,6 +33,9 @@ CAUGHT = {
         "ListsNothing": "blobs_do_not_mix",
         "SaysEverythingIsThere": "what_is_not_there_is_missing",
         "SharesAPosition": "threads_share_a_reader",
+        "MovesOutWithoutABin": "nothing_is_moved_out_without_a_bin",
+        "MovesOutTwice": "what_is_moved_out_is_gone",
+        "DoesNotTouch": "entries_are_the_blobs",
     },
     "broken_codecs": {
         "LosesSignsOfZero": "what_is_encoded_is_decoded",
