@@ -46,6 +46,15 @@ def _require_plain(stream: Stream, where: str) -> None:
         )
 
 
+class _Opened:
+    """A stream that is being read, and its decoder once that is wanted; ``lock`` to make it."""
+
+    def __init__(self, frames: StreamReader) -> None:
+        self.frames = frames
+        self.decoder: Decoder | None = None
+        self.lock = threading.Lock()
+
+
 class ArtifactReader:
     """The tensors of one stored artifact. Thread-safe."""
 
@@ -56,7 +65,7 @@ class ArtifactReader:
         self.parts = manifest.layers[: config.parts]
         self._parts = PartsReader(self.parts, lambda layer: blobs.open(layer.digest, layer.size))
         self._lock = threading.Lock()
-        self._streams: dict[str, tuple[StreamReader, Decoder | None]] = {}
+        self._streams: dict[str, _Opened] = {}
         self._last = threading.local()
 
     def __enter__(self) -> Self:
@@ -208,20 +217,19 @@ class ArtifactReader:
         self, key: str, stream: Stream, *, with_decoder: bool
     ) -> tuple[StreamReader, Decoder | None]:
         found = self._streams.get(key)
-        if found is not None:
-            return found
-        with self._lock:
-            found = self._streams.get(key)
-            if found is None:
-                frames = self._parts.stream(key, stream)
-                decoder = None
-                if with_decoder:
+        if found is None:
+            with self._lock:
+                found = self._streams.get(key)
+                if found is None:
+                    if len(self._streams) > 64:  # tensors come one after the other
+                        self._streams.clear()
+                    found = self._streams[key] = _Opened(self._parts.stream(key, stream))
+        if with_decoder and found.decoder is None:
+            with found.lock:  # reads: threads at other tensors do not wait for it
+                if found.decoder is None:
                     codec = stored_codec(stream.codec, where=key)
-                    decoder = codec.decoder(stream.params, frames.arrays(), where=key)
-                if len(self._streams) > 64:  # tensors come one after the other
-                    self._streams.clear()
-                found = self._streams[key] = (frames, decoder)
-            return found
+                    found.decoder = codec.decoder(stream.params, found.frames.arrays(), where=key)
+        return found.frames, found.decoder
 
     def _whole(
         self, key: str, index: int, elements: int, dtype: np.dtype[Any]

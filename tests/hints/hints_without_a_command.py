@@ -98,7 +98,7 @@ _because(
     "operations/compose.py:_require_chain:2",
     "output/assemble.py:_check_sizes:1",
     "output/assemble.py:_check_sizes:2",
-    "artifact/parts/reader.py:_Part.__init__:1",
+    "artifact/parts/reader.py:_Part._read_header:1",
     "store/finding.py:_candidates:1",
 )
 _because(

@@ -60,7 +60,7 @@ class Parts:
             Descriptor(TENSORS_MEDIA_TYPE, f"sha256:{i:064x}", len(blob))
             for i, blob in enumerate(self.blobs)
         ]
-        return PartsReader(layers, self.open, **options)
+        return PartsReader(layers, options.pop("open_blob", self.open), **options)
 
 
 PALETTE = {"palette": np.array([3, 1, 2], np.uint16)}
@@ -237,6 +237,71 @@ def test_many_threads_read_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert sum(not blob.closed for blob in parts.opened) <= 2 + 8
+
+
+def two_parts() -> tuple[Parts, dict[str, Stream]]:
+    """Streams ``a`` and ``b``, each in a part of its own."""
+    parts = Parts()
+    builder = PartBuilder(parts.hand_over, part_bytes=1)
+    streams = {}
+    for key in ("a", "b"):
+        builder.begin(key, "exact", {}, PALETTE)
+        builder.add(key, 0, key.encode())
+        builder.settle()
+        stream = builder.end(key)
+        assert stream is not None
+        streams[key] = stream
+    builder.finish()
+    assert len(parts.blobs) == 2
+    return parts, streams
+
+
+def test_a_part_that_is_slow_to_open_holds_up_no_other() -> None:
+    parts, streams = two_parts()
+    started, go = threading.Event(), threading.Event()
+    opened: list[str] = []
+
+    def slow(descriptor: Descriptor) -> Memory:
+        opened.append(descriptor.digest[-1])
+        if descriptor.digest[-1] == "0":
+            started.set()
+            assert go.wait(30)
+        return parts.open(descriptor)
+
+    reader = parts.reader(open_blob=slow)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(reader.stream("a", streams["a"]).frame, 0) for _ in range(4)]
+        assert started.wait(30)
+        try:
+            assert reader.stream("b", streams["b"]).frame(0) == b"b"
+            assert not any(future.done() for future in waiting)
+        finally:
+            go.set()
+        assert [future.result() for future in waiting] == [b"a"] * 4
+    assert opened == ["0", "1"]
+
+
+def test_a_part_that_could_not_be_opened_is_tried_again() -> None:
+    parts, streams = two_parts()
+    left = 3
+
+    def fail(descriptor: Descriptor) -> Memory:
+        nonlocal left
+        left -= 1
+        if left > 0:
+            raise OSError("no answer")
+        return parts.open(descriptor)
+
+    reader = parts.reader(open_blob=fail, max_open=1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no answer"):
+            reader.stream("a", streams["a"]).frame(0)
+    assert reader.stream("a", streams["a"]).frame(0) == b"a"
+    # Those that failed hold it no more.
+    assert reader.stream("b", streams["b"]).frame(0) == b"b"
+    assert [blob.closed for blob in parts.opened] == [True, False]
+    reader.close()
+    assert all(blob.closed for blob in parts.opened)
 
 
 # --- hostile parts --------------------------------------------------------------------------------

@@ -32,13 +32,43 @@ class Reader(Protocol):
 
 
 class _Part:
-    """One open part: where each array lies, checked against the blob's size."""
+    """One part: where each array lies, checked against the blob's size.
 
-    def __init__(self, reader: Reader, descriptor: Descriptor) -> None:
-        self.reader = reader
-        self._window = Window(reader.read, descriptor.size)
+    ``users``: how many threads hold it; kept by ``PartsReader``.
+    """
+
+    def __init__(self, descriptor: Descriptor) -> None:
         self.where = f"Part {descriptor.digest}"
         self.users = 0
+        self.is_open = False
+        self._descriptor = descriptor
+        self._opening = threading.Lock()
+
+    def open(self, open_blob: Callable[[Descriptor], Reader]) -> None:
+        """Open it, once however many threads ask; those that wait need just this part.
+
+        Raises:
+            PartInvalidError: It breaks the specification.
+        """
+        with self._opening:
+            if self.is_open:
+                return
+            reader = open_blob(self._descriptor)
+            try:
+                self._read_header(reader, self._descriptor)
+            except BaseException:
+                reader.close()
+                raise
+            self._reader = reader
+            self._window = Window(reader.read, self._descriptor.size)
+            self.is_open = True
+
+    def close(self) -> None:
+        """Release the blob."""
+        if self.is_open:
+            self._reader.close()
+
+    def _read_header(self, reader: Reader, descriptor: Descriptor) -> None:
         length = int.from_bytes(reader.read(0, 8), "little") if descriptor.size >= 8 else -1
         if not 2 <= length <= min(MAX_HEADER_BYTES, descriptor.size - 8):
             raise PartInvalidError(f"{self.where} has no safetensors header that fits into it.")
@@ -96,7 +126,7 @@ class _Part:
     def read(self, position: int, count: int) -> bytes:
         """``count`` bytes from ``position`` on."""
         small = self._window.read(position, count)
-        return self.reader.read(position, count) if small is None else small
+        return self._reader.read(position, count) if small is None else small
 
     def keys(self, prefix: str) -> list[str]:
         """The arrays whose key starts with ``prefix``, in order.
@@ -142,25 +172,28 @@ class PartsReader:
     def acquire(self, index: int) -> _Part:
         """Part number ``index``, which stays open until it is released.
 
-        No context manager: a hundred thousand small tensors ask three times each.
+        Threads that want another part do not wait until this one is open. No context manager: a
+        hundred thousand small tensors ask three times each.
         """
+        surplus = []
         with self._lock:
             part = self._parts.get(index)
             if part is None:
-                layer = self._layers[index]
-                reader = self._open_blob(layer)
-                try:
-                    part = self._parts[index] = _Part(reader, layer)
-                except BaseException:
-                    reader.close()
-                    raise
+                part = self._parts[index] = _Part(self._layers[index])
             self._parts.move_to_end(index)
             part.users += 1
             if len(self._parts) > self._max_open:
                 idle = [i for i, p in self._parts.items() if not p.users]
-                for i in idle[: len(self._parts) - self._max_open]:
-                    self._parts.pop(i).reader.close()
-            return part
+                surplus = [self._parts.pop(i) for i in idle[: len(self._parts) - self._max_open]]
+        for other in surplus:
+            other.close()
+        if not part.is_open:
+            try:
+                part.open(self._open_blob)
+            except BaseException:
+                self.release(part)
+                raise
+        return part
 
     def release(self, part: _Part) -> None:
         """The caller is done with a part that it acquired."""
@@ -175,7 +208,7 @@ class PartsReader:
         """Close all parts."""
         with self._lock:
             for part in self._parts.values():
-                part.reader.close()
+                part.close()
             self._parts.clear()
 
 
