@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deltastore.comparison.figures import Comparison
     from deltastore.execution.progress import Progress
+    from deltastore.health.verification import VerifyReport
     from deltastore.inmemory.patch import Patch
     from deltastore.operations.apply import ApplyResult
     from deltastore.operations.compose import ComposeResult
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from deltastore.operations.rm import Removed
     from deltastore.operations.show import Details
     from deltastore.operations.tag import Tagged
-    from deltastore.operations.verify import VerifyReport
     from deltastore.store import Store
 
 

@@ -13,7 +13,7 @@ from deltastore.cli.session import Session
 from deltastore.errors import StoreError
 
 if TYPE_CHECKING:
-    from deltastore.operations.doctor import Diagnosis
+    from deltastore.health.check import Diagnosis
 
 _HEADER = ("CHECK", "STATUS", "FOUND")
 

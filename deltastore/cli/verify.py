@@ -14,7 +14,7 @@ from deltastore.errors import IntegrityError
 from deltastore.text import escaped
 
 if TYPE_CHECKING:
-    from deltastore.operations.verify import VerifyReport
+    from deltastore.health.verification import VerifyReport
 
 
 @options.command("verify")

@@ -235,7 +235,7 @@ def claim_is_empty(world: World) -> None:
     world.is_well()
 
 
-@case("operations/doctor.py:_temps:1")
+@case("health/looks.py:_temps:1")
 def lease_is_a_directory(world: World) -> None:
     from deltastore.blobs.owner import owner_token
 
@@ -247,7 +247,7 @@ def lease_is_a_directory(world: World) -> None:
     world.is_well()
 
 
-@case("operations/doctor.py:_leases:2")
+@case("health/looks.py:_leases:2")
 def lease_is_damaged_and_silent(world: World) -> None:
     lease = world.store / "leases" / f"{'0' * 24}-4026531836-1-1-0-00000000.json"
     lease.parent.mkdir(exist_ok=True)

@@ -65,7 +65,7 @@ def users_have_indexes_of_their_own(world: World) -> None:
     world.is_well()
 
 
-@case("operations/doctor.py:_index:1")
+@case("health/looks.py:_index:1")
 def index_is_in_memory(world: World) -> None:
     (world.root / "file").write_text("")
     world.monkeypatch.setenv("DELTASTORE_INDEX", str(world.root / "file") + "/")
@@ -123,9 +123,9 @@ def store_may_not_be_written(world: World) -> None:
     world.works("--store", world.path("another"), "extract", *world.pair("post4"))
 
 
-@case("operations/doctor.py:_freeable:1")
+@case("health/looks.py:_freeable:1")
 def space_is_low(world: World) -> None:
-    world.monkeypatch.setattr("deltastore.operations.doctor.LOW_SPACE_BYTES", 1 << 62)
+    world.monkeypatch.setattr("deltastore.health.looks.LOW_SPACE_BYTES", 1 << 62)
     assert "`deltastore gc --grace 0` frees " in world.works("doctor").out
     world.works("gc", "--grace", "0")
     said = world.works("doctor").out

@@ -19,7 +19,7 @@ _because(
     "codecs/registry.py:stored_codec:1",
     "manifest/parse.py:parse_config:1",
     "artifact/reader.py:_require_plain:1",
-    "operations/doctor.py:_installation:1",
+    "health/installation.py:look_at_installation:1",
     "store/layout.py:read_marker:2",
 )
 _because(
@@ -35,11 +35,11 @@ _because(
     "catalog/sqlite.py:SqliteDatabase._require_writable:1",
     "checkpoint/files.py:file_error:4",
     "system/directory.py:_target:1",
-    "operations/doctor.py:_leases:1",
-    "operations/doctor.py:_temps:2",
-    "operations/doctor.py:_writable:1",
-    "operations/doctor.py:_writable:2",
-    "operations/doctor.py:_writable:3",
+    "health/looks.py:_leases:1",
+    "health/looks.py:_temps:2",
+    "health/looks.py:_writable:1",
+    "health/looks.py:_writable:2",
+    "health/looks.py:_writable:3",
     "comparison/plot.py:check_plot:4",
     "system/permission.py:closed:1",
     "store/parts.py:Parts.require_writable:1",
@@ -55,8 +55,8 @@ _because(
     "checkpoint/files.py:file_error:2",
     "checkpoint/files.py:file_error:3",
     "checkpoint/pickle_child.py:_answer:1",
-    "operations/doctor.py:_clock:1",
-    "operations/doctor.py:_file_system:1",
+    "health/looks.py:_clock:1",
+    "health/looks.py:_file_system:1",
     "store/layout.py:read_marker:1",
 )
 _because(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from deltastore.blobs.durable import write_temp
-from deltastore.operations import doctor as module
-from deltastore.operations.doctor import Check, Diagnosis, doctor
+from deltastore.health import installation, looks
+from deltastore.health.check import Check, Diagnosis
+from deltastore.operations.doctor import doctor
 from deltastore.store import open_store
 from deltastore.store.filesystem import file_system_type
 from deltastore.testing.artifacts import publish
@@ -66,7 +67,7 @@ def test_pages_that_are_broken_are_found(path: Path) -> None:
 
 
 def test_a_missing_package_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr(installation, "PACKAGES", ("numpy", "no-such-package"))
     diagnosis = doctor(path)
     assert not diagnosis.healthy
     assert "pip install no-such-package" in found(diagnosis)["no-such-package"].next
@@ -75,8 +76,8 @@ def test_a_missing_package_fails(path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_little_space_and_network_file_systems_are_warned_of(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOW_SPACE_BYTES", 1 << 62)
-    monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
+    monkeypatch.setattr(looks, "LOW_SPACE_BYTES", 1 << 62)
+    monkeypatch.setattr(looks, "file_system_type", lambda _: "nfs4")
     # Where the index is nevertheless in the store.
     checks = found(doctor(path))
     assert checks["free space"].status == "warn"
@@ -150,7 +151,7 @@ def test_it_says_where_the_index_is(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "alone may write" in checked(path, "sharing").found
     indexes = path.parent / "indexes"
     monkeypatch.setenv("DELTASTORE_INDEX", str(indexes))
-    monkeypatch.setattr(module, "file_system_type", lambda _: "nfs4")
+    monkeypatch.setattr(looks, "file_system_type", lambda _: "nfs4")
     check = checked(path, "index")
     assert check.status == "ok"
     assert check.found.startswith(f"{indexes}/")

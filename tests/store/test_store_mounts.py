@@ -13,7 +13,8 @@ import pytest
 from mounting import mounted
 
 from deltastore.errors import StoreError
-from deltastore.operations.doctor import Check, doctor
+from deltastore.health.check import Check
+from deltastore.operations.doctor import doctor
 from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify

@@ -19,7 +19,8 @@ from other_users import ANN, BOB, TEAM, becoming, run_as
 from deltastore.blobs.steps import Step
 from deltastore.catalog import Record, Summary
 from deltastore.errors import RefNotFoundError, StoreError, StoreReadOnlyError
-from deltastore.operations.doctor import Check, doctor
+from deltastore.health.check import Check
+from deltastore.operations.doctor import doctor
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store

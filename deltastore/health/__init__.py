@@ -1,0 +1,1 @@
+"""What is wrong: with this machine, with a store, and with what lies in it."""
