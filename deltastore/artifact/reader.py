@@ -17,7 +17,7 @@ from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.errors import CodecUnknownError, FormatError, IntegrityError, PartInvalidError
 from deltastore.kernels.palette import Tokens
-from deltastore.manifest import Config, Manifest, Stream, TensorEntry
+from deltastore.manifest import Config, Descriptor, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
 
 Bytes = npt.NDArray[np.uint8]
@@ -85,7 +85,15 @@ class ArtifactReader:
             IntegrityError: One is missing or damaged.
         """
         for layer in self.parts:
-            self._blobs.check(layer.digest, layer.size)
+            self.check_part(layer)
+
+    def check_part(self, part: Descriptor) -> None:
+        """Compare one of ``parts`` with its digest.
+
+        Raises:
+            IntegrityError: It is missing or damaged.
+        """
+        self._blobs.check(part.digest, part.size)
 
     def delta(self, entry: TensorEntry, start: int, out: npt.NDArray[Any]) -> None:
         """Overwrite ``out`` with the deltas of elements ``start .. start + out.size``.
@@ -210,8 +218,7 @@ class ArtifactReader:
             BlobMissingError: One of them is not there.
         """
         for segment in stream.segments:
-            layer = self.manifest.layers[segment.part]
-            self._blobs.check(layer.digest, layer.size)
+            self.check_part(self.manifest.layers[segment.part])
 
     def _open(
         self, key: str, stream: Stream, *, with_decoder: bool

@@ -36,8 +36,9 @@ from deltastore.lineage.similarity import Lineage, judge, measure
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.merging import restoration
-from deltastore.merging.engine import Applier
+from deltastore.merging.engine import Engine
 from deltastore.merging.inputs import read_sides
+from deltastore.merging.plan import MergePlan, PlannedBase
 from deltastore.merging.recipes import Recipe, recipes
 from deltastore.merging.structure import Delta, Mismatch, Report, check_structure, comparable
 from deltastore.store import Store
@@ -180,11 +181,17 @@ def patch(
             own = restoration.own_tensors(weights, reader.config, None, job_count(jobs), progress)
         reader.check()
         target = _Target(weights, reader, scale, changed)
-        plan = [ShardPlan("", tuple(recipe.output for recipe in changed.values()))]
-        progress.start("patching", sum(recipe.output.nbytes for recipe in changed.values()))
-        applier = Applier(weights, [reader], patches=own, hashed=True)
+        plan = MergePlan(
+            base=PlannedBase(str(weights.path)),
+            tensors=changed,
+            shards=(ShardPlan("", tuple(recipe.output for recipe in changed.values())),),
+            chunk=reader.config.chunk,
+            patches=own,
+        )
+        progress.start("patching", plan.nbytes)
+        engine = Engine(plan, weights, [reader])
         try:
-            tally = applier.write(target, plan, changed, store.blobs, [], job_count(jobs), progress)
+            tally = engine.run(target, jobs=job_count(jobs), progress=progress, check=False)
         except BaseException:
             # Stopped half way: a model that is neither would be taken for one of the two.
             for task in list(_pending(target.undo)):

@@ -1,32 +1,31 @@
-"""The heart of ``apply``: recipes in, an output checkpoint out, chunk by chunk in parallel."""
+"""The heart of ``apply``: a plan in, an output out, chunk by chunk and in parallel."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from deltastore.artifact.reader import ArtifactReader
-from deltastore.blobs import BlobStore
-from deltastore.checkpoint import ShardPlan, TensorInfo, Weights
-from deltastore.delta import Term, add, add_tokens
+from deltastore.checkpoint import TensorInfo, Weights
+from deltastore.delta import add
 from deltastore.digest import TensorHasher
 from deltastore.execution.crew import Crew, Turns
 from deltastore.execution.progress import Progress
 from deltastore.kernels.buffers import scratch
+from deltastore.kernels.palette import Tokens
 from deltastore.manifest import Descriptor
-from deltastore.manifest.format import (
-    CHUNK_ELEMENTS,
-    DELTA_DTYPES,
-    DTYPE_BYTES,
-    KEEP,
-    KEEP_WIDE,
-)
+from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, KEEP, KEEP_WIDE
+from deltastore.merging.method import Chunk
+from deltastore.merging.plan import MergePlan
 from deltastore.merging.recipes import Addend, Recipe
 from deltastore.tokenizer.rows import runs
 
@@ -34,7 +33,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Target(Protocol):
-    """Where the output goes: files, or a model in memory."""
+    """Where the output goes: files, a model in memory, another machine."""
 
     def write(self, name: str, start_byte: int, data: Bytes) -> None:
         """Take a piece of a tensor; thread-safe, pieces come in any order."""
@@ -44,132 +43,140 @@ class Target(Protocol):
 class Tally:
     """What came out: elements that overflowed, elements patched, BLAKE3 hex by output tensor."""
 
-    overflowed: int
-    patched: int
-    digests: dict[str, str]
+    overflowed: int = 0
+    patched: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Task:
+    """A chunk to be computed: ``count`` elements from ``start`` on.
+
+    ``number`` counts the tensor's chunks in the order of ``turns``, if its digest is taken.
+    """
+
     recipe: Recipe
     start: int
     count: int
     values: bool
-    turns: Turns | None
-    number: int
-    last: bool
+    turns: Turns | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    blob: Descriptor
+    """A part that is to be compared with its digest."""
+
+    reader: ArtifactReader
+    part: Descriptor
 
 
-def _span_at(recipe: Recipe, element: int, step: int) -> tuple[int, int, bool]:
-    """The chunk that an element of the output is in: start, elements, whether they are values.
-
-    Chunks of ``step`` elements begin at 0, and again where the values begin, as frames do.
-    """
-    common, total = recipe.common_elements, recipe.output.elements
-    values = element >= common
-    begin, end = (common, total) if values else (0, common)
-    start = begin + (element - begin) // step * step
-    return start, min(step, end - start), values
-
-
-class Applier:
-    """Writes all tensors of one application and checks the blobs it reads meanwhile.
+class Engine:
+    """Computes the chunks of a plan.
 
     Args:
+        plan: What is to be done.
         base: The new base.
-        readers: One for each delta, in order.
-        patches: Names of the tensors whose restore patch is to be used, where the output is of
-            post's dtype.
-        hashed: Whether to take the digest of every output tensor.
+        readers: The plan's deltas, in its order.
     """
 
-    def __init__(
-        self,
-        base: Weights,
-        readers: Sequence[ArtifactReader],
-        *,
-        patches: frozenset[str],
-        hashed: bool,
-    ) -> None:
+    def __init__(self, plan: MergePlan, base: Weights, readers: Sequence[ArtifactReader]) -> None:
+        self._plan = plan
         self._base = base
         self._readers = readers
-        self._patches = patches
-        self._hashed = hashed
-        self._tally = Tally(0, 0, {})
+        self._patches = plan.patches or frozenset()
+        self._tally = Tally()
         self._hashers: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def write(
+    def run(
         self,
-        writer: Target,
-        plan: Sequence[ShardPlan],
-        recipes: Mapping[str, Recipe],
-        blobs: BlobStore,
-        checked: Sequence[Descriptor],
+        target: Target,
+        chunks: Sequence[range] | None = None,
+        *,
         jobs: int,
         progress: Progress,
+        check: bool = True,
     ) -> Tally:
-        """Write every tensor, and compare every blob in ``checked`` with its digest.
+        """Write chunks of the output, and compare the parts that they are made of with digests.
+
+        Ranges that together are the whole plan, in whatever processes they run, write every chunk
+        and check every part. ``plan.divided`` gives such ranges.
+
+        Args:
+            target: Where they go.
+            chunks: Which, as the plan numbers them; all if None.
+            jobs: Threads.
+            progress: Is told the bytes that were written.
+            check: Whether parts are compared; not needed where that was done already.
 
         Raises:
             IntegrityError: A blob is missing or damaged.
             FormatError: A part breaks the specification.
             CheckpointError: The new base cannot be read, or the output not written.
+            ValueError: A range cuts a tensor of which the digest is to be taken.
         """
         crew = Crew(jobs)
 
-        def work(_number: int, task: _Chunk | _Check) -> None:
+        def work(_number: int, task: _Task | _Check) -> None:
             if isinstance(task, _Check):
-                blobs.check(task.blob.digest, task.blob.size)
+                task.reader.check_part(task.part)
                 return
             data = self._compute(task)
             name = task.recipe.output.name
             size = DTYPE_BYTES[task.recipe.output.dtype]
             for at, start, count in _spots(task):
-                writer.write(name, start * size, data[at * size : (at + count) * size])
+                target.write(name, start * size, data[at * size : (at + count) * size])
             if task.turns is not None:
                 self._hash(task, data)
             progress.advance(data.size)
 
-        crew.run(self._tasks(crew, plan, recipes, checked), work)
+        crew.run(self._tasks(crew, chunks, check=check), work)
         return self._tally
 
     def _tasks(
-        self,
-        crew: Crew,
-        plan: Sequence[ShardPlan],
-        recipes: Mapping[str, Recipe],
-        checked: Sequence[Descriptor],
-    ) -> Iterator[_Chunk | _Check]:
-        waiting = list(checked)
-        for shard in plan:
-            for tensor in shard.tensors:
-                recipe = recipes[tensor.name]
-                # One check now and then: it reads what the chunks around it read.
-                if waiting:
-                    yield _Check(waiting.pop(0))
-                yield from self._chunks(crew, recipe)
-        for blob in waiting:
-            yield _Check(blob)
+        self, crew: Crew, chunks: Sequence[range] | None, *, check: bool
+    ) -> Iterator[_Task | _Check]:
+        """The chunks in file order, and one check with each tensor as long as there are any.
 
-    def _chunks(self, crew: Crew, recipe: Recipe) -> Iterator[_Chunk]:
-        total = recipe.output.elements
-        turns = Turns(crew) if self._hashed else None
-        if turns is not None:
-            self._hashers[recipe.output.name] = TensorHasher()
-            if not total:
-                self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()
-        number = done = 0
-        while done < total:
-            start, count, values = _span_at(recipe, done, self._step)
-            done += count
-            yield _Chunk(recipe, start, count, values, turns, number, done == total)
-            number += 1
+        A check reads what the chunks around it read.
+        """
+        checks = deque(_checks(self._readers) if check else ())
+        number = 0
+        for shard in self._plan.shards:
+            for tensor in shard.tensors:
+                recipe = self._plan.tensors[tensor.name]
+                due = checks.popleft() if checks else None
+                if chunks is None:
+                    pieces: list[tuple[int, int | None]] = [(0, None)]
+                else:
+                    end = number + self._plan.chunks_of(recipe)
+                    pieces = list(_overlaps(chunks, number, end))
+                    if not any(first == 0 for first, _ in pieces):
+                        due = None
+                    number = end
+                if due is not None:
+                    yield due
+                for first, last in pieces:
+                    yield from self._chunks(crew, recipe, first, last)
+        if chunks is None or any(piece.stop == number for piece in chunks):
+            yield from checks
+
+    def _chunks(self, crew: Crew, recipe: Recipe, first: int, last: int | None) -> Iterator[_Task]:
+        """Chunks of one tensor by their numbers in it; to its end if ``last`` is None."""
+        spans = islice(_spans(recipe, self._plan.chunk), first, last)
+        if self._plan.patches is None:
+            for start, count, values in spans:
+                yield _Task(recipe, start, count, values)
+            return
+        if first or last not in (None, self._plan.chunks_of(recipe)):
+            raise ValueError(f"a range cuts {recipe.output.name}, whose digest is to be taken")
+        turns = Turns(crew)
+        self._hashers[recipe.output.name] = TensorHasher()
+        if not recipe.output.elements:
+            self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()
+        for number, (start, count, values) in enumerate(spans):
+            yield _Task(recipe, start, count, values, turns, number)
 
     def chunk(self, recipe: Recipe, element: int) -> tuple[int, Bytes]:
         """The chunk that an element is in: its first element, and its bytes.
@@ -181,17 +188,16 @@ class Applier:
             FormatError: A part breaks the specification.
             CheckpointError: The new base cannot be read.
         """
-        start, count, values = _span_at(recipe, element, self._step)
-        return start, self._compute(_Chunk(recipe, start, count, values, None, 0, last=True))
+        common, step = recipe.common_elements, self._plan.chunk
+        values = element >= common
+        begin, end = (common, recipe.output.elements) if values else (0, common)
+        start = begin + (element - begin) // step * step
+        return start, self._compute(_Task(recipe, start, min(step, end - start), values))
 
-    @property
-    def _step(self) -> int:
-        return self._readers[0].config.chunk if self._readers else CHUNK_ELEMENTS
-
-    def _compute(self, task: _Chunk) -> Bytes:
+    def _compute(self, task: _Task) -> Bytes:
         return self._values(task) if task.values else self._sum(task)
 
-    def _values(self, task: _Chunk) -> Bytes:
+    def _values(self, task: _Task) -> Bytes:
         recipe = task.recipe
         assert recipe.values is not None
         index, entry = recipe.values
@@ -200,7 +206,7 @@ class Applier:
         self._readers[index].values(entry, task.start - recipe.common_elements, raw)
         return self._converted(raw, entry.post.dtype, recipe.output.dtype)
 
-    def _sum(self, task: _Chunk) -> Bytes:
+    def _sum(self, task: _Task) -> Bytes:
         recipe = task.recipe
         info = recipe.base
         assert info is not None
@@ -208,7 +214,17 @@ class Applier:
         if not recipe.addends:
             return self._converted(raw, info.dtype, recipe.output.dtype)
         out = scratch("out", task.count * DTYPE_BYTES[recipe.output.dtype], np.uint8)
-        overflowed = self._add(task, raw, out)
+        overflowed = self._plan.method.combine(
+            Chunk(
+                recipe,
+                task.start,
+                raw,
+                out,
+                self._plan.prepared.get(recipe.output.name, ()),
+                partial(self._delta, task),
+                partial(self._tokens, task),
+            )
+        )
         patched = 0
         if recipe.output.name in self._patches and _is_of_dtype(recipe):
             patched = self._readers[0].patch(recipe.addends[0].entry, task.start, out)
@@ -221,7 +237,7 @@ class Applier:
                 self._place_values(task, addend, out)
         return out
 
-    def _base_values(self, task: _Chunk, info: TensorInfo) -> Bytes:
+    def _base_values(self, task: _Task, info: TensorInfo) -> Bytes:
         """The new base's elements of a chunk; zeros after its last, where rows of post will be."""
         size = DTYPE_BYTES[info.dtype]
         raw = scratch("base", task.count * size, np.uint8)
@@ -233,20 +249,13 @@ class Applier:
             piece[own:] = 0
         return raw
 
-    def _add(self, task: _Chunk, raw: Bytes, out: Bytes) -> int:
-        """The chunk's sum, from ``raw`` into ``out``; how many elements overflowed."""
-        recipe = task.recipe
-        assert recipe.base is not None
-        dtype, output_dtype = recipe.base.dtype, recipe.output.dtype
-        first = recipe.addends[0]
-        if len(recipe.addends) == 1 and recipe.order is None and dtype == output_dtype == "BF16":
-            tokens = self._readers[first.index].tokens(first.entry, task.start, task.count)
-            if tokens is not None:
-                return add_tokens(raw, tokens, first.scale, out)
-        terms = [Term(self._delta(task, addend), addend.scale) for addend in recipe.addends]
-        return add(raw, dtype, terms, output_dtype, out)
+    def _tokens(self, task: _Task, addend: Addend) -> Tokens | None:
+        """One delta's elements of a chunk as palette tokens, where they are one frame of these."""
+        if task.recipe.order is not None:
+            return None
+        return self._readers[addend.index].tokens(addend.entry, task.start, task.count)
 
-    def _delta(self, task: _Chunk, addend: Addend) -> npt.NDArray[Any]:
+    def _delta(self, task: _Task, addend: Addend) -> npt.NDArray[Any]:
         """One delta's elements of a chunk; *keep* where it has none."""
         entry, reader = addend.entry, self._readers[addend.index]
         kind = np.uint64 if entry.wide else np.uint32
@@ -260,7 +269,7 @@ class Applier:
             reader.delta(entry, source, chunk[at : at + count])
         return chunk
 
-    def _place_values(self, task: _Chunk, addend: Addend, out: Bytes) -> None:
+    def _place_values(self, task: _Task, addend: Addend, out: Bytes) -> None:
         """Overwrite the rows of a chunk that are post's own."""
         assert addend.rows is not None
         post = addend.entry.post
@@ -283,19 +292,50 @@ class Applier:
                 self._tally.overflowed += overflowed
         return out
 
-    def _hash(self, task: _Chunk, data: Bytes) -> None:
+    def _hash(self, task: _Task, data: Bytes) -> None:
         assert task.turns is not None
         name = task.recipe.output.name
         task.turns.wait(task.number)
         hasher = self._hashers[name]
         hasher.update(data.data)
-        if task.last:
+        if task.start + task.count == task.recipe.output.elements:
             self._tally.digests[name] = hasher.hexdigest()
             del self._hashers[name]
         task.turns.done()
 
 
-def _spots(task: _Chunk) -> Iterable[tuple[int, int, int]]:
+def _checks(readers: Sequence[ArtifactReader]) -> list[_Check]:
+    """The parts of all deltas, each once; what else is read is checked as it is read."""
+    found: dict[str, _Check] = {}
+    for reader in readers:
+        for part in reader.parts:
+            found.setdefault(part.digest, _Check(reader, part))
+    return list(found.values())
+
+
+def _overlaps(chunks: Sequence[range], first: int, end: int) -> Iterator[tuple[int, int]]:
+    """What ranges have of a tensor's chunks ``first .. end``, by their numbers in the tensor.
+
+    A tensor without elements is in every range that touches it.
+    """
+    for piece in chunks:
+        low, high = max(piece.start, first), min(piece.stop, end)
+        if low < high or (first == end and low == high):
+            yield low - first, high - first
+
+
+def _spans(recipe: Recipe, step: int) -> Iterator[tuple[int, int, bool]]:
+    """The chunks of an output tensor: first element, elements, whether they are values.
+
+    Chunks begin at 0, and again where the values begin, as frames do.
+    """
+    common, total = recipe.common_elements, recipe.output.elements
+    for begin, end, values in ((0, common, False), (common, total, True)):
+        for start in range(begin, end, step):
+            yield start, min(step, end - start), values
+
+
+def _spots(task: _Task) -> Iterable[tuple[int, int, int]]:
     """Where a chunk's elements are in the output: first of the chunk, first there, how many."""
     order = task.recipe.order
     if order is None:

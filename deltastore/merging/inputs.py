@@ -1,18 +1,27 @@
-"""What is found out about a delta and a new base before their tensors are matched."""
+"""What is applied: one record for each delta, to which each step adds what it finds out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from deltastore.artifact.model_files import fitting
+from deltastore.artifact.reader import ArtifactReader, blaming
 from deltastore.artifact.small_files import Side, own_tokenizer, read_stored, tokenizer_of
 from deltastore.blobs import BlobStore
-from deltastore.checkpoint import Checkpoint, Left
+from deltastore.catalog import Artifact
+from deltastore.checkpoint import Checkpoint, Left, is_model_file, is_tokenizer_file
 from deltastore.checkpoint.documents import read_object
 from deltastore.errors import MissingExtraError, TokenizerError
+from deltastore.execution.progress import Progress
+from deltastore.lineage.calling import called_as, unwrapped
+from deltastore.lineage.similarity import Lineage
 from deltastore.manifest import Config, Manifest, TensorEntry
+from deltastore.merging.structure import Delta, Place
+from deltastore.store import Store
+from deltastore.tensor_names.selectors import Renaming
 from deltastore.tensor_names.token_rows import has_token_rows, stored_embedding_of
 from deltastore.tokenizer.listed_tokens import listed_tokens
 from deltastore.tokenizer.matching import Vocabulary, match_tokens
@@ -71,6 +80,135 @@ def read_sides(blobs: BlobStore, manifest: Manifest, config: Config) -> Sides:
     kept, left = fitting(post, storing=False)
     names = dict.fromkeys(config.not_stored, "not in the artifact")
     return Sides(base, kept, left=names | left)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaInput:
+    """One delta of a merge. Steps add to it by ``replace``.
+
+    Attributes:
+        artifact: Its record.
+        scale: α of the tensors that no rule is about.
+        reader: Its tensors.
+        files: Its small files.
+        delta: What is known of it when its tensors are matched.
+        places: Where they go, by the output's names.
+        lineage: How near the new base is to its own; None until that is measured.
+    """
+
+    artifact: Artifact
+    scale: float
+    reader: ArtifactReader
+    files: Sides
+    delta: Delta
+    places: Mapping[str, Place] = field(default_factory=dict)
+    lineage: Lineage | None = None
+
+    @property
+    def ref(self) -> str:
+        """What to call it."""
+        return self.artifact.ref
+
+    @property
+    def config(self) -> Config:
+        """Its config."""
+        return self.reader.config
+
+    def small_files(self, *, live: bool) -> Sides:
+        """Its small files as the output's are made of them.
+
+        Args:
+            live: Whether anything of it is in the output's tensors. Where α is 0 throughout, its
+                tokenizer and its model files are left out.
+        """
+        tensors = {self.delta.named(entry): entry for entry in self.config.tensors}
+        tensors |= {name: place.entry for name, place in self.places.items()}
+        if live:
+            words = self.delta.vocabulary or Vocabulary("not compared")
+            return replace(self.files, words=words, tensors=tensors)
+        base, post = (
+            {n: data for n, data in side.items() if not (is_tokenizer_file(n) or is_model_file(n))}
+            for side in (self.files.base, self.files.post)
+        )
+        return Sides(base, post, tensors=tensors)
+
+
+@contextmanager
+def open_inputs(store: Store, chosen: Iterable[tuple[str, float]]) -> Iterator[list[DeltaInput]]:
+    """The deltas of a merge by ref and scale, open; errors about their blobs name them.
+
+    Raises:
+        RefError: A ref means nothing.
+        IntegrityError: A blob is missing or damaged; every part is looked for.
+    """
+    with ExitStack() as stack:
+        named: list[str] = []
+        stack.enter_context(blaming(named))
+        inputs = []
+        for ref, scale in chosen:
+            artifact = store.resolve(ref)
+            named.append(artifact.ref)
+            inputs.append(open_input(store, artifact, scale, stack))
+        # They are read much later.
+        for part in {part.digest: part for one in inputs for part in one.reader.parts}.values():
+            store.blobs.open(part.digest, part.size).close()
+        yield inputs
+
+
+def open_input(store: Store, artifact: Artifact, scale: float, stack: ExitStack) -> DeltaInput:
+    """One delta, open until the stack ends.
+
+    Raises:
+        IntegrityError: One of its documents or small files is missing or damaged.
+    """
+    reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
+    files = read_sides(store.blobs, reader.manifest, reader.config)
+    delta = Delta(
+        artifact.ref,
+        reader.config,
+        source_config=files.base_config,
+        post_config=files.post_config,
+    )
+    return DeltaInput(artifact, scale, reader, files, delta)
+
+
+def name_inputs(
+    checkpoint: Checkpoint, inputs: Iterable[DeltaInput], renaming: Renaming, progress: Progress
+) -> tuple[Checkpoint, list[DeltaInput]]:
+    """The new base without what wrappers add to its names, and the deltas with its names for them.
+
+    Raises:
+        UsageError: A rule changes no name, or two names become one.
+    """
+    inputs = list(inputs)
+    called = renaming.names([[entry.name for entry in one.config.tensors] for one in inputs])
+    known = {new for names in called for new in names.values()}
+    checkpoint = unwrapped(checkpoint, known, progress)
+    named = []
+    for one, names in zip(inputs, called, strict=True):
+        delta = replace(one.delta, names=called_as(names, checkpoint, one.ref, progress))
+        named.append(replace(one, delta=delta))
+    return checkpoint, named
+
+
+def with_vocabulary(one: DeltaInput, base: Checkpoint, *, skip: bool) -> DeltaInput:
+    """A delta with how its tokens stand to the new base's.
+
+    Args:
+        one: The delta, with the new base's names.
+        base: The new base.
+        skip: Whether rows of tokens are to be left as they are.
+
+    Raises:
+        TokenizerError: A tokenizer that is needed cannot be read.
+        MissingExtraError: It needs a library that is not installed.
+        CheckpointError: A file of the new base cannot be read.
+    """
+    if skip:
+        vocabulary = skip_tokens(base, one.files, ref=one.ref)
+    else:
+        vocabulary = compare_tokens(base, one.config, one.files, one.delta.names, ref=one.ref)
+    return replace(one, delta=replace(one.delta, vocabulary=vocabulary))
 
 
 def compare_tokens(

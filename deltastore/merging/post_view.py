@@ -13,7 +13,8 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.kernels.buffers import Buffers, apart
 from deltastore.manifest.format import DTYPE_BYTES
-from deltastore.merging.engine import Applier, Bytes
+from deltastore.merging.engine import Bytes, Engine
+from deltastore.merging.plan import MergePlan, PlannedBase
 from deltastore.merging.recipes import recipes
 from deltastore.merging.structure import Delta, check_structure
 from deltastore.tensor_names.selectors import Scales
@@ -52,8 +53,13 @@ class Restored:
         # Whether heads are tied was found out at extraction: on its own base, as the table says.
         report = check_structure(base, [delta], partial=False, config={})
         self._recipes = recipes(base, [delta], report, Scales([1.0]), None)
-        patched = (entry.name for entry in reader.config.tensors if entry.patch is not None)
-        self._applier = Applier(base, [reader], patches=frozenset(patched), hashed=False)
+        plan = MergePlan(
+            base=PlannedBase(str(base.path)),
+            tensors=self._recipes,
+            chunk=reader.config.chunk,
+            patches=frozenset(e.name for e in reader.config.tensors if e.patch is not None),
+        )
+        self._engine = Engine(plan, base, [reader])
         self._thread = _PerThread()
         self.path = base.path
         outputs = {name: recipe.output for name, recipe in self._recipes.items()}
@@ -98,7 +104,7 @@ class Restored:
             size = DTYPE_BYTES[self.tensors[name].dtype]
             # Whoever reads holds chunks in this thread's buffers, under the same roles.
             with apart(last.buffers):
-                first, data = self._applier.chunk(self._recipes[name], start_byte // size)
+                first, data = self._engine.chunk(self._recipes[name], start_byte // size)
             last.name, last.start, last.data = name, first * size, data
             offset = start_byte - last.start
         return last.data[offset:]

@@ -14,16 +14,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deltastore._version import __version__
 from deltastore.artifact.small_files import read_all
 from deltastore.checkpoint import Checkpoint, is_legal
 from deltastore.checkpoint.documents import to_visible_json
 from deltastore.checkpoint.small_files import MAX_CONFIG_JSON_BYTES
 from deltastore.errors import CheckpointError
+from deltastore.execution.progress import Progress
 from deltastore.manifest.format import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES_BYTES
-from deltastore.merging.inputs import Sides
+from deltastore.merging.inputs import DeltaInput, Sides
+from deltastore.merging.plan import MergePlan
 from deltastore.merging.recipes import Recipe
 from deltastore.output import card as cards
 from deltastore.output import licences, template, tokenizer
@@ -37,11 +40,17 @@ from deltastore.output.configuration.model_files import (
 from deltastore.output.configuration.tying import head_is_embeddings
 from deltastore.output.front_matter import FrontMatterError, read_front_matter
 from deltastore.output.ledger import Ledger
+from deltastore.tensor_names.selectors import Scales
 from deltastore.tensor_names.token_rows import stored_embedding_of
 
 Files = dict[str, bytes]
 
 PROVENANCE = "deltastore.json"
+PROVENANCE_BYTES = 1 << 20
+"""Room that is kept for it, before it is known."""
+
+TOOL = f"deltastore {__version__}"
+
 _TOO_LARGE = "See which files of the artifact are large: `deltastore show REF`."
 
 
@@ -58,6 +67,32 @@ class Composed:
     files: Files
     ledger: Ledger = field(default_factory=Ledger)
     cards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def small_files(
+    plan: MergePlan, base: Checkpoint, inputs: Sequence[DeltaInput], progress: Progress
+) -> tuple[MergePlan, Files]:
+    """The plan with the output's small files decided, and these files, but for provenance.
+
+    Args:
+        plan: What is to be done.
+        base: The new base.
+        inputs: The plan's deltas.
+        progress: Is told what a user must see.
+
+    Raises:
+        As ``compose``.
+    """
+    scales = Scales([delta.scale for delta in plan.deltas], plan.scale_for)
+    deltas = [
+        one.small_files(live=any(scales(name, number) for name in one.places))
+        for number, one in enumerate(inputs)
+    ]
+    composed = compose(base, deltas, plan.tensors, restoring=plan.restoring)
+    for warning in composed.ledger.warnings:
+        progress.warn(warning)
+    files = composed.files | {cards.NAME: card(plan, composed.cards)}
+    return plan.with_files(files, composed.ledger.report(), composed.ledger.left()), files
 
 
 def compose(
@@ -153,59 +188,41 @@ def _check_sizes(files: Files) -> None:
         )
 
 
-def provenance(
-    *,
-    refs: Sequence[Mapping[str, Any]],
-    base: Mapping[str, Any],
-    dtype: str | None,
-    scale_for: Sequence[Mapping[str, Any]],
-    skipped: Sequence[str],
-    vocabulary: Sequence[Mapping[str, Any]],
-    restored: bool,
-    partial: Mapping[str, Any] | None,
-    not_copied: Sequence[Mapping[str, str]],
-    tool: str,
-    composed: Composed,
-) -> bytes:
+def provenance(plan: MergePlan, *, restored: bool) -> bytes:
     """``deltastore.json``: refs, digests, scales, lineage figures, what was left out, tool."""
     document = {
         "format": 1,
-        "tool": tool,
-        "formula": "out = base + sum(scale * delta)",
-        "base": dict(base),
-        "deltas": [dict(ref) for ref in refs],
-        "scale_for": [dict(rule) for rule in scale_for],
-        "skipped": list(skipped),
-        "vocabulary": [dict(words) for words in vocabulary],
-        "dtype": dtype,
+        "tool": TOOL,
+        "method": {"name": plan.method.name, "params": dict(plan.method.params)},
+        "formula": plan.method.formula,
+        "base": asdict(plan.base),
+        "deltas": [delta.details() for delta in plan.deltas],
+        "scale_for": [asdict(rule) for rule in plan.scale_for],
+        "skipped": list(plan.skipped),
+        "vocabulary": plan.vocabulary(),
+        "dtype": plan.dtype,
         "restored": restored,
-        "left_out": dict(partial) if partial is not None else None,
-        "not_copied": [dict(row) for row in not_copied],
-        "config_left": composed.ledger.left(),
-        "files": composed.ledger.report(),
+        "left_out": {item.name: item.problem for item in plan.left_out} or None,
+        "not_copied": list(plan.not_copied),
+        "config_left": list(plan.config_left),
+        "files": list(plan.files),
     }
     return to_visible_json(document)
 
 
-def card(
-    composed: Composed,
-    models: Sequence[tuple[str, str | None]],
-    deltas: Sequence[Mapping[str, Any]],
-    tool: str,
-) -> bytes:
+def card(plan: MergePlan, metadata: Sequence[Mapping[str, Any]]) -> bytes:
     """``README.md`` with the Hub's metadata, that of all models that went in combined.
 
     Args:
-        composed: Has the metadata of their cards.
-        models: What to call the new base and each post, and their Hub ids if they have any.
-        deltas: As in the provenance.
-        tool: Name and version of this tool.
+        plan: What went in.
+        metadata: That of the cards of the new base and of each post, as ``Composed.cards`` has it.
     """
+    models = [(plan.base.label, plan.base.repo), *((d.post, d.post_repo) for d in plan.deltas)]
     sources = [
-        cards.Source(label, repo, metadata)
-        for (label, repo), metadata in zip(models, composed.cards, strict=True)
+        cards.Source(label, repo, own) for (label, repo), own in zip(models, metadata, strict=True)
     ]
-    return cards.card(sources[0], sources[1:], deltas, tool)
+    deltas = [delta.details() for delta in plan.deltas]
+    return cards.card(sources[0], sources[1:], deltas, plan.method, TOOL)
 
 
 def _metadata(label: str, files: Mapping[str, bytes], ledger: Ledger) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltastore.merging.method import MergeMethod
 from deltastore.output.front_matter import front_matter
 from deltastore.output.licences import REPO, combined, stated
 from deltastore.output.markdown import plain
@@ -39,7 +40,11 @@ class Source:
 
 
 def card(
-    base: Source, posts: Sequence[Source], deltas: Sequence[Mapping[str, Any]], tool: str
+    base: Source,
+    posts: Sequence[Source],
+    deltas: Sequence[Mapping[str, Any]],
+    method: MergeMethod,
+    tool: str,
 ) -> bytes:
     """``README.md`` with the Hub's metadata.
 
@@ -47,6 +52,7 @@ def card(
         base: The new base.
         posts: The post of each delta, in order.
         deltas: As in the provenance.
+        method: How they were added.
         tool: Name and version of this tool.
     """
     sources = [base, *posts]
@@ -61,6 +67,8 @@ def card(
             f"- delta: {delta['ref']} ({plain(delta['base'])} → {plain(delta['post'])}), "
             f"scale {delta['scale']:g}, `{delta['digest']}`"
         )
+    params = "".join(f", {name} {value}" for name, value in sorted(method.params.items()))
+    lines.append(f"- method: {plain(method.name + params)}")
     lines += ["", *_licences(sources)]
     lines += [f"Made with {tool}; `deltastore.json` has the details.", ""]
     text = front_matter(metadata(sources)) + "\n" + "\n".join(lines)

@@ -28,9 +28,11 @@ from deltastore.codecs import entropy, get_codec
 from deltastore.codecs.values import decode_patch, decode_values
 from deltastore.digest import sha256_digest
 from deltastore.errors import DeltastoreError
+from deltastore.lineage.similarity import Lineage
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.merging.inputs import Sides
+from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.operations.show import _tensor
 from deltastore.output.assemble import card, compose
 from deltastore.refs import default_name, parse_ref, validate_tag
@@ -222,7 +224,9 @@ def small(data: bytes) -> None:
         "deltastore.json",
         "README.md",
     }
-    assert card(composed, [("base", None), ("post", "org/post")], [], "deltastore 0")
+    unknown = Lineage("unknown", False, None, None, 0, 0, 0)
+    delta = PlannedDelta("x:v1", "", 1.0, "base", "post", "org/post", "", "", unknown)
+    assert card(MergePlan(base=PlannedBase("base"), deltas=(delta,), tensors={}), composed.cards)
 
 
 @functools.cache

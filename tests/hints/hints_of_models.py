@@ -82,7 +82,7 @@ def pair_is_quantised(world: World) -> None:
     world.works(*world.apply("kept", base="base", out="restored"))
 
 
-@case("operations/apply.py:_refuse_quantised:1")
+@case("merging/planning.py:_refuse_quantised:1")
 def base_is_quantised(world: World) -> None:
     _quantised(world, "new")
     assert "the model that it was quantised from" in world.fails(*world.apply()).hint

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from deltastore.lineage.similarity import Lineage
 from deltastore.merging.inputs import Sides
+from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.output.assemble import Composed, compose
 from deltastore.tokenizer.matching import Vocabulary
 
 Files = Mapping[str, str | bytes]
+UNKNOWN = Lineage("unknown", False, None, None, 0, 0, 0)
 
 
 def as_bytes(files: Files) -> dict[str, bytes]:
@@ -35,6 +38,15 @@ def composed(
     made = compose(base, [Sides(as_bytes(source), as_bytes(post), words)], {}, **options)
     written(place / "out", made.files)
     return place / "out", made
+
+
+def plan_of(base: str, *posts: tuple[str, str | None]) -> MergePlan:
+    """A plan that adds deltas to these posts, by label and Hub id, to a base; without tensors."""
+    deltas = tuple(
+        PlannedDelta("x:v1", "sha256:0", 0.5, "o/B", post, repo, "", "", UNKNOWN)
+        for post, repo in posts
+    )
+    return MergePlan(base=PlannedBase(base), deltas=deltas, tensors={})
 
 
 def written(place: Path, files: Files) -> dict[str, Path]:

@@ -33,7 +33,6 @@ from oracle import Step
 import deltastore
 from deltastore.errors import UsageError
 from deltastore.extraction import encoding, storing
-from deltastore.merging import engine
 
 COMBINATIONS = tuple(itertools.product(DTYPES, DTYPES))
 SCALES = (1.0, 0.5, -1.0, 0.3, 0.0)
@@ -54,7 +53,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (encoding, storing, engine):
+    for module in (encoding, storing):
         monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1024)
     builder = functools.partial(encoding.PartBuilder, part_bytes=20_000)
     monkeypatch.setattr(encoding, "PartBuilder", builder)

@@ -13,8 +13,9 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from small_files_world import composed
+from small_files_world import composed, plan_of
 
+from deltastore.merging.method import LINEAR
 from deltastore.output import assemble
 from deltastore.output import front_matter as owner
 from deltastore.output.card import Source, card
@@ -31,7 +32,7 @@ def written(*sources: tuple[str | None, str]) -> ModelCard:
         Source(repo or "local", repo, read_front_matter(f"---\n{text}\n---\n".encode()))
         for repo, text in sources
     ]
-    text = card(made[0], made[1:], [DELTA], "deltastore 1").decode()
+    text = card(made[0], made[1:], [DELTA], LINEAR, "deltastore 1").decode()
     read = ModelCard(text)
     acceptable(read)
     return read
@@ -142,7 +143,9 @@ def test_every_licence_is_named_with_its_model() -> None:
 )
 def test_labels_are_text(label: str) -> None:
     delta = DELTA | {"base": label, "post": label}
-    text = card(Source(label, None, {}), [Source(label, None, {"license": "mit"})], [delta], "t 1")
+    text = card(
+        Source(label, None, {}), [Source(label, None, {"license": "mit"})], [delta], LINEAR, "t 1"
+    )
     body = text.decode().split("---\n", 2)[2]
     html = MarkdownIt("commonmark", {"html": True}).enable(["strikethrough", "table"]).render(body)
     # Nor what becomes a link by itself.
@@ -151,7 +154,7 @@ def test_labels_are_text(label: str) -> None:
         assert made not in html
     assert html.count("<h1") == 1
     assert html.count("<a ") == 1  # of the paper
-    assert html.count("<li>") == 4
+    assert html.count("<li>") == 5
     assert html.count("<code>") == 2
     assert all(is_shown_as_it_is(line) for line in text.decode().splitlines() if line)
     assert len(text) < 3000
@@ -190,7 +193,7 @@ def test_metadata_stays_what_is_read_again() -> None:
         Source(str(i), f"o/{i}", {"license": names.replace("-n", f"-{i}").split(", ")})
         for i in range(200)
     ]
-    text = card(sources[0], sources[1:], [DELTA], "t 1")
+    text = card(sources[0], sources[1:], [DELTA], LINEAR, "t 1")
     assert read_front_matter(text)["license_name"] == "several"
     many = Source("x", None, {"license": ["mit"] * 17})
     assert stated(many.metadata, None) is None
@@ -298,7 +301,7 @@ def test_any_front_matter_is_read_or_refused(text: str) -> None:
     data = f"---\n{text}\n---\n".encode("utf-8", "surrogatepass")
     with contextlib.suppress(FrontMatterError):
         found = read_front_matter(data)
-        assert ModelCard(card(Source("a", None, found), [], [], "t").decode()).data.tags
+        assert ModelCard(card(Source("a", None, found), [], [], LINEAR, "t").decode()).data.tags
 
 
 VALUES: Any = st.recursive(
@@ -323,7 +326,6 @@ KEYS = [
     label=st.text(max_size=8),
 )
 def test_whatever_cards_say_the_hub_can_read_the_result(cards: Any, label: str) -> None:
-    made = assemble.Composed({}, cards=cards)
-    models = [(label, "org/x"), *((label, None) for _ in cards[1:])]
-    text = assemble.card(made, models, [DELTA], "deltastore 1").decode()
+    plan = plan_of(label, *((label, "org/x") for _ in cards[1:]))
+    text = assemble.card(plan, cards).decode()
     acceptable(ModelCard(text))
