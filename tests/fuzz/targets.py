@@ -113,14 +113,12 @@ def part(data: bytes) -> None:
     """A tensor part, of which every stream is read."""
     layer = Descriptor(fmt.TENSORS_MEDIA_TYPE, "sha256:" + "0" * 64, len(data))
     reader = PartsReader([layer], lambda _: _Bytes(data))
-    with reader.use(0) as opened:
-        keys = opened.keys("")
-    for key in [key for key in keys if key.endswith(".offsets")][:8]:
-        with reader.use(0) as opened:
-            try:
-                frames = opened.array(key).size - 1
-            except DeltastoreError:
-                continue
+    opened = reader.acquire(0)
+    for key in [key for key in opened.keys("") if key.endswith(".offsets")][:8]:
+        try:
+            frames = opened.array(key).size - 1
+        except DeltastoreError:
+            continue
         frames = max(1, min(frames, _MAX_FRAMES))
         stream = Stream("exact", {}, (Segment(0, 0, frames),), 0)
         found = reader.stream(key.removesuffix(".offsets"), stream)
