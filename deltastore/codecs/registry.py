@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from deltastore.codecs.contract import Codec
@@ -40,6 +41,7 @@ def register_codec(name: str, factory: Factory) -> None:
     if name in _OWN:
         raise ValueError(f"{name} is a codec of deltastore")
     _registered[name] = factory
+    get_codec.cache_clear()
 
 
 def codec_names() -> tuple[str, ...]:
@@ -47,6 +49,7 @@ def codec_names() -> tuple[str, ...]:
     return tuple(sorted({*_OWN, *_registered, *entry_points(group=ENTRY_POINTS).names}))
 
 
+@lru_cache(maxsize=64)  # each of a hundred thousand tensors asks
 def get_codec(spec: str) -> Codec:
     """The codec that a spec means.
 
