@@ -20,7 +20,7 @@ from deltastore.checkpoint.small_files import (
     modules_of,
 )
 from deltastore.manifest.format import MAX_JSON_MEMORY
-from deltastore.manifest.nesting import is_nested_too_deeply, memory_of
+from deltastore.manifest.strict_json import TooDeepError, TooManyValuesError, parse
 from deltastore.text import excerpt
 
 OVER = "over the limits of what is carried"
@@ -128,12 +128,16 @@ def unfit(name: str, data: bytes, *, storing: bool) -> str | None:
     if len(data) > MAX_MODEL_FILE_BYTES:
         return OVER
     try:
-        fits = memory_of(data) <= MAX_JSON_MEMORY
-        document = json.loads(data, object_pairs_hook=_unique) if fits else None
-    except (ValueError, RecursionError):
+        # A key that stands there twice means one thing here and another elsewhere.
+        document = parse(data, memory=MAX_JSON_MEMORY, constants=True, any_utf=True)
+    except TooManyValuesError:
+        return "too many values"
+    except TooDeepError:
+        return "nested too deeply"
+    except ValueError:
         return "no JSON"
-    if document is None or is_nested_too_deeply(document):
-        return "too many values" if document is None else "nested too deeply"
+    if document is None:
+        return "no JSON"
     if name == MODULES:
         return _unfit_modules(modules_of(data))
     for key, value in _fields(document):
@@ -161,14 +165,6 @@ def _unfit_modules(modules: list[dict[str, Any]] | None) -> str | None:
         if any(names_code(key, value) for key, value in _fields(module)):
             return "names code"
     return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that stands there twice means one thing here and another elsewhere."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:

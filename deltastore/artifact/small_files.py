@@ -23,7 +23,7 @@ from deltastore.manifest.format import (
     MAX_SMALL_FILES_BYTES,
     MAX_TOKENIZER_MEMORY,
 )
-from deltastore.manifest.nesting import memory_of
+from deltastore.manifest.strict_json import memory_of
 
 _LOCAL_KEYS = ("_name_or_path", "name_or_path")
 """Keys in which transformers leaves the path a model was loaded from."""

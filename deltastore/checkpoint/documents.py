@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
-from deltastore.manifest.nesting import parse_bounded
+from deltastore.manifest.strict_json import parse_loosely
 from deltastore.text import is_shown_as_it_is
 
 _SHOWN_CHARS = 80
@@ -31,7 +31,7 @@ def _read(data: bytes | None, memory: int) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        document = parse_bounded(data, memory=memory)
+        document = parse_loosely(data, memory=memory)
     except ValueError:
         return None
     return document if isinstance(document, dict) else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from deltastore.errors import (
     UsageError,
     shown,
 )
-from deltastore.manifest.nesting import check_keys, memory_of
+from deltastore.manifest.strict_json import TooManyValuesError, parse
 from deltastore.system import limits
 from deltastore.text import typed
 
@@ -150,34 +148,18 @@ def strict_json(
         CheckpointCorruptError: No UTF-8, no JSON, no object, a key twice, NaN, nested too deeply,
             or too many values.
     """
-    if memory is not None and memory_of(data) > memory:
-        raise CheckpointCorruptError(
-            f"{where} has more values than fit into {memory >> 20} MiB of memory.",
-            hint="Fetch the file again, or restore it from its source.",
-        )
+    hint = "Fetch the file again, or restore it from its source."
     try:
-        text = data.decode("utf-8")
-        value = json.loads(text, parse_constant=float if infinities else _no_constant)
-        try:
-            deep = not check_keys(text, value)
-        except ValueError:
-            json.loads(text, object_pairs_hook=_unique)  # says which key
-            raise
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        value = parse(data, memory=memory, constants=infinities)
+    except TooManyValuesError as error:
         raise CheckpointCorruptError(
-            f"{where} is no valid JSON: {reason}.",
-            hint="Fetch the file again, or restore it from its source.",
+            f"{where} {str(error).removeprefix('it ')}.", hint=hint
         ) from error
-    if deep:
-        raise CheckpointCorruptError(
-            f"{where} is no valid JSON: it is nested too deeply.",
-            hint="Fetch the file again, or restore it from its source.",
-        )
+    except ValueError as error:
+        raise CheckpointCorruptError(f"{where} is no valid JSON: {error}.", hint=hint) from error
     if not isinstance(value, dict):
         raise CheckpointCorruptError(
-            f"{where} holds a JSON {type(value).__name__}; expected an object.",
-            hint="Fetch the file again, or restore it from its source.",
+            f"{where} holds a JSON {type(value).__name__}; expected an object.", hint=hint
         )
     return value
 
@@ -264,15 +246,3 @@ def _read(path: Path, max_bytes: int) -> bytes | int:
             path=str(path),
         )
     return bytes(data)
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"the key {shown(counts.most_common(1)[0][0])} appears twice")
-    return result

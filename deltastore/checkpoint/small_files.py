@@ -9,7 +9,7 @@ from typing import Any
 
 from deltastore.checkpoint.files import read_json, read_small
 from deltastore.manifest.format import MAX_JSON_MEMORY
-from deltastore.manifest.nesting import parse_bounded
+from deltastore.manifest.strict_json import parse_loosely
 
 TOKENIZER_FILES = frozenset(
     {
@@ -217,7 +217,7 @@ def module_folders(modules: bytes | None) -> frozenset[str]:
 def modules_of(modules: bytes | None) -> list[dict[str, Any]] | None:
     """The list in a ``modules.json``; None where it is none."""
     try:
-        document = parse_bounded(modules or b"")
+        document = parse_loosely(modules or b"")
     except ValueError:
         return None
     if not isinstance(document, list) or not all(isinstance(item, dict) for item in document):

@@ -7,7 +7,6 @@ the tensor table, the segments and the layers.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from deltastore.digest import is_content_digest, is_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest import format as fmt
+from deltastore.manifest import strict_json
 from deltastore.manifest.model import (
     Config,
     Descriptor,
@@ -31,13 +31,11 @@ from deltastore.manifest.model import (
     TensorKind,
     TensorSide,
 )
-from deltastore.manifest.nesting import check_keys, memory_of
 from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _DTYPES = tuple(fmt.DTYPE_BYTES)
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
-_TOO_DEEP = f"it is nested more than {fmt.MAX_JSON_DEPTH} deep"
 _HINT = "Run `deltastore verify` to see whose it is; `deltastore rm REF` gives that version up."
 
 
@@ -130,26 +128,14 @@ def load_json(data: bytes, *, limit: int, where: str) -> Any:
         raise ManifestInvalidError(
             f"{where} has {len(data)} bytes; the format allows {limit}.", hint=_HINT
         )
-
-    if memory_of(data) > fmt.MAX_DOCUMENT_MEMORY:
-        raise ManifestInvalidError(
-            f"{where} has more values than fit into {fmt.MAX_DOCUMENT_MEMORY >> 20} MiB of memory.",
-            hint=_HINT,
-        )
-
-    def no_constants(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON")
-
     try:
-        text = data.decode("utf-8")
-        document = json.loads(text, parse_constant=no_constants)
-        deep = not check_keys(text, document)
-    except (ValueError, RecursionError) as error:
-        reason = _TOO_DEEP if isinstance(error, RecursionError) else error
-        raise ManifestInvalidError(f"{where} is not valid JSON: {reason}.", hint=_HINT) from error
-    if deep:
-        raise ManifestInvalidError(f"{where} is not valid JSON: {_TOO_DEEP}.", hint=_HINT)
-    return document
+        return strict_json.parse(data, memory=fmt.MAX_DOCUMENT_MEMORY)
+    except strict_json.TooManyValuesError as error:
+        raise ManifestInvalidError(
+            f"{where} {str(error).removeprefix('it ')}.", hint=_HINT
+        ) from error
+    except ValueError as error:
+        raise ManifestInvalidError(f"{where} is not valid JSON: {error}.", hint=_HINT) from error
 
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
-from deltastore.manifest.nesting import parse_bounded
+from deltastore.manifest.strict_json import parse_loosely
 
 CONFIG = "tokenizer_config.json"
 MAP = "special_tokens_map.json"
@@ -89,7 +89,7 @@ def _content(token: Any) -> str | None:
 
 def _object(data: bytes | None, *, memory: int = MAX_JSON_MEMORY) -> dict[str, Any]:
     try:
-        document = parse_bounded(data or b"{}", memory=memory)
+        document = parse_loosely(data or b"{}", memory=memory)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

@@ -9,7 +9,7 @@ from typing import Any
 from deltastore.checkpoint.small_files import is_tokenizer_file
 from deltastore.errors import MissingExtraError, TokenizerError
 from deltastore.manifest.format import MAX_JSON_MEMORY, MAX_TOKENIZER_MEMORY
-from deltastore.manifest.nesting import parse_bounded
+from deltastore.manifest.strict_json import parse_loosely
 from deltastore.tokenizer.listed_tokens import listed_tokens
 
 MAX_TOKENS = 1 << 24
@@ -184,7 +184,7 @@ def _added(files: Mapping[str, bytes], where: str) -> dict[str, int]:
 
 def _json_object(data: bytes, where: str, *, memory: int = MAX_TOKENIZER_MEMORY) -> dict[str, Any]:
     try:
-        document = parse_bounded(data, memory=memory)
+        document = parse_loosely(data, memory=memory)
     except ValueError as error:
         raise _unreadable(where, error) from error
     if not isinstance(document, dict):

@@ -47,7 +47,7 @@ def record_is_no_json(world: World) -> None:
     world.is_well()
 
 
-@case("manifest/parse.py:load_json:4")
+@case("manifest/parse.py:load_json:3")
 def record_is_too_deep(world: World) -> None:
     world.record(1).write_text('{"a":' * 900 + "1" + "}" * 900)
     _way_out(world)
