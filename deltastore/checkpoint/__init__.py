@@ -6,7 +6,7 @@ Nothing here imports torch: files of ``torch.save`` are read by :mod:`deltastore
 from deltastore.checkpoint.beside import Left
 from deltastore.checkpoint.hub import Downloads
 from deltastore.checkpoint.location import Location, locate
-from deltastore.checkpoint.model import TORCH_DTYPES, FileIdentity, Shard, TensorInfo, Weights
+from deltastore.checkpoint.model import TORCH_DTYPES, Shard, TensorInfo, Weights
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
@@ -25,7 +25,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Downloads",
-    "FileIdentity",
     "Left",
     "Location",
     "OutputTensor",

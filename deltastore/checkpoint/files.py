@@ -1,4 +1,4 @@
-"""Opening, identifying and reading files; operating system errors become ours here."""
+"""Opening and reading files; operating system errors become ours here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from deltastore.checkpoint.model import FileIdentity
 from deltastore.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -88,26 +87,13 @@ def open_regular(path: Path, what: str = "a weight file") -> int:
     )
 
 
-def identify(descriptor: int, path: Path) -> FileIdentity:
-    """The identity of an open file."""
-    found = os.fstat(descriptor)
-    return FileIdentity(
-        path=os.path.realpath(path),
-        size=found.st_size,
-        mtime_ns=found.st_mtime_ns,
-        ctime_ns=found.st_ctime_ns,
-        inode=found.st_ino,
-        device=found.st_dev,
-    )
-
-
-def is_replaced(path: Path, before: FileIdentity) -> bool:
+def is_replaced(path: Path, before: os.stat_result) -> bool:
     """Whether another file is at ``path`` than was there; none is no other one."""
     try:
         found = path.stat()
     except OSError:
         return False
-    return (found.st_ino, found.st_dev) != (before.inode, before.device)
+    return (found.st_ino, found.st_dev) != (before.st_ino, before.st_dev)
 
 
 def read_at(descriptor: int, position: int, view: memoryview, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint is made of: tensors, shards, and the identity of the files behind them."""
+"""What a checkpoint is made of: tensors and shards."""
 
 from __future__ import annotations
 
@@ -73,21 +73,6 @@ class Weights(Protocol):
         self, places: Sequence[tuple[str, int, memoryview | np.ndarray[Any, Any]]]
     ) -> None:
         """Fill each buffer with its tensor's bytes from its start; for a few short reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What tells a file from its changed or replaced self; times in nanoseconds.
-
-    ``path`` is absolute with symbolic links resolved.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    device: int
 
 
 @dataclass(frozen=True, slots=True)

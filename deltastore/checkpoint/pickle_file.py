@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deltastore.checkpoint.files import identify, open_regular, read_at
+from deltastore.checkpoint.files import open_regular, read_at
 from deltastore.checkpoint.header import check_name, check_shape, unsupported_dtype
 from deltastore.checkpoint.model import TORCH_DTYPES, TensorInfo
 from deltastore.checkpoint.pickle_child import find_places
@@ -53,7 +53,7 @@ class PickleFile:
         self._held: tuple[str, Bytes] | None = None
         self.descriptor = open_regular(path)
         try:
-            self.identity = identify(self.descriptor, path)
+            self.status = os.fstat(self.descriptor)
             with closing(find_places(self.descriptor, path)) as places:
                 for place in places:
                     self._add(place, shard)
@@ -63,7 +63,7 @@ class PickleFile:
 
     def _add(self, place: Place, shard: int) -> None:
         """Take a tensor, if the file can have it."""
-        name, path, size = place.name, self.path, self.identity.size
+        name, path, size = place.name, self.path, self.status.st_size
         check_name(name, path)
         dtype = TORCH_DTYPES.get(place.dtype)
         if dtype is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from deltastore.checkpoint.beside import Left, left_behind, listing, travelling
 from deltastore.checkpoint.buffers import byte_view, check_range
-from deltastore.checkpoint.files import identify, is_replaced
+from deltastore.checkpoint.files import is_replaced
 from deltastore.checkpoint.hub import Downloads, HubShard, Unwatched, blob_sha256
 from deltastore.checkpoint.hub.opening import check_cached, fetch_layout, look_at_shards
 from deltastore.checkpoint.index import check_index, listed
 from deltastore.checkpoint.layout import Layout, find_layout
 from deltastore.checkpoint.location import Location, locate
-from deltastore.checkpoint.model import FileIdentity, Shard, TensorInfo
+from deltastore.checkpoint.model import Shard, TensorInfo
 from deltastore.checkpoint.pieces import require_whole_tensors
 from deltastore.checkpoint.safetensors_file import SafetensorsFile
 from deltastore.checkpoint.small_files import read_config, read_modules
@@ -37,7 +38,7 @@ class WeightFile(Protocol):
 
     path: Path
     descriptor: int
-    identity: FileIdentity
+    status: os.stat_result
     metadata: dict[str, str]
     tensors: list[TensorInfo]
 
@@ -182,10 +183,6 @@ class Checkpoint:
         """Whether all weights are on this machine."""
         return all(not isinstance(file, HubShard) or file.opened for file in self._open)
 
-    def identities(self) -> tuple[FileIdentity, ...]:
-        """The identity of each shard's file on this machine as it was when it was opened."""
-        return tuple(file.identity for file in self._local_files())
-
     def _local_files(self) -> Iterator[WeightFile]:
         for file in self._open:
             local = file.opened if isinstance(file, HubShard) else file
@@ -201,15 +198,18 @@ class Checkpoint:
             SourceChangedError: A file has been written, replaced or touched since the opening.
         """
         for file in self._local_files():
-            now = identify(file.descriptor, file.path)
-            before = file.identity
+            before, now = file.status, os.fstat(file.descriptor)
             changed = [
                 field
                 for field in ("size", "mtime_ns")
-                if getattr(now, field) != getattr(before, field)
+                if getattr(now, f"st_{field}") != getattr(before, f"st_{field}")
             ]
             said = f"its {', '.join(changed)} differ from those at the opening"
-            if not changed and now.ctime_ns != before.ctime_ns and is_replaced(file.path, before):
+            if (
+                not changed
+                and now.st_ctime_ns != before.st_ctime_ns
+                and is_replaced(file.path, before)
+            ):
                 changed, said = ["inode"], "another file is in its place"
             if changed:
                 raise SourceChangedError(
@@ -339,7 +339,7 @@ def _shard(file: WeightFile | HubShard, *, from_hub: bool) -> Shard:
     if isinstance(file, HubShard):
         size, sha256 = file.file.size or 0, file.file.sha256
     else:
-        size, sha256 = file.identity.size, blob_sha256(file.path) if from_hub else None
+        size, sha256 = file.status.st_size, blob_sha256(file.path) if from_hub else None
     return Shard(file.path.name, file.path, names, file.metadata, remote, size, sha256)
 
 

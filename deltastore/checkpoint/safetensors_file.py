@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from deltastore.checkpoint.files import identify, open_regular, read_at
+from deltastore.checkpoint.files import open_regular, read_at
 from deltastore.checkpoint.header import read_header
 from deltastore.checkpoint.model import TensorInfo
 from deltastore.system.window import Window
@@ -25,9 +25,9 @@ class SafetensorsFile:
         self.path = path
         self.descriptor = open_regular(path)
         try:
-            self.identity = identify(self.descriptor, path)
+            self.status = os.fstat(self.descriptor)
             entries, self.metadata = read_header(self.descriptor, path)
-            self._window = Window(self._read, self.identity.size)
+            self._window = Window(self._read, self.status.st_size)
         except BaseException:
             os.close(self.descriptor)
             raise

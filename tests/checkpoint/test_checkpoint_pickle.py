@@ -101,7 +101,7 @@ def test_shared_and_strided_storage(tmp_path: Path, legacy: bool) -> None:
             for step in (3, 7, 1 << 20):
                 assert content(checkpoint, name, step) == want, name
         checkpoint.check_unchanged()
-        assert checkpoint.identities()[0].size == path.stat().st_size
+        assert checkpoint.shards[0].size == path.stat().st_size
 
 
 def test_sharded_with_an_index(tmp_path: Path) -> None:

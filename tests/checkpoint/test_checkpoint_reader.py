@@ -125,21 +125,12 @@ def test_a_failing_device_is_reported(sharded: Path, monkeypatch: pytest.MonkeyP
             checkpoint.read_into("e", 0, bytearray(24))
 
 
-def test_identities_are_those_of_the_opening(sharded: Path, tmp_path: Path) -> None:
+def test_a_touched_file_is_noticed_through_a_link(sharded: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(sharded)
     with open_checkpoint(link) as checkpoint:
-        for shard, identity in zip(checkpoint.shards, checkpoint.identities(), strict=True):
-            found = (sharded / shard.filename).stat()
-            assert identity.path == str((sharded / shard.filename).resolve())
-            assert identity.size == found.st_size
-            assert identity.mtime_ns == found.st_mtime_ns
-            assert identity.ctime_ns == found.st_ctime_ns
-            assert (identity.inode, identity.device) == (found.st_ino, found.st_dev)
-        before = checkpoint.identities()
         checkpoint.check_unchanged()
         os.utime(checkpoint.shards[0].path, ns=(1, 1))
-        assert checkpoint.identities() == before
         with pytest.raises(SourceChangedError, match="mtime_ns") as caught:
             checkpoint.check_unchanged()
         assert caught.value.facts["path"].endswith("00001-of-00003.safetensors")
