@@ -12,18 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import checking, steps
+from deltastore.blobs import checking
 from deltastore.blobs.durable import Piece, translated, write_temp
 from deltastore.blobs.protocol import BlobEntry, StoredBlob
-from deltastore.blobs.steps import Step
 from deltastore.digest import is_digest, sha256_digest
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
     StoreClosedError,
 )
+from deltastore.system import steps
 from deltastore.system.directory import Directory, Place
 from deltastore.system.permission import closed
+from deltastore.system.steps import Step
 
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deltastore.checkpoint import steps
 from deltastore.checkpoint.lease import (
     LEASE,
     MAX_FOLDERS,
@@ -32,8 +31,9 @@ from deltastore.checkpoint.lease import (
     own_lease,
     parsed,
 )
-from deltastore.checkpoint.steps import Step
+from deltastore.system import steps
 from deltastore.system.directory import Directory
+from deltastore.system.steps import OutputStep
 
 CLAIM = ".filling"
 """Of the processes that would fill a directory, the one that makes this file does."""
@@ -81,7 +81,7 @@ def fill(partial: Partial, last: Sequence[str], *, sync: bool = False) -> None:
     names = sorted(set(directory.names()) - {LEASE}, key=lambda name: (order.get(name, -1), name))
     numbers = [(name, directory.status(name).st_ino) for name in names]
     _claim(partial, numbers)
-    steps.reached(Step.FILLING)
+    steps.reached(OutputStep.FILLING)
     if occupied(out):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(out.path))
     for name, _ in numbers:
@@ -92,7 +92,7 @@ def fill(partial: Partial, last: Sequence[str], *, sync: bool = False) -> None:
         directory.rename(name, out, name)
     if sync:
         out.sync()
-    steps.reached(Step.FILLED)
+    steps.reached(OutputStep.FILLED)
     if not all(_has(out, name, number) for name, number in numbers):
         reason = f"another process or user put something else in a place in {out.path}"
         raise OSError(errno.ESTALE, reason, str(out.path))

@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltastore.checkpoint import steps
-from deltastore.checkpoint.steps import Step
-from deltastore.system import processes
+from deltastore.system import processes, steps
 from deltastore.system.directory import Directory
 from deltastore.system.processes import Process
+from deltastore.system.steps import OutputStep
 
 LEASE = ".lease"
 MAX_FOLDERS = 2
@@ -128,10 +127,10 @@ def create_partial(parent: Directory, out: str, name: str = "") -> Partial:
         # The lease first, beside it: a directory without one could not be told from a living one.
         descriptor = parent.create(f"{name}{LEASE}")
         _say(descriptor, lease)
-        steps.reached(Step.LEASED)
+        steps.reached(OutputStep.LEASED)
         directory = parent.make(name)
         partial = Partial(parent, name, directory)
-        steps.reached(Step.BARE)
+        steps.reached(OutputStep.BARE)
         # A lease speaks for the directory that it names, and for no other that has its name.
         lease = replace(lease, directory=number_of(directory))
         _say(descriptor, lease)
@@ -140,7 +139,7 @@ def create_partial(parent: Directory, out: str, name: str = "") -> Partial:
         except FileNotFoundError:
             # Another writer met it while it was still empty, and took it for a dead one's.
             directory.write(LEASE, _text_of(lease))
-        steps.reached(Step.OWNED)
+        steps.reached(OutputStep.OWNED)
     except BaseException:
         # An interruption as well: no other command can tell that this process needs them no more.
         if partial is not None:
@@ -190,14 +189,14 @@ def deliver(partial: Partial, out: str) -> None:
     """
     parent = partial.parent
     release(partial)
-    steps.reached(Step.RELEASED)
+    steps.reached(OutputStep.RELEASED)
     _require_own(partial, partial.name)
     # Atomic, and it fails where something other than an empty directory is in the way.
     parent.rename(partial.name, parent, out)
     _require_own(partial, out)
-    steps.reached(Step.NAMED)
+    steps.reached(OutputStep.NAMED)
     parent.unlink(f"{partial.name}{LEASE}", missing_ok=True)
-    steps.reached(Step.DONE)
+    steps.reached(OutputStep.DONE)
 
 
 def release(partial: Partial) -> None:
@@ -223,7 +222,7 @@ def remove_partial(partial: Partial) -> None:
         # Beside it, then last: a removal that is itself killed is taken up by the next process.
         if directory.has(LEASE):
             directory.rename(LEASE, parent, f"{name}{LEASE}")
-        steps.reached(Step.CLEARED)
+        steps.reached(OutputStep.CLEARED)
         if parent.remove(name, directory) or not parent.leads_to(name, directory):
             parent.unlink(f"{name}{LEASE}", missing_ok=True)
 

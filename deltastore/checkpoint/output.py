@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from deltastore.checkpoint import filling, steps
+from deltastore.checkpoint import filling
 from deltastore.checkpoint.destination import check_place, in_the_way
 from deltastore.checkpoint.files import file_error
 from deltastore.checkpoint.lease import (
@@ -28,9 +28,10 @@ from deltastore.checkpoint.lease import (
     remove_dead_partials,
     remove_partial,
 )
-from deltastore.checkpoint.steps import Step
 from deltastore.errors import CheckpointError
+from deltastore.system import steps
 from deltastore.system.directory import Directory, hold_or_make, unmake
+from deltastore.system.steps import OutputStep
 from deltastore.text import typed
 
 
@@ -113,7 +114,7 @@ class Output:
                 self._ended = True
                 remove_partial(self._partial)
                 self._require_place()
-                steps.reached(Step.DONE)
+                steps.reached(OutputStep.DONE)
             else:
                 deliver(self._partial, self.path.name)
                 self._ended = True

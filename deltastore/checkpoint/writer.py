@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from deltastore.checkpoint import steps
 from deltastore.checkpoint.buffers import byte_view, check_range
 from deltastore.checkpoint.destination import check_place, check_space, reserve, resolved
 from deltastore.checkpoint.files import file_error
@@ -20,8 +19,9 @@ from deltastore.checkpoint.index import MAX_INDEX_BYTES
 from deltastore.checkpoint.lease import LEASE, MAX_FOLDERS, is_unfinished
 from deltastore.checkpoint.output import Output, remove_dead
 from deltastore.checkpoint.plan import OutputTensor, ShardPlan
-from deltastore.checkpoint.steps import Step
 from deltastore.errors import CheckpointError, shown
+from deltastore.system import steps
+from deltastore.system.steps import OutputStep
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -104,7 +104,7 @@ class CheckpointWriter:
         try:
             for shard, header in zip(self.plan, headers, strict=True):
                 self._create(shard, header)
-            steps.reached(Step.RESERVED)
+            steps.reached(OutputStep.RESERVED)
         except OSError as error:
             self.abort()
             raise file_error(error, self.out, "create") from error
@@ -181,7 +181,7 @@ class CheckpointWriter:
             self._close()
         except OSError as error:
             raise file_error(error, self.out, "write") from error
-        steps.reached(Step.WRITTEN)
+        steps.reached(OutputStep.WRITTEN)
         shards = [shard.filename for shard in self.plan]
         self._output.deliver([*shards, INDEX, CONFIG], fsync=fsync)
 

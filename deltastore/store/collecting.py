@@ -11,14 +11,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltastore.blobs import BlobEntry, CollectableBlobs, steps
-from deltastore.blobs.steps import Step
+from deltastore.blobs import BlobEntry, CollectableBlobs
 from deltastore.errors import NoSpaceError, StoreError
 from deltastore.store.leases import COLLECTOR, OVER_S, Lease
 from deltastore.store.parts import Parts
 from deltastore.store.references import References
 from deltastore.store.refreshing import refresh_name
+from deltastore.system import steps
 from deltastore.system.directory import Directory
+from deltastore.system.steps import Step
 
 DRAIN_S = 2.0
 """How long a collector waits for running writers to end, keeping new ones waiting."""

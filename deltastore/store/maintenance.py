@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deltastore.blobs import steps
 from deltastore.blobs.durable import translated
-from deltastore.blobs.steps import Step
 from deltastore.catalog import HEAD, Catalog, lying
 from deltastore.errors import CatalogError, StoreOutdatedError
 from deltastore.store import layout
@@ -15,7 +13,8 @@ from deltastore.store.opening import closed_to_writing
 from deltastore.store.placing import IndexPlace, place_index
 from deltastore.store.refreshing import Indexed
 from deltastore.store.store import open_store
-from deltastore.system import places
+from deltastore.system import places, steps
+from deltastore.system.steps import Step
 
 
 def migrate_catalog(path: str | Path, *, index: str | None = None) -> tuple[str | None, str]:

@@ -1,6 +1,6 @@
 """Publishing: how an artifact gets its name and version.
 
-The order of the steps is the transaction; ``blobs.steps`` lists them.
+The order of the steps is the transaction; ``system.steps`` lists them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deltastore._version import __version__
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
 from deltastore.catalog import Record
 from deltastore.errors import (
     BlobCorruptError,
@@ -31,6 +29,8 @@ from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import printable
 from deltastore.store.refreshing import refresh_name
+from deltastore.system import steps
+from deltastore.system.steps import Step
 
 
 @dataclass(frozen=True, slots=True)

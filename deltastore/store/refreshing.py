@@ -14,13 +14,14 @@ import contextlib
 import time
 from dataclasses import dataclass
 
-from deltastore.blobs import BlobStore, steps
-from deltastore.blobs.steps import Step
+from deltastore.blobs import BlobStore
 from deltastore.catalog import Catalog, CatalogWriter
 from deltastore.errors import CatalogError, NoSpaceError, StoreError
 from deltastore.store import indexing
 from deltastore.store.leases import Leases
 from deltastore.store.names import Names
+from deltastore.system import steps
+from deltastore.system.steps import Step
 
 GRAIN_NS = 2_000_000_000
 """FAT counts in two seconds, no file system in use is coarser."""

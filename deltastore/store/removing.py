@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
 from deltastore.catalog import UNREADABLE, Artifact
 from deltastore.errors import (
     FormatError,
@@ -21,6 +19,8 @@ from deltastore.store.changing import changing, rows_of
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tombstone, printable
+from deltastore.system import steps
+from deltastore.system.steps import Step
 
 
 def unlisted(parts: Parts, ref: str) -> Artifact | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import BlobStore, spares, steps
+from deltastore.blobs import BlobStore, spares
 from deltastore.blobs.durable import translated
-from deltastore.blobs.steps import Step
 from deltastore.catalog import Artifact, FileIdentity, Listing
 from deltastore.errors import FormatError, IntegrityError, RefNotFoundError, StoreClosedError
 from deltastore.manifest import Config, Manifest
@@ -29,7 +28,9 @@ from deltastore.store.layout import closed
 from deltastore.store.opening import open_parts
 from deltastore.store.parts import Parts
 from deltastore.store.publishing import Published
+from deltastore.system import steps
 from deltastore.system.permission import first_closed
+from deltastore.system.steps import Step
 
 _LOOKED_AT = 10_000
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
 from deltastore.catalog import Record
 from deltastore.errors import (
     FormatError,
@@ -17,6 +15,8 @@ from deltastore.store.changing import rows_of
 from deltastore.store.layout import now
 from deltastore.store.parts import Parts, whoami
 from deltastore.store.records import Tag, printable
+from deltastore.system import steps
+from deltastore.system.steps import Step
 
 
 def set_tag(parts: Parts, name: str, tag: str, version: int) -> None:

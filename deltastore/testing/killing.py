@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
-from deltastore.checkpoint import steps as output_steps
+from deltastore.system import steps
+from deltastore.system.steps import OutputStep, Step
 
-AnyStep = Step | output_steps.Step
+AnyStep = Step | OutputStep
 
 
 def start(action: Callable[[], object]) -> int:
@@ -98,8 +97,7 @@ def together(directory: Path, actions: list[Callable[[], object]]) -> None:
 
 def _tell(reached: Callable[[AnyStep], None]) -> None:
     """Have every step that is reached told to ``reached``; for ever, so in a child only."""
-    for module in (steps, output_steps):
-        module.__dict__["reached"] = reached
+    steps.__dict__["reached"] = reached
 
 
 def _run(action: Callable[[], object]) -> NoReturn:

@@ -18,12 +18,12 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from deltastore.blobs.steps import Step
 from deltastore.errors import RefNotFoundError
 from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import is_killed_at
 

@@ -25,13 +25,13 @@ from deltastore.checkpoint import (
     filling,
     open_checkpoint,
     output,
-    steps,
 )
 from deltastore.checkpoint.lease import own_lease
 from deltastore.checkpoint.output import remove_dead
-from deltastore.checkpoint.steps import Step
 from deltastore.errors import CheckpointCorruptError, CheckpointError, OutputExistsError, UsageError
+from deltastore.system import steps
 from deltastore.system.directory import Directory
+from deltastore.system.steps import OutputStep
 from deltastore.testing.killing import is_killed_at, killed_at, start
 
 PLAN = (
@@ -117,15 +117,21 @@ def test_a_link_to_it(out: Path, tmp_path: Path) -> None:
 
 
 FILLING = (
-    *(Step.LEASED, Step.BARE, Step.OWNED, Step.RESERVED, Step.WRITTEN),
-    *(Step.FILLING, Step.FILLED, Step.CLEARED, Step.DONE),
+    *(
+        OutputStep.LEASED,
+        OutputStep.BARE,
+        OutputStep.OWNED,
+        OutputStep.RESERVED,
+        OutputStep.WRITTEN,
+    ),
+    *(OutputStep.FILLING, OutputStep.FILLED, OutputStep.CLEARED, OutputStep.DONE),
 )
 
 
 @pytest.mark.parametrize("step", FILLING, ids=lambda step: step.name)
-def test_killed_at_a_step(out: Path, tmp_path: Path, step: Step) -> None:
+def test_killed_at_a_step(out: Path, tmp_path: Path, step: OutputStep) -> None:
     killed_at(step, lambda: write(out))
-    done = FILLING.index(step) >= FILLING.index(Step.FILLED)
+    done = FILLING.index(step) >= FILLING.index(OutputStep.FILLED)
     assert reads(out) == done
     if done:
         with pytest.raises(OutputExistsError):
@@ -202,8 +208,8 @@ def test_what_fails_half_way_leaves_it_empty(out: Path, error: BaseException) ->
 def test_an_interruption_after_the_last_file_leaves_it_whole(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reached(step: Step) -> None:
-        if step is Step.FILLED:
+    def reached(step: OutputStep) -> None:
+        if step is OutputStep.FILLED:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(steps, "reached", reached)
@@ -323,7 +329,7 @@ def test_the_way_out_where_the_other_process_cannot_be_asked(out: Path) -> None:
 def test_an_unfinished_output_of_a_process_that_cannot_be_asked_is_in_nobodys_way(
     out: Path,
 ) -> None:
-    killed_at(Step.RESERVED, lambda: write(out))
+    killed_at(OutputStep.RESERVED, lambda: write(out))
     (partial,) = out.glob(".partial-*")
     lease = partial / ".lease"
     lease.write_text(lease.read_text().replace(own_lease().host, "elsewhere"))
@@ -420,7 +426,7 @@ def test_a_name_as_long_as_may_be(tmp_path: Path, letter: str, there: bool) -> N
     place = tmp_path / (letter * (255 // len(letter.encode())))
     if there:
         place.mkdir()
-    killed_at(Step.WRITTEN, lambda: write(place))
+    killed_at(OutputStep.WRITTEN, lambda: write(place))
     check_destination(place, PLAN)
     write(place)
     assert names(tmp_path) == {place.name}

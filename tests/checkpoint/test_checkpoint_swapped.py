@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, lease, steps
+from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, lease
 from deltastore.checkpoint.lease import own_lease, remove_dead_partials
-from deltastore.checkpoint.steps import Step
 from deltastore.errors import CheckpointError, OutputExistsError
+from deltastore.system import steps
+from deltastore.system.steps import OutputStep
 
 PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
 NAMES = ("README.md", "config.json", "model.safetensors", "sub/x", ".lease")
@@ -57,18 +58,25 @@ def directory(partial: Path, victim: Path) -> Path:
 
 @pytest.mark.parametrize("swap", [link, directory])
 @pytest.mark.parametrize(
-    "step", [Step.BARE, Step.OWNED, Step.RESERVED, Step.WRITTEN, Step.RELEASED]
+    "step",
+    [
+        OutputStep.BARE,
+        OutputStep.OWNED,
+        OutputStep.RESERVED,
+        OutputStep.WRITTEN,
+        OutputStep.RELEASED,
+    ],
 )
 def test_nothing_is_written_or_removed_where_its_name_leads(
     tmp_path: Path,
     victim: Path,
-    step: Step,
+    step: OutputStep,
     swap: Callable[[Path, Path], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     theirs = victim
 
-    def reached(at: Step) -> None:
+    def reached(at: OutputStep) -> None:
         nonlocal theirs
         if at is step:
             (partial,) = tmp_path.glob("place/.out.partial-????????????")

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from deltastore.checkpoint import steps
 from deltastore.checkpoint.lease import create_partial
-from deltastore.checkpoint.steps import Step
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
@@ -26,7 +24,9 @@ from deltastore.errors import (
 )
 from deltastore.operations.export import export
 from deltastore.store import Store, open_store
+from deltastore.system import steps
 from deltastore.system.directory import Directory
+from deltastore.system.steps import OutputStep
 from deltastore.testing.artifacts import flip, publish
 from deltastore.testing.killing import start, succeeds
 
@@ -187,15 +187,15 @@ def test_what_a_killed_export_left_is_removed(store: Store, tmp_path: Path) -> N
     assert {p.name for p in tmp_path.iterdir()} == {"store", "out", ".out.notes", living.name}
 
 
-@pytest.mark.parametrize("step", [Step.OWNED, Step.RELEASED])
+@pytest.mark.parametrize("step", [OutputStep.OWNED, OutputStep.RELEASED])
 def test_an_unfinished_export_that_is_swapped_for_a_link_costs_nothing_there(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: Step
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: OutputStep
 ) -> None:
     victim = tmp_path / "victim"
     (victim / "blobs" / "sha256").mkdir(parents=True)
     (victim / "index.json").write_text("mine")
 
-    def reached(at: Step) -> None:
+    def reached(at: OutputStep) -> None:
         if at is step:
             (partial,) = tmp_path.glob(".out.partial-????????????")
             partial.rename(tmp_path / "old")

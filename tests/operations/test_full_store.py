@@ -15,7 +15,6 @@ from worlds import World
 
 import deltastore
 from deltastore.blobs import durable, spares
-from deltastore.blobs.steps import Step
 from deltastore.catalog import sqlite
 from deltastore.cli.main import main
 from deltastore.errors import NoSpaceError
@@ -23,6 +22,7 @@ from deltastore.operations.doctor import doctor
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import noise, publish
 from deltastore.testing.killing import killed_at, start, succeeds
 

@@ -19,13 +19,13 @@ import pytest
 from checkpoints import Tensors, assert_same_bits, load, model, save, trained
 
 import deltastore
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
 from deltastore.checkpoint import CheckpointWriter, lease, output, writer
 from deltastore.cli.main import main
 from deltastore.errors import OutputExistsError
 from deltastore.extraction import encoding
+from deltastore.system import steps
 from deltastore.system.directory import Directory
+from deltastore.system.steps import Step
 
 Action = Callable[[], object]
 

@@ -33,13 +33,12 @@ from worlds import (
     untag,
 )
 
-from deltastore.blobs.steps import Step
 from deltastore.catalog import sqlite
 from deltastore.checkpoint import CheckpointWriter
-from deltastore.checkpoint.steps import Step as OutputStep
 from deltastore.errors import StoreOutdatedError
 from deltastore.operations.migrate import migrate
 from deltastore.operations.reindex import reindex
+from deltastore.system.steps import OutputStep, Step
 from deltastore.testing.killing import killed_at, traced
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.blobs import steps
-from deltastore.blobs.steps import Step
 from deltastore.errors import BlobMissingError, DeltastoreError, StoreError
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, collecting, leases, open_store
+from deltastore.system import steps
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import LABELS, put_artifact
 from deltastore.testing.artifacts import publish as publish_at_once
 from deltastore.testing.killing import start

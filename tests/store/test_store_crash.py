@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from deltastore.blobs.steps import Step
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import killed_at
 

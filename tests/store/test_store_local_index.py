@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.blobs.steps import Step
 from deltastore.errors import RefNotFoundError, StoreError, UsageError
 from deltastore.operations.gc import gc
 from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Store, filesystem, indexing, open_store, refreshing
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import flip, publish
 from deltastore.testing.killing import killed_at, start, succeeds, together
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from other_users import ANN, BOB, TEAM, becoming, run_as
 
-from deltastore.blobs.steps import Step
 from deltastore.catalog import Record, Summary
 from deltastore.errors import RefNotFoundError, StoreError, StoreReadOnlyError
 from deltastore.health.check import Check
@@ -24,6 +23,7 @@ from deltastore.operations.doctor import doctor
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import killed_at, start, succeeds
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.blobs import LocalBlobs, durable, steps
+from deltastore.blobs import LocalBlobs, durable
 from deltastore.blobs.owner import owner_token
-from deltastore.blobs.steps import Step
 from deltastore.errors import StoreError
 from deltastore.operations.doctor import doctor
 from deltastore.operations.gc import gc
 from deltastore.store import Store, leases, open_store
 from deltastore.store.leases import Leases
+from deltastore.system import steps
 from deltastore.system.directory import Directory, Place
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish, put_artifact
 from deltastore.testing.killing import start, succeeds
 

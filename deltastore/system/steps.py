@@ -1,4 +1,4 @@
-"""The steps by which something enters or leaves the store, in the order they reach the disk.
+"""The steps by which something enters or leaves the store, or an output appears, in their order.
 
 ``docs/durability.md`` says for each command which steps it takes and what is visible after each.
 The order is the transaction: a process that dies between two steps leaves either something that
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Step(Enum):
-    """A state of the disk from which everything must recover."""
+    """A state of a store from which everything must recover."""
 
     # extract
     TEMP = "a blob's temporary file is whole and synced"
@@ -50,5 +50,21 @@ class Step(Enum):
     MIGRATED = "the catalog's new schema is committed"
 
 
-def reached(step: Step) -> None:
+class OutputStep(Enum):
+    """A state of an output from which the next writer for it must recover."""
+
+    LEASED = "the lease stands beside where the directory will be"
+    BARE = "the directory is there, and its lease is still beside it"
+    OWNED = "the directory has its lease"
+    RESERVED = "every weight file has its header and its full size"
+    WRITTEN = "every tensor and small file is whole"
+    RELEASED = "the lease stands beside the whole directory"
+    NAMED = "the directory has its name: this is the commit"
+    FILLING = "`.filling` is in the directory that is there already: all that follows is renaming"
+    FILLED = "the last file has its name there: this is the commit"
+    DONE = "the lease is gone"
+    CLEARED = "the unfinished directory is empty, and its lease stands beside it"
+
+
+def reached(step: Step | OutputStep) -> None:
     """Called when the disk is in the state that ``step`` names."""
