@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -154,33 +154,42 @@ def build_header(tensors: Sequence[HeaderTensor], metadata: Mapping[str, str], w
     Raises:
         CheckpointError: A reader would refuse the file: for names, shapes, number or length.
     """
-    fields: dict[str, Any] = {}
-    if metadata:
-        fields[METADATA] = dict(metadata)
     if len(tensors) > fmt.MAX_TENSORS:
         raise _unreadable(what, f"{len(tensors)} tensors; expected at most {fmt.MAX_TENSORS}")
-    position = 0
+    names: set[str] = set()
+    end = 0
     for tensor in tensors:
         problem = name_problem(tensor.name) or shape_problem(tensor.shape)
-        if problem is None and tensor.name in fields:
+        if problem is None and tensor.name in names:
             problem = f"two tensors called {shown(tensor.name)}"
-        end = position + tensor.nbytes
+        names.add(tensor.name)
+        end += tensor.nbytes
         if problem is None and end > _MAX_OFFSET:
             problem = f"more than {_MAX_OFFSET} bytes"
         if problem is not None:
             raise _unreadable(what, problem)
+    header = header_bytes(tensors, metadata)
+    if len(header) - 8 > MAX_HEADER_BYTES:
+        raise _unreadable(
+            what, f"a header of {len(header) - 8} bytes; safetensors allows {MAX_HEADER_BYTES}"
+        )
+    return header
+
+
+def header_bytes(tensors: Iterable[HeaderTensor], metadata: Mapping[str, str]) -> bytes:
+    """Length and padded JSON of a header; nothing is checked."""
+    fields: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        end = position + tensor.nbytes
         fields[tensor.name] = {
             "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
+            "shape": tensor.shape,
             "data_offsets": [position, end],
         }
         position = end
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise _unreadable(
-            what, f"a header of {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}"
-        )
     return len(text).to_bytes(8, "little") + text
 
 

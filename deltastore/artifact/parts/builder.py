@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deltastore.checkpoint import OutputTensor
+from deltastore.checkpoint.header import header_bytes
 from deltastore.manifest import Segment, Stream
-from deltastore.manifest.format import PART_BYTES
+from deltastore.manifest.format import DTYPE_BYTES, PART_BYTES
 
 _NUMPY_TO_SAFETENSORS = {"uint8": "U8", "uint16": "U16", "float32": "F32", "int64": "I64"}
 
@@ -50,7 +52,7 @@ class PartBuilder:
         self._part = 0
         self._size = 0
         self._open: dict[str, _OpenStream] = {}
-        self._arrays: dict[str, tuple[str, list[int], list[bytes]]] = {}
+        self._arrays: dict[str, tuple[str, tuple[int, ...], list[bytes]]] = {}
 
     @property
     def parts(self) -> int:
@@ -113,7 +115,7 @@ class PartBuilder:
         offsets = np.zeros(len(sizes) + 1, np.int64)
         np.cumsum(sizes, out=offsets[1:])
         frames_bytes = int(offsets[-1])
-        self._arrays[stream.key] = ("U8", [frames_bytes], stream.frames)
+        self._arrays[stream.key] = ("U8", (frames_bytes,), stream.frames)
         stream.stored_bytes += frames_bytes + self._place(f"{stream.key}.offsets", offsets)
         stream.segments.append(Segment(self._part, stream.first, len(sizes)))
         stream.frames = []
@@ -121,7 +123,7 @@ class PartBuilder:
     def _place(self, key: str, array: npt.NDArray[Any]) -> int:
         data = np.ascontiguousarray(array).tobytes()
         dtype = _NUMPY_TO_SAFETENSORS[array.dtype.name]
-        self._arrays[key] = (dtype, list(array.shape), [data])
+        self._arrays[key] = (dtype, array.shape, [data])
         return len(data)
 
     def _close_part(self) -> None:
@@ -129,26 +131,10 @@ class PartBuilder:
             self._flush(stream)
         # Wide items first, so that each array is aligned to its own item size: readers that map
         # the file need that. Within a width the order is that of arrival, which is the table's.
-        order = sorted(self._arrays, key=lambda key: -_WIDTH[self._arrays[key][0]])
-        header: dict[str, Any] = {}
-        pieces: list[bytes] = []
-        position = 0
-        for key in order:
-            dtype, shape, data = self._arrays[key]
-            size = sum(map(len, data))
-            header[key] = {
-                "dtype": dtype,
-                "shape": shape,
-                "data_offsets": [position, position + size],
-            }
-            position += size
-            pieces += data
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        self._hand_over(self._part, [len(text).to_bytes(8, "little") + text, *pieces])
+        order = sorted(self._arrays.items(), key=lambda item: -DTYPE_BYTES[item[1][0]])
+        arrays = (OutputTensor(key, dtype, shape) for key, (dtype, shape, _) in order)
+        pieces = chain.from_iterable(data for _, (_, _, data) in order)
+        self._hand_over(self._part, [header_bytes(arrays, {}), *pieces])
         self._part += 1
         self._size = 0
         self._arrays = {}
-
-
-_WIDTH = {"I64": 8, "F32": 4, "U16": 2, "U8": 1}
