@@ -86,6 +86,11 @@ class Checkpoint:
         return self.repo or str(self.path)
 
     @property
+    def title(self) -> str:
+        """What listings and cards call it: its Hub repository, or the last part of its path."""
+        return self.repo or self.path.resolve().name
+
+    @property
     def nbytes(self) -> int:
         """The bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -94,7 +94,7 @@ def _at_path(
     watcher = Staged(progress or Silent())
     with open_checkpoint(text, downloads=watcher, look_only=True) as opened:
         checkpoint = unwrapped(opened, (), Silent())
-        label = checkpoint.repo or checkpoint.path.resolve().name
+        label = checkpoint.title
 
         size = (checkpoint.nbytes, checkpoint.parameters)
 

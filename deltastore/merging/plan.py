@@ -34,8 +34,7 @@ class PlannedBase:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> PlannedBase:
         """An open checkpoint as the new base."""
-        label = checkpoint.repo or checkpoint.path.resolve().name
-        return cls(label, checkpoint.repo, checkpoint.revision)
+        return cls(checkpoint.title, checkpoint.repo, checkpoint.revision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ def extract(
         refuse_ungathered(before, after.tensors.items(), may_grow=True)
         refuse_ungathered(after, before.tensors.items())
         name = name or default_name(after.repo or after.path.name)
-        labels = {"base": _label(before), "post": _label(after)}
+        labels = {"base": before.title, "post": after.title}
         files = (digests.identities(before), digests.identities(after))
         small = small_files.collect(before, after)
         wanted = Wanted(
@@ -314,11 +314,6 @@ def _relative_change(config: Config) -> float | None:
     moved = math.fsum(entry.l2**2 for entry in changed)
     source = math.fsum(entry.base_l2**2 for entry in changed)
     return math.sqrt(moved / source) if source else None
-
-
-def _label(checkpoint: Checkpoint) -> str:
-    """What listings call a checkpoint: its Hub id, or the last part of its path."""
-    return checkpoint.repo or checkpoint.path.resolve().name
 
 
 def _refuse_quantised(checkpoint: Checkpoint) -> None:
