@@ -19,6 +19,7 @@ from deltastore.errors import CodecUnknownError, FormatError, IntegrityError, Pa
 from deltastore.kernels.palette import Tokens
 from deltastore.manifest import Config, Descriptor, Manifest, Stream, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP, KEEP_WIDE
+from deltastore.store import Store
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -36,6 +37,16 @@ def blaming(refs: Sequence[str]) -> Iterator[None]:
             raise
         message = f"{error.message} It was read for {', '.join(refs)}."
         raise type(error)(message, hint=error.hint, **error.facts, refs=list(refs)) from error
+
+
+def open_artifact(store: Store, digest: str) -> ArtifactReader:
+    """A stored artifact; its parts are opened as they are needed.
+
+    Raises:
+        IntegrityError: Its manifest or config is missing or damaged.
+        FormatError: One of them breaks the format, or is of a newer one.
+    """
+    return ArtifactReader(store.blobs, *store.load(digest))
 
 
 def _require_plain(stream: Stream, where: str) -> None:

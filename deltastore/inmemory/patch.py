@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.artifact.reader import ArtifactReader
+from deltastore.artifact.reader import ArtifactReader, open_artifact
 from deltastore.checkpoint import OutputTensor, ShardPlan
 from deltastore.checkpoint.quantised import quantised_weights
 from deltastore.codecs.values import decode_patch, encode_patch
@@ -138,7 +138,7 @@ def patch(
     progress = progress or Silent()
     checked_scales([ref], [scale])
     artifact = store.resolve(ref)
-    with ArtifactReader(store.blobs, *store.load(artifact.digest)) as reader:
+    with open_artifact(store, artifact.digest) as reader:
         if reader.config.restore_only:
             raise RestoreOnlyError(
                 f"{artifact.ref} was stored for restoration only; a model in memory cannot show "
@@ -232,7 +232,7 @@ def unpatch(
         IntegrityError: The delta is no longer in the store, or damaged.
     """
     progress = progress or Silent()
-    with ArtifactReader(store.blobs, *store.load(patched.digest)) as reader:
+    with open_artifact(store, patched.digest) as reader:
         undo = patched._undo
         weights = ModelWeights(model, reader.config.tensors, patched._names)
         reader.check()
@@ -274,7 +274,7 @@ def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     artifact = store.resolve(ref)
-    with ArtifactReader(store.blobs, *store.load(artifact.digest)) as reader:
+    with open_artifact(store, artifact.digest) as reader:
         reader.check()
         for entry in reader.config.tensors:
             if entry.delta is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from deltastore.artifact.model_files import fitting
-from deltastore.artifact.reader import ArtifactReader, blaming
+from deltastore.artifact.reader import ArtifactReader, blaming, open_artifact
 from deltastore.artifact.small_files import Side, own_tokenizer, read_stored, tokenizer_of
 from deltastore.blobs import BlobStore
 from deltastore.catalog import Artifact
@@ -161,7 +161,7 @@ def open_input(store: Store, artifact: Artifact, scale: float, stack: ExitStack)
     Raises:
         IntegrityError: One of its documents or small files is missing or damaged.
     """
-    reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
+    reader = stack.enter_context(open_artifact(store, artifact.digest))
     files = read_sides(store.blobs, reader.manifest, reader.config)
     delta = Delta(
         artifact.ref,

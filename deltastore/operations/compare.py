@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from deltastore.artifact.reader import ArtifactReader, blaming
+from deltastore.artifact.reader import ArtifactReader, blaming, open_artifact
 from deltastore.catalog import Artifact
 from deltastore.comparison.cosines import Comparer, Overlap, overlaps
 from deltastore.comparison.figures import Compared, Comparison, figures
@@ -56,7 +56,7 @@ def compare(
             artifact = store.resolve(ref)
             if artifact.ref not in named:
                 named.append(artifact.ref)
-            reader = stack.enter_context(ArtifactReader(store.blobs, *store.load(artifact.digest)))
+            reader = stack.enter_context(open_artifact(store, artifact.digest))
             _refuse_restore_only(artifact, reader)
             artifacts.append(artifact)
             readers.append(reader)

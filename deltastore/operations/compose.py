@@ -18,7 +18,7 @@ from os import PathLike
 
 from deltastore.artifact import small_files
 from deltastore.artifact.model_files import fitting
-from deltastore.artifact.reader import ArtifactReader, blaming
+from deltastore.artifact.reader import ArtifactReader, blaming, open_artifact
 from deltastore.blobs import CountedBlobs
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.digest import sha256_digest
@@ -201,7 +201,7 @@ def _load(store: Store, ref: str, stack: ExitStack) -> _Step:
     """
     artifact = store.resolve(ref)
     with blaming([artifact.ref]):
-        reader = ArtifactReader(store.blobs, *store.load(artifact.digest))
+        reader = open_artifact(store, artifact.digest)
     stack.enter_context(reader)
     if reader.config.restore_only:
         raise RestoreOnlyError(
