@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from deltastore.digest import is_content_digest, is_digest
 from deltastore.errors import ManifestInvalidError, shown
@@ -36,6 +36,7 @@ from deltastore.manifest.tensor_rules import name_problem, shape_problem
 _HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _DTYPES = tuple(fmt.DTYPE_BYTES)
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
+_WITH_VALUES = ("replaced", "added", "resized")
 _HINT = "Run `deltastore verify` to see whose it is; `deltastore rm REF` gives that version up."
 
 
@@ -50,7 +51,7 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         ManifestInvalidError: The bytes are no manifest of an artifact of this format.
     """
     document = load_json(data, limit=fmt.MAX_MANIFEST_BYTES, where=where)
-    read = _Reader(where)
+    read = Reader(where)
     fields = read.mapping(document, "manifest")
     read.expect(fields.get("schemaVersion"), 2, "schemaVersion")
     read.expect(fields.get("mediaType"), fmt.MANIFEST_MEDIA_TYPE, "mediaType")
@@ -72,7 +73,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
         ManifestInvalidError: The bytes are no config of this format, or contradict the manifest.
     """
     document = load_json(data, limit=fmt.MAX_CONFIG_BYTES, where=where)
-    read = _Reader(where)
+    read = Reader(where)
     fields = read.mapping(document, "config")
     version = read.integer(fields.get("format"), "format", low=1)
     if version != fmt.FORMAT_VERSION:
@@ -80,11 +81,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
             f"{where} is of format {version}; this deltastore reads format {fmt.FORMAT_VERSION}.",
             hint="Upgrade deltastore: `pip install -U deltastore`.",
         )
-    chunk = read.integer(
-        fields.get("chunk"), "chunk", low=fmt.MIN_CHUNK_ELEMENTS, high=fmt.MAX_CHUNK_ELEMENTS
-    )
-    if chunk & (chunk - 1):
-        read.fail("chunk", "a power of two", chunk)
+    chunk = read.chunk(fields.get("chunk"), "chunk")
     parts = read.integer(fields.get("parts"), "parts", high=len(manifest.layers))
     for index, layer in enumerate(manifest.layers[:parts]):
         read.expect(layer.media_type, fmt.TENSORS_MEDIA_TYPE, f"layers[{index}].mediaType")
@@ -99,7 +96,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
     names = [entry.name for entry in tensors]
     if names != sorted(set(names)):
         read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
-    _check_base_names(read, tensors)
+    check_base_names(read, tensors)
     exactness = read.choice(fields.get("exactness"), "exactness", ("exact", "bounded", "lossy"))
     return Config(
         codec=read.text(fields.get("codec"), "codec", limit=64),
@@ -112,7 +109,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
         samples=_samples(read, fields.get("samples"), tensors, samples_layer.size),
         files=_files(read, fields.get("files"), manifest, first=parts + 1),
         restore_only=read.boolean(fields.get("restore_only"), "restore_only"),
-        not_stored=_not_stored(read, fields.get("not_stored", [])),
+        not_stored=read_not_stored(read, fields.get("not_stored", [])),
     )
 
 
@@ -149,8 +146,34 @@ def _named(field: Field) -> str:
     return "".join(map(_named, field)) if isinstance(field, tuple) else str(field)
 
 
-class _Reader:
-    """Typed access to JSON values with one error for all: where, which field, expected, got."""
+class Row(Protocol):
+    """A tensor's row, in an artifact or in a plan for one, as far as other fields name it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def base(self) -> TensorShape | None: ...  # noqa: D102
+    @property
+    def base_name(self) -> str | None: ...  # noqa: D102
+    @property
+    def own_base(self) -> TensorShape | None: ...  # noqa: D102
+
+
+class TensorShape(Protocol):
+    """A tensor of base."""
+
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def elements(self) -> int: ...  # noqa: D102
+
+
+class Reader:
+    """Typed access to JSON values with one error for all: where, which field, expected, got.
+
+    Every method takes a value and its field's name, and raises ``ManifestInvalidError`` where the
+    value is not what the method is called.
+    """
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -161,6 +184,7 @@ class _Reader:
         return cast("T", self._shared.setdefault(value, value))
 
     def fail(self, field: Field, expected: str, got: object) -> NoReturn:
+        """Refuse the field."""
         named = _named(field)
         raise ManifestInvalidError(
             f"{self.where}: field {named} should be {expected}, got {shown(got)}.",
@@ -169,15 +193,18 @@ class _Reader:
         )
 
     def expect(self, value: object, wanted: object, field: Field) -> None:
+        """Refuse another value, or one of another type."""
         if value != wanted or type(value) is not type(wanted):
             self.fail(field, repr(wanted), value)
 
     def mapping(self, value: object, field: Field) -> dict[str, Any]:
+        """An object."""
         if not isinstance(value, dict):
             self.fail(field, "an object", value)
         return value
 
     def params(self, value: object, field: Field) -> dict[str, Any]:
+        """An object that is shared with those that are equal."""
         params = self.mapping(value, field)
         if any(isinstance(item, list | dict) for item in params.values()):
             return params
@@ -186,49 +213,89 @@ class _Reader:
         return cast("dict[str, Any]", self._shared.setdefault(key, params))
 
     def array(self, value: object, field: Field, *, limit: int) -> list[Any]:
+        """An array of bounded length."""
         if not isinstance(value, list) or len(value) > limit:
             self.fail(field, f"an array of at most {limit} items", value)
         return value
 
     def integer(self, value: object, field: Field, *, low: int = 0, high: int = 1 << 62) -> int:
+        """An integer within bounds."""
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             self.fail(field, f"an integer in {low}..{high}", value)
         return value
 
-    def number(self, value: object, field: Field) -> float:
+    def chunk(self, value: object, field: Field) -> int:
+        """How many elements a chunk has."""
+        chunk = self.integer(value, field, low=fmt.MIN_CHUNK_ELEMENTS, high=fmt.MAX_CHUNK_ELEMENTS)
+        if chunk & (chunk - 1):
+            self.fail(field, "a power of two", chunk)
+        return chunk
+
+    def number(self, value: object, field: Field, *, low: int = 0) -> float:
+        """A finite number."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fail(field, "a number", value)
         try:
             number = float(value)
         except OverflowError:  # an integer that no float can hold
             number = math.inf
-        if not math.isfinite(number) or number < 0:
-            self.fail(field, "a finite number >= 0", value)
+        if not math.isfinite(number) or number < low:
+            self.fail(field, f"a finite number >= {low}", value)
         return number
 
     def boolean(self, value: object, field: Field) -> bool:
+        """True or false."""
         if not isinstance(value, bool):
             self.fail(field, "true or false", value)
         return value
 
     def text(self, value: object, field: Field, *, limit: int = fmt.MAX_NAME_CHARS) -> str:
+        """Printable text of bounded length."""
         if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isprintable():
             self.fail(field, f"printable text of 1..{limit} characters", value)
         return value
 
+    def optional_text(self, value: object, field: Field) -> str | None:
+        """The same, or null."""
+        return None if value is None else self.text(value, field)
+
     def tensor_name(self, value: object, field: Field) -> str:
+        """What a tensor may be called."""
         name = self.text(value, field)
         problem = name_problem(name)
         if problem is not None:
             self.fail(field, "a name that a tensor of a checkpoint may have", name)
         return name
 
+    def dtype_and_shape(self, fields: dict[str, Any], field: Field) -> tuple[str, tuple[int, ...]]:
+        """What a tensor is, of an object that says it."""
+        dims = self.array(fields.get("shape"), (field, ".shape"), limit=fmt.MAX_DIMENSIONS)
+        shape = tuple(
+            self.integer(dim, (field, ".shape[", i, "]"), high=fmt.MAX_ELEMENTS)
+            for i, dim in enumerate(dims)
+        )
+        problem = shape_problem(shape)
+        if problem is not None:
+            self.fail((field, ".shape"), "a shape that checkpoints may have", problem)
+        dtype = self.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES)
+        return sys.intern(dtype), self.share(shape)
+
+    def path(self, value: object, field: Field) -> str:
+        """A small file's path: plain components, so that it cannot leave a directory."""
+        path = self.text(value, field, limit=255)
+        plain = all(part not in ("", ".", "..") for part in path.split("/"))
+        if PurePosixPath(path).is_absolute() or not plain or "\\" in path or ":" in path:
+            self.fail(field, "a relative path of plain components", path)
+        return path
+
     def choice(self, value: object, field: Field, choices: tuple[str, ...]) -> str:
+        """One of some words."""
         if not isinstance(value, str) or value not in choices:
             self.fail(field, "one of " + ", ".join(choices), value)
         return value
 
     def match(self, value: object, field: Field, check: Callable[[object], bool], what: str) -> str:
+        """What passes a check."""
         if not check(value):
             self.fail(field, what, value)
         return cast("str", value)
@@ -236,6 +303,7 @@ class _Reader:
     def descriptor(
         self, value: object, field: Field, *, limit: int = fmt.MAX_ELEMENTS
     ) -> Descriptor:
+        """A blob as a manifest describes it."""
         fields = self.mapping(value, field)
         title = None
         if "annotations" in fields:
@@ -252,13 +320,8 @@ class _Reader:
         )
 
 
-def _source(read: _Reader, value: object, field: Field) -> SourceModel:
+def _source(read: Reader, value: object, field: Field) -> SourceModel:
     fields = read.mapping(value, field)
-
-    def optional(key: str) -> str | None:
-        item = fields.get(key)
-        return None if item is None else read.text(item, (field, ".", key))
-
     return SourceModel(
         content=read.match(
             fields.get("content"), (field, ".content"), is_content_digest, "blake3:<64 hex digits>"
@@ -268,8 +331,8 @@ def _source(read: _Reader, value: object, field: Field) -> SourceModel:
         ),
         nbytes=read.integer(fields.get("nbytes"), (field, ".nbytes")),
         parameters=read.integer(fields.get("parameters"), (field, ".parameters")),
-        repo=optional("repo"),
-        revision=optional("revision"),
+        repo=read.optional_text(fields.get("repo"), (field, ".repo")),
+        revision=read.optional_text(fields.get("revision"), (field, ".revision")),
     )
 
 
@@ -277,21 +340,14 @@ def _is_hex64(value: object) -> bool:
     return isinstance(value, str) and _HEX64.match(value) is not None
 
 
-def _side(read: _Reader, value: object, field: Field) -> TensorSide | None:
+def _side(read: Reader, value: object, field: Field) -> TensorSide | None:
     if value is None:
         return None
     fields = read.mapping(value, field)
-    dims = read.array(fields.get("shape"), (field, ".shape"), limit=fmt.MAX_DIMENSIONS)
-    shape = tuple(
-        read.integer(dim, (field, ".shape[", i, "]"), high=fmt.MAX_ELEMENTS)
-        for i, dim in enumerate(dims)
-    )
-    problem = shape_problem(shape)
-    if problem is not None:
-        read.fail((field, ".shape"), "a shape that checkpoints may have", problem)
+    dtype, shape = read.dtype_and_shape(fields, field)
     return TensorSide(
-        dtype=sys.intern(read.choice(fields.get("dtype"), (field, ".dtype"), _DTYPES)),
-        shape=read.share(shape),
+        dtype=dtype,
+        shape=shape,
         blake3=read.match(
             fields.get("blake3"),
             (field, ".blake3"),
@@ -302,7 +358,7 @@ def _side(read: _Reader, value: object, field: Field) -> TensorSide | None:
 
 
 def _stream(
-    read: _Reader, value: object, field: Field, *, frames: int, parts: int, sparse: bool
+    read: Reader, value: object, field: Field, *, frames: int, parts: int, sparse: bool
 ) -> Stream:
     fields = read.mapping(value, field)
     rows = read.array(fields.get("segments"), (field, ".segments"), limit=fmt.MAX_SEGMENTS)
@@ -332,14 +388,14 @@ def _stream(
     )
 
 
-def _tensors(read: _Reader, rows: list[Any], *, chunk: int, parts: int) -> Iterator[TensorEntry]:
+def _tensors(read: Reader, rows: list[Any], *, chunk: int, parts: int) -> Iterator[TensorEntry]:
     """The tensor table; empties the document as it goes, which takes twice as much memory."""
     for i, row in enumerate(rows):
         rows[i] = None
         yield _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts)
 
 
-def _tensor(read: _Reader, value: object, field: Field, *, chunk: int, parts: int) -> TensorEntry:
+def _tensor(read: Reader, value: object, field: Field, *, chunk: int, parts: int) -> TensorEntry:
     fields = read.mapping(value, field)
     name = read.tensor_name(fields.get("name"), (field, ".name"))
     kind = cast("TensorKind", sys.intern(read.choice(fields.get("kind"), (field, ".kind"), _KINDS)))
@@ -347,69 +403,28 @@ def _tensor(read: _Reader, value: object, field: Field, *, chunk: int, parts: in
     post = _side(read, fields.get("post"), (field, ".post"))
     if (base is None) != (kind == "added") or (post is None) != (kind == "removed"):
         read.fail(field, f"the sides that kind {kind} has", "another set of sides")
-
-    base_name = None
-    if "base_name" in fields:
-        base_name = read.tensor_name(fields["base_name"], (field, ".base_name"))
-        if kind not in ("unchanged", "delta", "resized"):
-            read.fail((field, ".base_name"), f"absent for kind {kind}", base_name)
-
-    def frames(elements: int) -> int:
-        return -(-elements // chunk)
-
-    delta = values = patch = None
+    base_name = _base_name(read, fields, field, kind) if "base_name" in fields else None
+    delta = patch = None
+    changed, l2, base_l2 = 0, 0.0, 0.0
+    common = 0
     if kind in ("delta", "resized"):
         assert base is not None
         assert post is not None
         _check_pair(read, field, kind, base, post)
         common = min(base.elements, post.elements)
-        if "delta" not in fields:
-            read.fail((field, ".delta"), "an object", None)
-        delta = _stream(
-            read,
-            fields["delta"],
-            (field, ".delta"),
-            frames=frames(common),
-            parts=parts,
-            sparse=False,
-        )
-        if "patch" in fields:
-            patch = _stream(
-                read,
-                fields["patch"],
-                (field, ".patch"),
-                frames=frames(common),
-                parts=parts,
-                sparse=True,
-            )
-        further = post.elements - common
-    else:
-        further = post.elements if post is not None and kind in ("replaced", "added") else 0
-        if kind == "unchanged" and base != post:
-            read.fail(field, "equal sides, as the kind is unchanged", "sides that differ")
-    has_values = kind in ("replaced", "added") or (kind == "resized" and further > 0)
-    if ("values" in fields) != has_values:
-        read.fail((field, ".values"), "present just where the kind has values", kind)
-    if has_values:
-        values = _stream(
-            read,
-            fields["values"],
-            (field, ".values"),
-            frames=frames(further),
-            parts=parts,
-            sparse=False,
-        )
-    for role in ("delta", "patch"):
-        if role in fields and delta is None:
-            read.fail((field, ".", role), f"absent for kind {kind}", "present")
-    changed, l2, base_l2 = 0, 0.0, 0.0
+        delta, patch = _delta_and_patch(read, fields, field, -(-common // chunk), parts)
+    elif kind == "unchanged" and base != post:
+        read.fail(field, "equal sides, as the kind is unchanged", "sides that differ")
+    further = post.elements - common if kind in _WITH_VALUES and post is not None else 0
+    values = _values(read, fields, field, kind, further, chunk=chunk, parts=parts)
     if delta is not None:
-        assert base is not None
-        assert post is not None
-        common = min(base.elements, post.elements)
         changed = read.integer(fields.get("changed"), (field, ".changed"), high=common)
         l2 = read.number(fields.get("l2"), (field, ".l2"))
         base_l2 = read.number(fields.get("base_l2"), (field, ".base_l2"))
+    else:
+        for role in ("delta", "patch"):
+            if role in fields:
+                read.fail((field, ".", role), f"absent for kind {kind}", "present")
     return TensorEntry(
         name=name,
         kind=kind,
@@ -425,19 +440,60 @@ def _tensor(read: _Reader, value: object, field: Field, *, chunk: int, parts: in
     )
 
 
-def _check_base_names(read: _Reader, tensors: tuple[TensorEntry, ...]) -> None:
-    own = {entry.name: entry.own_base for entry in tensors}
-    for i, entry in enumerate(tensors):
-        if entry.base_name is not None and own.get(entry.base_name) != entry.base:
+def _base_name(read: Reader, fields: dict[str, Any], field: Field, kind: TensorKind) -> str:
+    name = read.tensor_name(fields["base_name"], (field, ".base_name"))
+    if kind not in ("unchanged", "delta", "resized"):
+        read.fail((field, ".base_name"), f"absent for kind {kind}", name)
+    return name
+
+
+def _delta_and_patch(
+    read: Reader, fields: dict[str, Any], field: Field, frames: int, parts: int
+) -> tuple[Stream, Stream | None]:
+    if "delta" not in fields:
+        read.fail((field, ".delta"), "an object", None)
+    at = (field, ".delta")
+    delta = _stream(read, fields["delta"], at, frames=frames, parts=parts, sparse=False)
+    if "patch" not in fields:
+        return delta, None
+    at = (field, ".patch")
+    return delta, _stream(read, fields["patch"], at, frames=frames, parts=parts, sparse=True)
+
+
+def _values(
+    read: Reader,
+    fields: dict[str, Any],
+    field: Field,
+    kind: TensorKind,
+    elements: int,
+    *,
+    chunk: int,
+    parts: int,
+) -> Stream | None:
+    """The stream of those elements of post that have no delta."""
+    has_values = kind in _WITH_VALUES and (kind != "resized" or elements > 0)
+    if ("values" in fields) != has_values:
+        read.fail((field, ".values"), "present just where the kind has values", kind)
+    if not has_values:
+        return None
+    at, frames = (field, ".values"), -(-elements // chunk)
+    return _stream(read, fields["values"], at, frames=frames, parts=parts, sparse=False)
+
+
+def check_base_names(read: Reader, tensors: Sequence[Row]) -> None:
+    """Refuse a row whose base is said to be another row's tensor, and is not."""
+    own = {row.name: row.own_base for row in tensors}
+    for i, row in enumerate(tensors):
+        if row.base_name is not None and own.get(row.base_name) != row.base:
             read.fail(
                 f"tensors[{i}].base_name",
                 "the name of a tensor whose base is this one's",
-                entry.base_name,
+                row.base_name,
             )
 
 
 def _check_pair(
-    read: _Reader, field: Field, kind: TensorKind, base: TensorSide, post: TensorSide
+    read: Reader, field: Field, kind: TensorKind, base: TensorSide, post: TensorSide
 ) -> None:
     for side in (base, post):
         if side.dtype not in fmt.DELTA_DTYPES:
@@ -450,8 +506,18 @@ def _check_pair(
 
 
 def _samples(
-    read: _Reader, value: object, tensors: tuple[TensorEntry, ...], layer_bytes: int
+    read: Reader, value: object, tensors: tuple[TensorEntry, ...], layer_bytes: int
 ) -> tuple[SampleRun, ...]:
+    runs, total = read_sample_runs(read, value, tensors)
+    if total != layer_bytes:
+        read.fail("samples", f"{layer_bytes} bytes, as the samples layer has", total)
+    return runs
+
+
+def read_sample_runs(
+    read: Reader, value: object, tensors: Sequence[Row]
+) -> tuple[tuple[SampleRun, ...], int]:
+    """Where base is sampled, and how many bytes that are."""
     runs = []
     total = 0
     rows = read.array(value, "samples", limit=fmt.MAX_SAMPLE_RUNS)
@@ -470,21 +536,16 @@ def _samples(
         runs.append(SampleRun(index, start, count))
     if len({run.tensor for run in runs}) > fmt.MAX_SAMPLE_TENSORS:
         read.fail("samples", f"at most {fmt.MAX_SAMPLE_TENSORS} tensors", "more")
-    if total != layer_bytes:
-        read.fail("samples", f"{layer_bytes} bytes, as the samples layer has", total)
-    return tuple(runs)
+    return tuple(runs), total
 
 
-def _files(
-    read: _Reader, value: object, manifest: Manifest, *, first: int
-) -> tuple[FileEntry, ...]:
+def _files(read: Reader, value: object, manifest: Manifest, *, first: int) -> tuple[FileEntry, ...]:
     entries = []
     for i, row in enumerate(read.array(value, "files", limit=fmt.MAX_LAYERS)):
         at = f"files[{i}]"
         fields = read.mapping(row, at)
         side = read.choice(fields.get("side"), (at, ".side"), ("base", "post"))
-        path = read.text(fields.get("path"), (at, ".path"), limit=255)
-        _check_path(read, path, (at, ".path"))
+        path = read.path(fields.get("path"), (at, ".path"))
         layer = read.integer(fields.get("layer"), (at, ".layer"), low=first)
         if layer >= len(manifest.layers):
             read.fail((at, ".layer"), f"below {len(manifest.layers)}", layer)
@@ -501,7 +562,8 @@ def _files(
     return tuple(entries)
 
 
-def _not_stored(read: _Reader, value: object) -> tuple[str, ...]:
+def read_not_stored(read: Reader, value: object) -> tuple[str, ...]:
+    """The names of what lay beside post's weights and is not stored."""
     names = [
         read.text(name, f"not_stored[{i}]")
         for i, name in enumerate(read.array(value, "not_stored", limit=fmt.MAX_NOT_STORED))
@@ -511,11 +573,3 @@ def _not_stored(read: _Reader, value: object) -> tuple[str, ...]:
             "not_stored", "distinct names in sorted order", "another order or a repeated name"
         )
     return tuple(names)
-
-
-def _check_path(read: _Reader, path: str, field: Field) -> None:
-    """A small file's path is one or more plain components, so that it cannot leave a directory."""
-    pure = PurePosixPath(path)
-    plain = all(part not in ("", ".", "..") for part in path.split("/"))
-    if pure.is_absolute() or not plain or "\\" in path or ":" in path:
-        read.fail(field, "a relative path of plain components", path)

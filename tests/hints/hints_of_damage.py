@@ -327,7 +327,7 @@ def manifest_is_missing(world: World) -> None:
     world.is_well()
 
 
-@case("manifest/parse.py:_Reader.fail:1")
+@case("manifest/parse.py:Reader.fail:1")
 def manifest_breaks_the_format(world: World) -> None:
     from deltastore.digest import sha256_digest
 

@@ -28,12 +28,13 @@ from deltastore.manifest import (
     parse_manifest,
 )
 from deltastore.manifest import format as fmt
+from deltastore.manifest.tensor_rules import METADATA
 
 hexes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 digests = hexes.map("sha256:{}".format)
 names = st.text(
     st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=12
-).filter(str.isprintable)
+).filter(lambda text: text.isprintable() and text != METADATA)
 counts = st.integers(0, 1 << 40)
 figures = st.floats(0, 1e300, allow_nan=False)
 params = st.dictionaries(names, st.booleans() | names | st.integers(-5, 5), max_size=3)
