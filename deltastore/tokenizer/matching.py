@@ -138,77 +138,133 @@ def match_tokens(
         post_rows: Rows of post's embeddings.
         new_rows: Rows of the new base's embeddings.
     """
-    before = {number: token for token, number in source.items()}
-    free = max(new.values(), default=-1) + 1
-    pairs: list[tuple[int, int]] = []
-    ids: dict[int, int] = {}
-    added: list[Added] = []
-    renamed: list[tuple[str, str]] = []
-    lost: list[str] = []
-    taken: set[int] = set()
-    late: list[tuple[int, str]] = []
-    rows = new_rows
-    moved = 0
-
-    def is_difference_of_one(number: int, token: str) -> bool:
-        if number >= common:
-            return True
-        if token in source:
-            return source[token] == number
-        old = before.get(number)
-        return old is None or old not in post
-
-    def place(number: int, target: int) -> None:
-        taken.add(target)
-        pairs.append((number, target))
-        ids[number] = target
-
-    def lose(number: int, token: str) -> None:
-        lost.append(token)
-        ids[number] = NONE
-
-    for token, number in sorted(post.items(), key=lambda item: item[1]):
-        target = new.get(token, NONE)
-        if number in ids:
-            continue  # another name of a token that is placed
-        if target == NONE:
-            late.append((number, token))
-        elif number < post_rows and 0 <= target < new_rows and target not in taken:
-            if is_difference_of_one(number, token):
-                place(number, target)
-            else:
-                taken.add(target)
-                ids[number] = target
-                moved += 1
-        else:
-            lose(number, token)
+    matching = _Matching(source, post, new, common, post_rows, new_rows)
+    late = [
+        (number, token)
+        for token, number in sorted(post.items(), key=lambda item: item[1])
+        if not matching.take_row_of_its_string(number, token)
+    ]
     for number, token in late:
-        old = before.get(number)
-        target = NONE
-        if old is not None and is_difference_of_one(number, token) and old not in post:
-            target = new.get(old, NONE)
-        if number in ids:
-            continue
-        if number >= post_rows:
-            lose(number, token)
-        elif old is not None and 0 <= target < new_rows and target not in taken:
-            renamed.append((old, token))
-            place(number, target)
-        elif token not in source and (free < rows or (number >= common and free == rows)):
-            added.append(Added(token, number, free))
-            place(number, free)
-            rows = max(rows, free + 1)
-            free += 1
+        matching.rename_or_add(number, token)
+    return matching.result()
+
+
+class _Matching:
+    """Tokens of post, placed one by one in rows of the new base, or after its last."""
+
+    def __init__(
+        self,
+        source: Mapping[str, int],
+        post: Mapping[str, int],
+        new: Mapping[str, int],
+        common: int,
+        post_rows: int,
+        new_rows: int,
+    ) -> None:
+        self._source = source
+        self._post = post
+        self._new = new
+        self._common = common
+        self._post_rows = post_rows
+        self._new_rows = new_rows
+        self._before = {number: token for token, number in source.items()}
+        self._ids: dict[int, int] = {}
+        """The output's ids by post's; ``NONE`` is lost."""
+        self._pairs: list[tuple[int, int]] = []
+        self._taken: set[int] = set()
+        self._added: list[Added] = []
+        self._renamed: list[tuple[str, str]] = []
+        self._lost: list[str] = []
+        self._moved = 0
+        """Tokens of the new base whose rows stay, as post gave their delta to another token."""
+        self._free = max(new.values(), default=-1) + 1
+        """The first row that no token of the new base has."""
+        self._rows = new_rows
+
+    def take_row_of_its_string(self, number: int, token: str) -> bool:
+        """Give a token of post the new base's row of the same string.
+
+        Returns:
+            False if there is none: whether it was renamed or added is seen when all others have
+            their rows.
+        """
+        if number in self._ids:
+            return True  # another name of a token that is placed
+        target = self._new.get(token, NONE)
+        if target == NONE:
+            return False
+        if number >= self._post_rows or not self._is_free(target):
+            self._lose(number, token)
+        elif self._is_difference_of_one(number, token):
+            self._place(number, target)
         else:
-            lose(number, token)
-    return Vocabulary(
-        verdict="matched",
-        tokens=len(new),
-        matched=len(pairs) - len(added),
-        own=len(new.keys() - post.keys()) - len(renamed) + moved,
-        added=tuple(added),
-        renamed=tuple(renamed),
-        lost=tuple(lost),
-        ids={number: target for number, target in ids.items() if number != target},
-        pairs=tuple(pairs),
-    )
+            self._taken.add(target)
+            self._ids[number] = target
+            self._moved += 1
+        return True
+
+    def rename_or_add(self, number: int, token: str) -> None:
+        """Give a token whose string the new base lacks the row of its old name, or one more."""
+        if number in self._ids:
+            return
+        if number >= self._post_rows:
+            self._lose(number, token)
+            return
+        old, target = self._row_of_old_name(number, token)
+        if old is not None and self._is_free(target):
+            self._renamed.append((old, token))
+            self._place(number, target)
+        elif token not in self._source and self._has_room(number):
+            self._added.append(Added(token, number, self._free))
+            self._place(number, self._free)
+            self._rows = max(self._rows, self._free + 1)
+            self._free += 1
+        else:
+            self._lose(number, token)
+
+    def result(self) -> Vocabulary:
+        """All tokens, matched."""
+        own = self._new.keys() - self._post.keys()
+        return Vocabulary(
+            verdict="matched",
+            tokens=len(self._new),
+            matched=len(self._pairs) - len(self._added),
+            own=len(own) - len(self._renamed) + self._moved,
+            added=tuple(self._added),
+            renamed=tuple(self._renamed),
+            lost=tuple(self._lost),
+            ids={number: target for number, target in self._ids.items() if number != target},
+            pairs=tuple(self._pairs),
+        )
+
+    def _is_difference_of_one(self, number: int, token: str) -> bool:
+        """Whether what post has in a row stands for the token that its base has there."""
+        if number >= self._common:
+            return True
+        if token in self._source:
+            return self._source[token] == number
+        old = self._before.get(number)
+        return old is None or old not in self._post
+
+    def _row_of_old_name(self, number: int, token: str) -> tuple[str | None, int]:
+        """What post's base calls the token, and the new base's row of that name."""
+        old = self._before.get(number)
+        if old is None or old in self._post or not self._is_difference_of_one(number, token):
+            return old, NONE
+        return old, self._new.get(old, NONE)
+
+    def _is_free(self, target: int) -> bool:
+        return 0 <= target < self._new_rows and target not in self._taken
+
+    def _has_room(self, number: int) -> bool:
+        """Whether a token gets a row: a padding row, or, if it is one of post's own, one more."""
+        return self._free < self._rows or (number >= self._common and self._free == self._rows)
+
+    def _place(self, number: int, target: int) -> None:
+        self._taken.add(target)
+        self._pairs.append((number, target))
+        self._ids[number] = target
+
+    def _lose(self, number: int, token: str) -> None:
+        self._lost.append(token)
+        self._ids[number] = NONE
