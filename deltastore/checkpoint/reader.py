@@ -122,6 +122,13 @@ class Checkpoint:
         )
         return replace(self, tensors=dict(sorted(tensors.items())), shards=shards, _stored=stored)
 
+    def stored_names(self) -> dict[str, str]:
+        """The names that tensors have now by those that they are stored under, where these differ.
+
+        Given to ``renamed`` of the same checkpoint opened anew, they give this one.
+        """
+        return {info.name: name for name, info in self._stored.items() if info.name != name}
+
     def shard_order(self) -> list[str]:
         """All tensor names in file order, shard by shard."""
         return [name for shard in self.shards for name in shard.tensors]

@@ -159,7 +159,7 @@ class Engine:
                     yield due
                 for first, last in pieces:
                     yield from self._chunks(crew, recipe, first, last)
-        if chunks is None or any(piece.stop == number for piece in chunks):
+        if chunks is None or any(piece and piece.stop == number for piece in chunks):
             yield from checks
 
     def _chunks(self, crew: Crew, recipe: Recipe, first: int, last: int | None) -> Iterator[_Task]:
@@ -314,13 +314,10 @@ def _checks(readers: Sequence[ArtifactReader]) -> list[_Check]:
 
 
 def _overlaps(chunks: Sequence[range], first: int, end: int) -> Iterator[tuple[int, int]]:
-    """What ranges have of a tensor's chunks ``first .. end``, by their numbers in the tensor.
-
-    A tensor without elements is in every range that touches it.
-    """
+    """What ranges have of a tensor's chunks ``first .. end``, by their numbers in the tensor."""
     for piece in chunks:
         low, high = max(piece.start, first), min(piece.stop, end)
-        if low < high or (first == end and low == high):
+        if low < high:
             yield low - first, high - first
 
 

@@ -25,16 +25,29 @@ from deltastore.tensor_names.selectors import ScaleRule
 
 @dataclass(frozen=True, slots=True)
 class PlannedBase:
-    """The new base: what to call it, and where it is on the Hub, if it is there."""
+    """The new base.
+
+    Attributes:
+        label: What to call it.
+        repo: Its Hub id, if it has one.
+        revision: Its commit there.
+        names: Where its tensors are stored under other names than the plan's: stored name, plan's.
+    """
 
     label: str
     repo: str | None = None
     revision: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> PlannedBase:
         """An open checkpoint as the new base."""
-        return cls(checkpoint.title, checkpoint.repo, checkpoint.revision)
+        names = checkpoint.stored_names()
+        return cls(checkpoint.title, checkpoint.repo, checkpoint.revision, names)
+
+    def report(self) -> dict[str, Any]:
+        """What result and provenance say of it."""
+        return {"label": self.label, "repo": self.repo, "revision": self.revision}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,7 @@ class MergePlan:
     left_out: tuple[Mismatch, ...] = ()
     skipped: tuple[str, ...] = ()
     not_copied: tuple[Mapping[str, str], ...] = ()
-    files: tuple[Mapping[str, Any], ...] = ()
+    files: tuple[Mapping[str, str], ...] = ()
     contents: Mapping[str, str] = field(default_factory=dict)
     config_left: tuple[Mapping[str, str], ...] = ()
 
@@ -124,7 +137,7 @@ class MergePlan:
     def with_files(
         self,
         files: Mapping[str, bytes],
-        report: Sequence[Mapping[str, Any]],
+        report: Sequence[Mapping[str, str]],
         left: Sequence[Mapping[str, str]],
     ) -> MergePlan:
         """The same with the output's small files decided.
@@ -149,7 +162,7 @@ class MergePlan:
         """What a result says of the plan."""
         return {
             "refs": [{"ref": d.ref, "digest": d.digest, "scale": d.scale} for d in self.deltas],
-            "base": asdict(self.base),
+            "base": self.base.report(),
             "lineage": [{"ref": d.ref, **asdict(d.lineage)} for d in self.deltas],
             "tensors": len(self.tensors),
             "bytes": self.nbytes,
@@ -167,9 +180,12 @@ class MergePlan:
         return [{"ref": delta.ref, **(delta.vocabulary or {})} for delta in known]
 
     def chunks_of(self, recipe: Recipe) -> int:
-        """How many chunks an output tensor has: those of what is computed, and those of values."""
+        """How many chunks an output tensor has: those of what is computed, and those of values.
+
+        One without elements counts as one, so that each tensor begins in one range.
+        """
         common, total = recipe.common_elements, recipe.output.elements
-        return -(-common // self.chunk) - (common - total) // self.chunk
+        return max(1, -(-common // self.chunk) - (common - total) // self.chunk)
 
     def divided(self, pieces: int) -> list[range]:
         """All chunks in so many ranges of about equal length, some of which may be empty.

@@ -195,7 +195,7 @@ def provenance(plan: MergePlan, *, restored: bool) -> bytes:
         "tool": TOOL,
         "method": {"name": plan.method.name, "params": dict(plan.method.params)},
         "formula": plan.method.formula,
-        "base": asdict(plan.base),
+        "base": plan.base.report(),
         "deltas": [delta.details() for delta in plan.deltas],
         "scale_for": [asdict(rule) for rule in plan.scale_for],
         "skipped": list(plan.skipped),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,24 @@ def source_order(rows: Rows, count: int) -> Places:
     places = rows.in_order(np.arange(count, dtype=np.int64)).delta
     key = np.where(places == NONE, np.iinfo(np.int64).max, places)
     return np.argsort(key, kind="stable")
+
+
+def to_runs(places: Places) -> list[list[int]]:
+    """Rows as runs: the source of the first, and how many follow it, or are ``NONE`` as it is."""
+    none = places == NONE
+    follows = np.where(none[1:], none[:-1], ~none[:-1] & (np.diff(places) == 1))
+    starts = np.flatnonzero(np.concatenate((np.ones(min(places.size, 1), np.bool_), ~follows)))
+    counts = np.diff(np.append(starts, places.size))
+    return [[int(places[start]), int(count)] for start, count in zip(starts, counts, strict=True)]
+
+
+def from_runs(pieces: Sequence[Sequence[int]]) -> Places:
+    """What ``to_runs`` was given."""
+    rows = [
+        np.full(count, NONE, np.int64) if source == NONE else np.arange(source, source + count)
+        for source, count in pieces
+    ]
+    return np.concatenate(rows, dtype=np.int64) if rows else np.empty(0, np.int64)
 
 
 def runs(places: Places, width: int, start: int, count: int) -> Iterator[tuple[int, int, int]]:

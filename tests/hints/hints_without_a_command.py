@@ -166,6 +166,10 @@ _because(
     "tokenizer/matching.py:Vocabulary.rows:1",
 )
 _because(
+    "No command takes a plan; tests/operations/test_merge_plan.py reads some.",
+    "merging/plan_document.py:parse_plan:1",
+)
+_because(
     "Names a call of Python on a model in memory, which tests/operations/test_patching.py makes.",
     "api.py:DeltaStore.unpatch:1",
     "inmemory/conversions.py:layout:1",
