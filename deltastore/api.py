@@ -349,8 +349,8 @@ class DeltaStore:
             IncompatibleError: The delta does not belong to this model.
             IntegrityError: Stored bytes are damaged. Nothing was changed.
         """
-        from deltastore.inmemory.patch import patch
         from deltastore.inmemory.wrappers import unwrapped
+        from deltastore.operations.patch import patch
 
         done = patch(
             self._store,
@@ -378,8 +378,8 @@ class DeltaStore:
                 Nothing is changed.
             IntegrityError: The delta is no longer in the store, or damaged. Likewise.
         """
-        from deltastore.inmemory.patch import unpatch
         from deltastore.inmemory.wrappers import unwrapped
+        from deltastore.operations.patch import unpatch
 
         patches = self._patches.get(unwrapped(model))
         if not patches:
@@ -400,7 +400,7 @@ class DeltaStore:
             RefError: There is no such artifact.
             IntegrityError: Stored bytes are damaged.
         """
-        from deltastore.inmemory.patch import delta_tensors
+        from deltastore.operations.patch import delta_tensors
 
         return delta_tensors(self._store, _ref(artifact))
 

@@ -56,11 +56,12 @@ class ModelWeights:
         names: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(type(unwrapped(model)).__name__)
+        self.names = names or {}
         known = {entry.name: entry for entry in entries}
         self.tensors: dict[str, TensorInfo] = {}
         self._values: dict[str, Stored] = {}
         self.tied: dict[str, str] = {}
-        found, self.lost = _named(model, self.path, _calls(known, names or {}))
+        found, self.lost = _named(model, self.path, _calls(known, self.names))
         memory: dict[Any, str] = {}
         # Of a tied set, what post stores counts, and then what only its base stored.
         removed = {name for name, entry in known.items() if entry.kind == "removed"}

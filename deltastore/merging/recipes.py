@@ -15,7 +15,7 @@ from deltastore.tensor_names.selectors import Scales
 from deltastore.tensor_names.token_rows import embedding_of, has_token_rows, is_embedding, is_head
 from deltastore.tokenizer.rows import Places, Rows, first_rows, source_order
 
-_STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
+STRUCTURAL: frozenset[TensorKind] = frozenset({"resized", "replaced", "added", "removed"})
 _NUMERIC: frozenset[TensorKind] = frozenset({"delta", "resized"})
 
 
@@ -104,7 +104,7 @@ def recipes(
                 continue
             scale = scales(name, index)
             # What has no number to scale follows the delta whatever α is, unless α = 0.
-            own = name in base.tensors and place.entry.kind not in _STRUCTURAL
+            own = name in base.tensors and place.entry.kind not in STRUCTURAL
             if scale != 0 or own:
                 found.append((Addend(index, place.entry, scale, place.rows), place))
         source = base.tensors.get(name) or next((p.base for _, p in found if p.base), None)
@@ -188,7 +188,7 @@ def _recipe(
 ) -> Recipe | None:
     by_rows = [addend for addend in found if addend.rows is not None]
     structural = [
-        addend for addend in found if addend.entry.kind in _STRUCTURAL and addend.rows is None
+        addend for addend in found if addend.entry.kind in STRUCTURAL and addend.rows is None
     ]
     numeric = tuple(addend for addend in found if addend.entry.kind in _NUMERIC)
     if by_rows:
