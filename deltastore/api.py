@@ -196,6 +196,7 @@ class DeltaStore:
             CheckpointError: The base cannot be read, or ``out`` cannot be written.
         """
         from deltastore.execution.progress import Silent
+        from deltastore.merging.planning import MergeOptions
         from deltastore.operations.apply import apply
         from deltastore.tensor_names.selectors import Renaming, ScaleRule
 
@@ -206,19 +207,22 @@ class DeltaStore:
             refs,
             base=str(base),
             out=str(out),
-            scales=scales,
-            scale_rules=[
-                ScaleRule.checked(pattern, _numbers(x)) for pattern, x in (scale_for or {}).items()
-            ],
-            renaming=Renaming.of((rename or {}).items()),
-            dtype=dtype,
-            partial=partial,
-            skip_embeddings=skip_embeddings,
-            force=force,
+            options=MergeOptions(
+                scales=scales,
+                scale_rules=[
+                    ScaleRule.checked(pattern, _numbers(x))
+                    for pattern, x in (scale_for or {}).items()
+                ],
+                renaming=Renaming.of((rename or {}).items()),
+                dtype=dtype,
+                partial=partial,
+                skip_embeddings=skip_embeddings,
+                force=force,
+                max_shard_bytes=max_shard_bytes,
+            ),
             dry_run=dry_run,
             fsync=fsync,
             jobs=jobs,
-            max_shard_bytes=max_shard_bytes,
             progress=progress or Silent(),
         )
 

@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from deltastore.merging.planning import MergeOptions
 from deltastore.operations.apply import apply
 from deltastore.operations.extract import extract
 from deltastore.store import Store, open_store
@@ -237,10 +238,10 @@ def measure_case(directory: Path, recipe: Recipe, store: Store, case: Case) -> d
         if case.other_tokens:
             model, tokenizer = with_other_tokens(model, tokenizer)
         save(model, tokenizer, place)
-    out = directory / f"{place.name}.out"
+    out, forced = directory / f"{place.name}.out", MergeOptions(force=True)
     if not out.exists():
-        apply(store, ["delta"], base=place, out=out, force=True)
-    dry = apply(store, ["delta"], base=place, out=directory / "dry", force=True, dry_run=True)
+        apply(store, ["delta"], base=place, out=out, options=forced)
+    dry = apply(store, ["delta"], base=place, out=directory / "dry", options=forced, dry_run=True)
     (figures,) = dry.lineage
     asked = test_prompts(world)
     said = answers(out, directory / "post", asked)

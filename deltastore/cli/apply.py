@@ -112,6 +112,7 @@ def command(
             "give one for all, or one per REF.",
             context,
         )
+    from deltastore.merging.planning import MergeOptions
     from deltastore.operations.apply import apply
     from deltastore.tensor_names.selectors import Renaming, ScaleRule
 
@@ -128,17 +129,19 @@ def command(
             refs,
             base=base,
             out=out,
-            scales=scales * len(refs) if len(scales) == 1 else scales,
-            scale_rules=rules,
-            renaming=renaming,
-            dtype=dtype,
-            partial=partial,
-            skip_embeddings=skip_embeddings,
-            force=force,
+            options=MergeOptions(
+                scales=scales * len(refs) if len(scales) == 1 else scales,
+                scale_rules=rules,
+                renaming=renaming,
+                dtype=dtype,
+                partial=partial,
+                skip_embeddings=skip_embeddings,
+                force=force,
+                max_shard_bytes=max_shard_size,
+            ),
             dry_run=dry_run,
             fsync=fsync,
             jobs=jobs,
-            max_shard_bytes=max_shard_size,
             progress=progress,
         )
     session.output.result(result, human=lambda: _human(result), quiet=[result.out])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from deltastore.checkpoint import TORCH_DTYPES, Checkpoint, plan_shards, quantisation
 from deltastore.checkpoint.beside import bounded
@@ -20,34 +20,19 @@ from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.merging.recipes import Recipe, in_names_of, recipes, tied_as_post
 from deltastore.merging.structure import Report, check_structure, comparable
 from deltastore.store import Store
-from deltastore.tensor_names.selectors import Renaming, Scales
+from deltastore.tensor_names.selectors import Renaming, ScaleRule, Scales, checked_scales
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}
 """What ``--dtype`` takes, by the names that torch uses."""
 
 
-def checked_dtype(name: str | None) -> str | None:
-    """An output dtype by torch's name or its own, as safetensors calls it.
-
-    Raises:
-        UsageError: It is none between which a delta has a meaning.
-    """
-    if name is None or name in DELTA_DTYPES:
-        return name
-    if name in DTYPE_NAMES:
-        return DTYPE_NAMES[name]
-    raise UsageError(
-        f"{name!r} is no dtype for an output; expected one of {', '.join(DTYPE_NAMES)}.",
-        hint="Give one of these with `--dtype`.",
-    )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
     """What a user decides about a merge.
 
     Attributes:
-        scales: α of every tensor and delta.
+        scales: α for each delta; 1 for all if empty.
+        scale_rules: α of the tensors whose names match a pattern.
         renaming: What the new base calls the deltas' tensors.
         dtype: Output dtype of all floating-point tensors, as it was given; each one's own if None.
         partial: Leave what does not match as it is, and list it, rather than refuse.
@@ -57,8 +42,9 @@ class MergeOptions:
         max_shard_bytes: Size of the output's shards; the new base's layout if None.
     """
 
-    scales: Scales
-    renaming: Renaming
+    scales: Sequence[float] = ()
+    scale_rules: Sequence[ScaleRule] = ()
+    renaming: Renaming = field(default_factory=Renaming)
     dtype: str | None = None
     partial: bool = False
     skip_embeddings: bool = False
@@ -66,13 +52,29 @@ class MergeOptions:
     method: MergeMethod = LINEAR
     max_shard_bytes: int | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
+    @property
+    def output_dtype(self) -> str | None:
+        """``dtype`` as safetensors calls it.
 
         Raises:
-            UsageError: There is no such dtype.
+            UsageError: It is none between which a delta has a meaning.
         """
-        checked_dtype(self.dtype)
+        if self.dtype is None or self.dtype in DELTA_DTYPES:
+            return self.dtype
+        if self.dtype in DTYPE_NAMES:
+            return DTYPE_NAMES[self.dtype]
+        raise UsageError(
+            f"{self.dtype!r} is no dtype for an output; expected one of {', '.join(DTYPE_NAMES)}.",
+            hint="Give one of these with `--dtype`.",
+        )
+
+    def scales_of(self, refs: Sequence[str]) -> Scales:
+        """α of every tensor and delta.
+
+        Raises:
+            UsageError: There are others than these deltas, or one is no finite float32 number.
+        """
+        return Scales(checked_scales(refs, self.scales), self.scale_rules)
 
 
 def make_plan(
@@ -104,15 +106,15 @@ def make_plan(
         CheckpointError: The base cannot be read.
         NoWeightsError: The output would have no tensor.
     """
-    dtype = checked_dtype(options.dtype)
+    dtype, scales = options.output_dtype, options.scales_of([one.ref for one in inputs])
     _refuse_quantised(checkpoint, inputs)
     inputs = [with_vocabulary(one, checkpoint, skip=options.skip_embeddings) for one in inputs]
     report, inputs = _matched(checkpoint, inputs, partial=options.partial)
-    made = recipes(checkpoint, [one.delta for one in inputs], report, options.scales, dtype)
-    options.scales.check_used(made)
+    made = recipes(checkpoint, [one.delta for one in inputs], report, scales, dtype)
+    scales.check_used(made)
     _warn_of_rows(inputs, report, progress)
     inputs = _judged(store, checkpoint, inputs, force=options.force, progress=progress)
-    plain = dtype is None and not (options.scales.rules or report.skipped or options.renaming.rules)
+    plain = dtype is None and not (scales.rules or report.skipped or options.renaming.rules)
     restoring = _may_restore(checkpoint, inputs, made, plain=plain and options.method.restores)
     if not restoring:
         made = in_names_of(checkpoint, tied_as_post(made))
@@ -133,7 +135,7 @@ def make_plan(
         patches=patches,
         restoring=restoring,
         dtype=options.dtype,
-        scale_for=options.scales.rules,
+        scale_for=scales.rules,
         left_out=tuple(report.all),
         skipped=tuple(report.skipped),
         not_copied=_not_copied(checkpoint, inputs),

@@ -16,12 +16,10 @@ from deltastore.execution.progress import Progress, Silent, Staged
 from deltastore.merging import restoration
 from deltastore.merging.engine import Engine
 from deltastore.merging.inputs import name_inputs, open_inputs
-from deltastore.merging.method import LINEAR, MergeMethod
 from deltastore.merging.planning import MergeOptions, make_plan
 from deltastore.output import assemble
 from deltastore.output.destination import check_output
 from deltastore.store import Store
-from deltastore.tensor_names.selectors import Renaming, ScaleRule, Scales, checked_scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +72,27 @@ def apply(
     *,
     base: str | PathLike[str],
     out: str | PathLike[str],
-    scales: Sequence[float] = (),
-    scale_rules: Sequence[ScaleRule] = (),
-    renaming: Renaming | None = None,
-    dtype: str | None = None,
-    partial: bool = False,
-    skip_embeddings: bool = False,
-    force: bool = False,
+    options: MergeOptions | None = None,
     dry_run: bool = False,
     fsync: bool = False,
     jobs: int | None = None,
-    max_shard_bytes: int | None = None,
-    method: MergeMethod = LINEAR,
     progress: Progress | None = None,
 ) -> ApplyResult:
     """Write ``base`` plus the scaled deltas as a complete checkpoint.
 
     Nothing is visible at ``out`` before every tensor is written and every blob that was used has
-    been compared with its digest.
-
-    An empty directory that is there is filled, and keeps its owner, mode and mount.
+    been compared with its digest. An empty directory that is there is filled, and keeps its
+    owner, mode and mount.
 
     Args:
         store: Where the deltas are.
         refs: What to apply, added from left to right.
         base: The new base: a local path, or a Hub id.
         out: The output directory; must not exist, or be empty.
-        scales: α for each ref; 1 for all if empty.
-        scale_rules: α of the tensors whose names match a pattern.
-        renaming: What the new base calls the deltas' tensors.
-        dtype: Output dtype of all floating-point tensors; each one's own if None.
-        partial: Leave what does not match as it is, and list it, rather than refuse.
-        skip_embeddings: Leave embeddings and output head as they are.
-        force: Go on where lineage speaks against it.
+        options: What else is decided about the merge.
         dry_run: Check everything and write nothing.
         fsync: Wait until the output survives a power cut.
         jobs: Threads; one for each core if None.
-        max_shard_bytes: Size of the output's shards; the new base's layout if None.
-        method: How deltas change the base.
         progress: Who is told how far the work is.
 
     Raises:
@@ -123,34 +104,18 @@ def apply(
         NoSpaceError: The output does not fit.
     """
     started = time.monotonic()
-    progress = Staged(progress or Silent())
-    options = MergeOptions(
-        Scales(checked_scales(refs, scales), scale_rules),
-        renaming or Renaming(),
-        dtype=dtype,
-        partial=partial,
-        skip_embeddings=skip_embeddings,
-        force=force,
-        method=method,
-        max_shard_bytes=max_shard_bytes,
-    )
+    progress, options = Staged(progress or Silent()), options or MergeOptions()
+    scales, _ = options.scales_of(refs).scales, options.output_dtype  # refused at once
     out = check_output(store, out, called="--out", dry_run=dry_run)
     with ExitStack() as stack:
-        inputs = stack.enter_context(
-            open_inputs(store, zip(refs, options.scales.scales, strict=True))
-        )
+        inputs = stack.enter_context(open_inputs(store, zip(refs, scales, strict=True)))
         checkpoint = stack.enter_context(
             open_checkpoint(base, downloads=progress, look_only=dry_run)
         )
         checkpoint, inputs = name_inputs(checkpoint, inputs, options.renaming, progress)
+        threads = job_count(jobs)
         plan, inputs = make_plan(
-            store,
-            checkpoint,
-            inputs,
-            options,
-            look_only=dry_run,
-            jobs=job_count(jobs),
-            progress=progress,
+            store, checkpoint, inputs, options, look_only=dry_run, jobs=threads, progress=progress
         )
         plan, files = assemble.small_files(plan, checkpoint, inputs, progress)
         for whose, names in plan.left_by_model().items():
@@ -163,10 +128,10 @@ def apply(
         if dry_run:
             check_destination(out, plan.shards, files=sizes)
         else:
-            engine = Engine(plan, checkpoint, [one.reader for one in inputs])
             with CheckpointWriter(out, plan.shards, files=sizes) as writer:
                 progress.start("applying", plan.nbytes)
-                tally = engine.run(writer, jobs=job_count(jobs), progress=progress)
+                engine = Engine(plan, checkpoint, [one.reader for one in inputs])
+                tally = engine.run(writer, jobs=threads, progress=progress)
                 checkpoint.check_unchanged()
                 overflowed = tally.overflowed
                 restored = plan.patches is not None and restoration.is_post(
@@ -186,6 +151,3 @@ def apply(
             dry_run=dry_run,
             seconds=time.monotonic() - started,
         )
-
-
-__all__ = ["ApplyResult", "apply"]

@@ -83,7 +83,7 @@ def codec_is_unknown(world: World) -> None:
     world.works("extract", *world.pair("post4"), "--codec", "exact")
 
 
-@case("merging/planning.py:checked_dtype:1")
+@case("merging/planning.py:MergeOptions.output_dtype:1")
 def dtype_is_unknown(world: World) -> None:
     ran = world.fails(*world.apply(), "--dtype", "int3")
     assert ran.commands == ["--dtype"]

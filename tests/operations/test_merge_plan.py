@@ -37,7 +37,7 @@ from deltastore.merging.planning import MergeOptions, make_plan
 from deltastore.merging.recipes import Recipe
 from deltastore.operations.apply import apply
 from deltastore.store import Store, open_store
-from deltastore.tensor_names.selectors import Renaming, ScaleRule, Scales
+from deltastore.tensor_names.selectors import Renaming, ScaleRule
 from deltastore.tokenizer.rows import NONE, from_runs, to_runs
 
 PIECE = """
@@ -103,15 +103,7 @@ class Case:
 
     @property
     def options(self) -> MergeOptions:
-        scales = Scales(self.scales or [1.0] * len(self.refs), self.rules)
-        return MergeOptions(scales, Renaming(), dtype=self.dtype, method=self.method, partial=True)
-
-    def apply(self, out: Path) -> Any:
-        return apply(
-            self.store,
-            self.refs,
-            base=self.base,
-            out=out,
+        return MergeOptions(
             scales=self.scales,
             scale_rules=self.rules,
             dtype=self.dtype,
@@ -119,9 +111,15 @@ class Case:
             partial=True,
         )
 
+    def apply(self, out: Path, *, dry_run: bool = False) -> Any:
+        options = self.options
+        return apply(
+            self.store, self.refs, base=self.base, out=out, options=options, dry_run=dry_run
+        )
+
     @contextmanager
     def planned(self) -> Iterator[tuple[MergePlan, Checkpoint, list[ArtifactReader]]]:
-        scales = self.options.scales.scales
+        scales = self.options.scales_of(self.refs).scales
         with (
             open_inputs(self.store, zip(self.refs, scales, strict=True)) as inputs,
             open_checkpoint(str(self.base)) as checkpoint,
@@ -278,17 +276,7 @@ def test_no_range_cuts_a_tensor_whose_digest_is_taken(cases: Mapping[str, Case])
 
 def test_a_dry_run_is_the_report_of_the_plan(cases: Mapping[str, Case], tmp_path: Path) -> None:
     case = cases["several"]
-    dry = apply(
-        case.store,
-        case.refs,
-        base=case.base,
-        out=tmp_path / "out",
-        scales=case.scales,
-        scale_rules=case.rules,
-        dtype=case.dtype,
-        partial=True,
-        dry_run=True,
-    )
+    dry = case.apply(tmp_path / "out", dry_run=True)
     with case.planned() as (plan, _, _):
         report = plan.report()
     for key, value in report.items():
