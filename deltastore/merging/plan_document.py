@@ -16,8 +16,7 @@ from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import FormatError, ManifestInvalidError, UsageError
 from deltastore.manifest import Config, TensorEntry
 from deltastore.manifest import format as fmt
-from deltastore.manifest.parse import Field, load_json
-from deltastore.manifest.parse import _Reader as Reader
+from deltastore.manifest.parse import Field, Reader, load_json
 from deltastore.manifest.tensor_rules import shape_problem
 from deltastore.merging.method import MergeMethod, get_method
 from deltastore.merging.plan import MergePlan

@@ -15,10 +15,10 @@ from deltastore.lineage import digests
 from deltastore.lineage.calling import called_as, unwrapped
 from deltastore.lineage.similarity import Lineage, measure
 from deltastore.manifest import Config, Manifest
-from deltastore.merging.inputs import comparable_tokens, defining
 from deltastore.merging.structure import Delta, check_structure, comparable
 from deltastore.store import Store
 from deltastore.tensor_names.token_rows import has_token_rows
+from deltastore.tokenizer.comparing import comparable_tokens, defining
 from deltastore.tokenizer.reading import read_vocabulary
 
 _ORDER = ("same", "related", "distant", "unknown", "unrelated")

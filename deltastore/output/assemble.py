@@ -14,18 +14,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from deltastore._version import __version__
+from deltastore.artifact.sides import Sides
 from deltastore.artifact.small_files import read_all
-from deltastore.checkpoint import Checkpoint, is_legal
+from deltastore.checkpoint import Checkpoint, is_legal, is_model_file, is_tokenizer_file
 from deltastore.checkpoint.documents import to_visible_json
 from deltastore.checkpoint.small_files import MAX_CONFIG_JSON_BYTES
 from deltastore.errors import CheckpointError
 from deltastore.execution.progress import Progress
 from deltastore.manifest.format import MAX_SMALL_FILE_BYTES, MAX_SMALL_FILES_BYTES
-from deltastore.merging.inputs import DeltaInput, Sides
+from deltastore.merging.inputs import DeltaInput
 from deltastore.merging.plan import MergePlan
 from deltastore.merging.recipes import Recipe
 from deltastore.output import card as cards
@@ -42,6 +43,7 @@ from deltastore.output.front_matter import FrontMatterError, read_front_matter
 from deltastore.output.ledger import Ledger
 from deltastore.tensor_names.selectors import Scales
 from deltastore.tensor_names.token_rows import stored_embedding_of
+from deltastore.tokenizer.matching import Vocabulary
 
 Files = dict[str, bytes]
 
@@ -85,7 +87,7 @@ def small_files(
     """
     scales = Scales([delta.scale for delta in plan.deltas], plan.scale_for)
     deltas = [
-        one.small_files(live=any(scales(name, number) for name in one.places))
+        _sides(one, live=any(scales(name, number) for name in one.places))
         for number, one in enumerate(inputs)
     ]
     composed = compose(base, deltas, plan.tensors, restoring=plan.restoring)
@@ -164,6 +166,20 @@ def compose(
     metadata = [_metadata(label, side, ledger) for label, side in sides]
     ledger.origins |= {PROVENANCE: "written", cards.NAME: "written"}
     return Composed(files, ledger, metadata)
+
+
+def _sides(one: DeltaInput, *, live: bool) -> Sides:
+    """A delta's small files; where α is 0 throughout, without tokenizer and model files."""
+    tensors = {one.delta.named(entry): entry for entry in one.config.tensors}
+    tensors |= {name: place.entry for name, place in one.places.items()}
+    if live:
+        words = one.delta.vocabulary or Vocabulary("not compared")
+        return replace(one.files, words=words, tensors=tensors)
+    base, post = (
+        {n: data for n, data in side.items() if not (is_tokenizer_file(n) or is_model_file(n))}
+        for side in (one.files.base, one.files.post)
+    )
+    return Sides(base, post, tensors=tensors)
 
 
 def _check_sizes(files: Files) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
+from deltastore.artifact.sides import Sides
 from deltastore.artifact.small_files import tokenizer_of
 from deltastore.checkpoint.documents import read_object, read_tokenizer, same, to_json
 from deltastore.errors import DeltaConflictError, MissingExtraError, TokenizerError
-from deltastore.merging.inputs import Sides
 from deltastore.output.configuration.config import OF_THE_FILE
 from deltastore.output.ledger import Ledger, joined, quoted
 from deltastore.output.token_flags import take_flags

@@ -22,6 +22,7 @@ import numpy as np
 from mutate import SEPARATOR
 
 from deltastore.artifact.parts import PartsReader
+from deltastore.artifact.sides import Sides
 from deltastore.checkpoint import open_checkpoint
 from deltastore.checkpoint.pickle_file import MAX_REPEATED
 from deltastore.codecs import entropy, get_codec
@@ -31,7 +32,6 @@ from deltastore.errors import DeltastoreError
 from deltastore.lineage.similarity import Lineage
 from deltastore.manifest import Descriptor, Segment, Stream, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
-from deltastore.merging.inputs import Sides
 from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.operations.show import _tensor
 from deltastore.output.assemble import card, compose

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from deltastore.artifact.sides import Sides
 from deltastore.lineage.similarity import Lineage
-from deltastore.merging.inputs import Sides
 from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.output.assemble import Composed, compose
 from deltastore.tokenizer.matching import Vocabulary
