@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deltastore.blobs import BlobEntry, StoredBlob
+from deltastore.blobs import BlobEntry, BlobStore, FileBlobs, StoredBlob
 from deltastore.blobs import checking as said
 from deltastore.digest import sha256_digest
 from deltastore.system.directory import Directory
+from deltastore.testing.artifacts import flip
 
 Before = Callable[[str, str], None]
 
@@ -159,3 +160,14 @@ class UncollectableBlobs:
     def __init__(self, blobs: MemoryBlobs) -> None:
         for name in ("put", "open", "read", "check", "size", "digests", "delete"):
             setattr(self, name, getattr(blobs, name))
+
+
+def damage(blobs: BlobStore, digest: str, position: int = 0) -> None:
+    """Change one bit of a blob, wherever it is; it keeps its size."""
+    if isinstance(blobs, FileBlobs):
+        flip(blobs.path(digest), position)
+        return
+    assert isinstance(blobs, MemoryBlobs)
+    data = bytearray(blobs.data[digest])
+    data[position] ^= 1
+    blobs.data[digest] = bytes(data)

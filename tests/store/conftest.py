@@ -6,11 +6,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from memory_blobs import MemoryBlobs
 from mounting import mounted
 from other_users import public_directory, readable_package
 
 from deltastore.catalog import sqlite
-from deltastore.store import Store, collecting, open_store
+from deltastore.store import Store, collecting, open_store, opening
+from deltastore.store.layout import Layout
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "blob_files: what it is about are blobs as files, or other processes"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test runs with blobs in memory as well, but for those that are about files."""
+    files_only = metafunc.definition.get_closest_marker("blob_files") is not None
+    metafunc.parametrize(
+        "place_of_blobs", ["files"] if files_only else ["files", "memory"], indirect=True
+    )
+
+
+@pytest.fixture(autouse=True)
+def place_of_blobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where stores keep their blobs: ``files``, or ``memory``, shared by who opens one store."""
+    # The model is unittest's class, without parameters; its crashes are other processes.
+    place: str = getattr(request, "param", "files")
+    if place == "memory":
+        kept: dict[Path, MemoryBlobs] = {}
+
+        def open_blobs(layout: Layout) -> MemoryBlobs:
+            return kept.setdefault(layout.blobs, MemoryBlobs())
+
+        monkeypatch.setattr(opening, "open_blobs", open_blobs)
+    return place
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from other_users import ANN, PACKAGE
 
+pytestmark = pytest.mark.blob_files
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -20,7 +22,8 @@ def checked_out(directory: Path) -> Path:
     directory.mkdir(mode=0o700)
     shutil.copytree(PACKAGE, directory / PACKAGE.name, ignore=ignored)
     shutil.copytree(TESTS / "store", directory / "tests" / "store", ignore=ignored)
-    shutil.copy(TESTS / "conftest.py", directory / "tests")
+    for name in ("conftest.py", "memory_blobs.py"):
+        shutil.copy(TESTS / name, directory / "tests")
     return directory
 
 
@@ -43,7 +46,7 @@ def outcome(checkout: Path, user: int | None = None) -> str:
 
 
 def test_a_checkout_that_others_may_not_enter(public_path: Path) -> None:
-    assert "4 passed" in outcome(checked_out(public_path / "closed"))
+    assert "8 passed" in outcome(checked_out(public_path / "closed"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -58,4 +61,4 @@ def test_a_user_without_a_name(public_path: Path, monkeypatch: pytest.MonkeyPatc
         os.chown(path, ANN, ANN)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TMPDIR", str(home))
-    assert "4 passed" in outcome(home, ANN)
+    assert "8 passed" in outcome(home, ANN)

@@ -118,6 +118,7 @@ def assert_whole(store: Store, *refs: str) -> None:
     assert list((store.path / "leases").iterdir()) == []
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize(
     "step",
     [
@@ -141,6 +142,7 @@ def test_a_collector_beside_a_writer_at(filled: Store, tmp_path: Path, step: Ste
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize("step", [Step.BIN, Step.GATE, Step.STALE, Step.BINNED, Step.OPENED])
 def test_a_writer_beside_a_collector_at(filled: Store, tmp_path: Path, step: Step) -> None:
     """Between gate and opening the writer waits; before and after, it need not."""
@@ -153,6 +155,7 @@ def test_a_writer_beside_a_collector_at(filled: Store, tmp_path: Path, step: Ste
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize("step", [Step.BIN, Step.GATE])
 def test_a_writer_that_is_at_work_when_the_collector_looks(
     filled: Store, tmp_path: Path, step: Step
@@ -169,6 +172,7 @@ def test_a_writer_that_is_at_work_when_the_collector_looks(
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 def test_a_collector_waits_for_a_writer_that_is_soon_done(
     filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +196,7 @@ def believed_dead(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
         os.utime(path, (1, 1))
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize("step", [Step.LEASE, Step.BLOBS, Step.MANIFEST, Step.CLAIM])
 def test_a_writer_that_was_taken_for_dead_cannot_commit(
     filled: Store, tmp_path: Path, step: Step, monkeypatch: pytest.MonkeyPatch
@@ -209,6 +214,7 @@ def test_a_writer_that_was_taken_for_dead_cannot_commit(
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 def test_a_writer_that_was_taken_for_dead_after_its_commit_keeps_it(
     filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +225,7 @@ def test_a_writer_that_was_taken_for_dead_after_its_commit_keeps_it(
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize("step", [Step.GATE, Step.STALE, Step.BINNED])
 def test_a_collector_that_takes_too_long_can_delete_no_more(
     filled: Store, tmp_path: Path, step: Step
@@ -231,6 +238,7 @@ def test_a_collector_that_takes_too_long_can_delete_no_more(
     assert_whole(filled, "new:v1", "old:v1")
 
 
+@pytest.mark.blob_files
 def test_two_collectors(filled: Store, tmp_path: Path) -> None:
     for step in (Step.GATE, Step.BINNED):
         put_artifact(filled, 5)

@@ -46,6 +46,7 @@ BEFORE = {"model:v1": ("prod",), "model:v2": ()}
 PUBLISHED = {"model:v1": (), "model:v2": (), "model:v3": ("new", "prod")}
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize(
     ("step", "listed"),
     [
@@ -93,6 +94,7 @@ def test_the_lease_names_what_changes_until_it_has(filled: Store) -> None:
     assert json.loads(lease.path.read_text())["pid"] == lease.pid
 
 
+@pytest.mark.blob_files
 @pytest.mark.parametrize("step", [Step.TEMP, Step.BLOB])
 def test_blobs_of_a_killed_process_are_reused(store: Store, step: Step) -> None:
     killed_at(step, in_child(store, lambda opened: publish(opened, "model", 3)))
@@ -143,6 +145,7 @@ def test_killed_while_moving_a_tag(
         assert_whole(store)
 
 
+@pytest.mark.blob_files
 def test_killed_while_the_store_is_made_and_filled(store: Store) -> None:
     """A store is made, filled and its maker killed, again and again, in the same place."""
     for number in range(3):

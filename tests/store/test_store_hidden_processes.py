@@ -25,6 +25,8 @@ from deltastore.system.directory import Directory
 from deltastore.testing.artifacts import publish, put_artifact
 from deltastore.testing.killing import start, succeeds
 
+pytestmark = pytest.mark.blob_files
+
 NEWNS, NEWPID = 0x20000, 0x20000000
 Action = Callable[[], object]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users and mount")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from memory_blobs import damage
 
 from deltastore.errors import RefNotFoundError, StoreError, UsageError
 from deltastore.operations.gc import gc
@@ -17,7 +18,7 @@ from deltastore.operations.reindex import reindex
 from deltastore.operations.verify import verify
 from deltastore.store import Store, filesystem, indexing, open_store, refreshing
 from deltastore.system.steps import Step
-from deltastore.testing.artifacts import flip, publish
+from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import killed_at, start, succeeds, together
 
 Listed = dict[str, tuple[str, ...]]
@@ -169,11 +170,11 @@ def test_a_time_to_come_of_one_name_proves_nothing_of_others(
 def test_what_cannot_be_read_is_looked_at_again(shared: Path) -> None:
     with open_as(shared, "ann") as ann:
         done = publish(ann, "a", 1)
-        path = ann.blobs.path(done.digest)
-    flip(path)
+        blobs = ann.blobs
+    damage(blobs, done.digest)
     with open_as(shared, "bob") as bob:
         assert bob.resolve("a").codec == "unreadable"
-    flip(path)
+    damage(blobs, done.digest)
     with open_as(shared, "bob") as bob:
         assert bob.resolve("a").codec == "exact"
 
@@ -217,6 +218,7 @@ def test_a_directory_that_is_seen_late_costs_no_number(
 # --- at the same time ---------------------------------------------------------------------------
 
 
+@pytest.mark.blob_files
 def test_two_hosts_work_at_the_same_time(shared: Path, tmp_path: Path) -> None:
     rounds = 16
 

@@ -16,6 +16,8 @@ from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store, refreshing
 from deltastore.testing.artifacts import publish
 
+pytestmark = pytest.mark.blob_files
+
 Copy = Callable[[Path, Path], None]
 _TEMPORARY = ("tmp", "leases", "spare")
 

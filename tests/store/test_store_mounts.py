@@ -21,6 +21,8 @@ from deltastore.operations.verify import verify
 from deltastore.store import Store, mounts, open_store
 from deltastore.testing.artifacts import publish
 
+pytestmark = pytest.mark.blob_files
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 Action = Callable[[Store], object]
 

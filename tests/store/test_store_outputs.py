@@ -278,7 +278,7 @@ def test_a_part_that_is_missing_is_missed_at_once(world: Path) -> None:
     with deltastore.open(world / "store") as store:
         artifact = store._store.resolve("m")
         manifest, _ = store._store.load(artifact.digest)
-        store._store.blobs.path(manifest.layers[0].digest).unlink()
+        store._store.blobs.delete(manifest.layers[0].digest)
     (world / "base" / "model.safetensors").unlink()  # is looked at later
     for dry_run in (True, False):
         code, message = said(lambda dry=dry_run: apply(world, world / "out", dry_run=dry))  # type: ignore[misc]

@@ -24,6 +24,8 @@ from deltastore.operations.verify import verify
 from deltastore.store import open_store
 from deltastore.testing.artifacts import publish
 
+pytestmark = pytest.mark.blob_files
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 

@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from memory_blobs import damage
 
 from deltastore.errors import BlobCorruptError, BlobMissingError, RefError, RefSyntaxError
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store
-from deltastore.testing.artifacts import LABELS, flip, publish, put_artifact
+from deltastore.testing.artifacts import LABELS, publish, put_artifact
 from deltastore.testing.killing import together
 
 
@@ -33,8 +34,8 @@ def test_what_is_published_is_what_was_made(store: Store) -> None:
     assert artifact.tags == ("best", "prod")
     assert (artifact.base, artifact.post) == ("org/base", "org/post")
     assert (artifact.base_repo, artifact.post_repo) == ("org/base", "org/post")
-    files = (store.path / "blobs" / "sha256").iterdir()
-    assert artifact.stored_bytes == published.stored_bytes == sum(f.stat().st_size for f in files)
+    sizes = [store.blobs.size(digest) or 0 for digest in store.blobs.digests()]
+    assert artifact.stored_bytes == published.stored_bytes == sum(sizes)
     assert artifact.bits_per_weight == 8 * 6000 / config.post.parameters
     assert (artifact.tensors, artifact.unchanged) == (3, 1)
     pair = (config.base.content, config.post.content, "exact")
@@ -115,6 +116,7 @@ def test_labels_are_made_printable(store: Store) -> None:
     assert verify(store).problems == ()
 
 
+@pytest.mark.blob_files
 def test_of_processes_that_publish_at_once_each_has_a_version(store: Store, tmp_path: Path) -> None:
     def work(number: int) -> None:
         with open_store(store.path, create=False) as opened:
@@ -132,6 +134,7 @@ def test_of_processes_that_publish_at_once_each_has_a_version(store: Store, tmp_
     assert list((store.path / "tmp").iterdir()) == []
 
 
+@pytest.mark.blob_files
 def test_of_processes_that_publish_the_same_at_once_one_has_a_version(
     store: Store, tmp_path: Path
 ) -> None:
@@ -163,7 +166,7 @@ def test_publishing_again_after_damage_heals_what_can_be(store: Store) -> None:
     manifest, config = put_artifact(store, 1)
     published = store.publish(manifest, config, name="m", labels=LABELS)
     for digest in (published.digest, manifest.config.digest, manifest.layers[0].digest):
-        flip(store.blobs.path(digest), 3)
+        damage(store.blobs, digest, 3)
     assert len(verify(store).problems) == 1
     again = publish(store, "m", 1)
     assert again.reused

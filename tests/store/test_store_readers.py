@@ -30,6 +30,8 @@ from deltastore.system import permission
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import start, succeeds
 
+pytestmark = pytest.mark.blob_files
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 PARTS = (".", "blobs", "blobs/sha256", "names", "names/m", "tmp", "leases", "store.json")
 

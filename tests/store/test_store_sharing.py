@@ -27,6 +27,8 @@ from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish
 from deltastore.testing.killing import killed_at, start, succeeds
 
+pytestmark = pytest.mark.blob_files
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 

@@ -23,6 +23,8 @@ from deltastore.system.steps import Step
 from deltastore.testing.artifacts import publish, put_artifact
 from deltastore.testing.killing import start, succeeds
 
+pytestmark = pytest.mark.blob_files
+
 STRANGER = 4001
 TOPS = ("blobs", "blobs/sha256", "names", "tmp", "leases")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a link away")
