@@ -11,7 +11,7 @@ from deltastore.cli.session import Session
 from deltastore.cli.units import count, size
 
 if TYPE_CHECKING:
-    from deltastore.operations.show import Details, Source, Tensor
+    from deltastore.operations.show import Details, Error, Source, Tensor
 
 _HEADER = ("TENSOR", "KIND", "DTYPE", "SHAPE", "CODEC", "STORED", "CHANGE")
 
@@ -36,6 +36,7 @@ def _human(details: Details) -> Iterator[str]:
             ("post", _source(details.sources["post"])),
             ("codec", details.codec),
             ("exactness", details.exactness),
+            ("error", _error(details.error)),
             ("use", "restores its own pair only" if details.restore_only else ""),
             (
                 "stored",
@@ -53,7 +54,11 @@ def _human(details: Details) -> Iterator[str]:
         ]
     )
     yield ""
-    yield from table(_HEADER, [_row(tensor) for tensor in details.tensors], right="     rr")
+    rows = [_HEADER, *map(_row, details.tensors)]
+    if details.error is not None:
+        errors = (_share(t.error.relative if t.error else None) for t in details.tensors)
+        rows = [(*row, error) for row, error in zip(rows, ("ERROR", *errors), strict=True)]
+    yield from table(rows[0], rows[1:], right="     rrr"[: len(rows[0])])
 
 
 def _source(source: Source) -> str:
@@ -63,8 +68,18 @@ def _source(source: Source) -> str:
     return f"{known_as}  {source.content}"
 
 
+def _error(error: Error | None) -> str:
+    """How far the deltas are off, over what they are, and at most."""
+    return (
+        "" if error is None else f"{_share(error.relative)} of the delta, {error.max:.3g} at most"
+    )
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.3%}"
+
+
 def _row(tensor: Tensor) -> tuple[str, ...]:
-    change = tensor.relative_change
     return (
         tensor.name,
         tensor.kind,
@@ -72,5 +87,5 @@ def _row(tensor: Tensor) -> tuple[str, ...]:
         "x".join(map(str, tensor.shape)) or "scalar",
         tensor.codec or "-",
         size(tensor.bytes),
-        "-" if change is None else f"{change:.3%}",
+        _share(tensor.relative_change),
     )

@@ -5,6 +5,7 @@
 
 from deltastore.manifest.model import (
     Config,
+    DeltaError,
     Descriptor,
     FileEntry,
     Manifest,
@@ -21,6 +22,7 @@ from deltastore.manifest.serialise import config_bytes, manifest_bytes
 
 __all__ = [
     "Config",
+    "DeltaError",
     "Descriptor",
     "FileEntry",
     "Manifest",

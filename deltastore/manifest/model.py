@@ -81,11 +81,23 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaError:
+    """How far the deltas that are decoded are from those that were encoded, over the finite ones.
+
+    ``l2``: Euclidean norm of the differences; ``max``: the largest of them, absolute.
+    """
+
+    l2: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One row of the tensor table.
 
     ``changed`` counts elements with a delta; ``l2`` is the Euclidean norm of the finite deltas and
-    ``base_l2`` that of the base's finite elements at the common rows.
+    ``base_l2`` that of the base's finite elements at the common rows. ``error`` was measured where
+    the codec is not exact; None says nothing of it.
     """
 
     name: str
@@ -99,6 +111,7 @@ class TensorEntry:
     l2: float = 0.0
     base_l2: float = 0.0
     base_name: str | None = None
+    error: DeltaError | None = None
 
     @property
     def source(self) -> str:

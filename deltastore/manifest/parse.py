@@ -20,6 +20,7 @@ from deltastore.manifest import format as fmt
 from deltastore.manifest import strict_json
 from deltastore.manifest.model import (
     Config,
+    DeltaError,
     Descriptor,
     FileEntry,
     Manifest,
@@ -92,12 +93,13 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
     if samples_layer.size > fmt.MAX_SAMPLE_BYTES:
         read.fail(f"layers[{parts}].size", f"<= {fmt.MAX_SAMPLE_BYTES}", samples_layer.size)
     rows = read.array(fields.get("tensors"), "tensors", limit=fmt.MAX_TENSORS)
-    tensors = tuple(_tensors(read, rows, chunk=chunk, parts=parts))
+    exactness = read.choice(fields.get("exactness"), "exactness", ("exact", "bounded", "lossy"))
+    exact = exactness == "exact"
+    tensors = tuple(_tensors(read, rows, chunk=chunk, parts=parts, exact=exact))
     names = [entry.name for entry in tensors]
     if names != sorted(set(names)):
         read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
     check_base_names(read, tensors)
-    exactness = read.choice(fields.get("exactness"), "exactness", ("exact", "bounded", "lossy"))
     return Config(
         codec=read.text(fields.get("codec"), "codec", limit=64),
         exactness=cast("Any", exactness),
@@ -388,14 +390,18 @@ def _stream(
     )
 
 
-def _tensors(read: Reader, rows: list[Any], *, chunk: int, parts: int) -> Iterator[TensorEntry]:
+def _tensors(
+    read: Reader, rows: list[Any], *, chunk: int, parts: int, exact: bool
+) -> Iterator[TensorEntry]:
     """The tensor table; empties the document as it goes, which takes twice as much memory."""
     for i, row in enumerate(rows):
         rows[i] = None
-        yield _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts)
+        yield _tensor(read, row, ("tensors[", i, "]"), chunk=chunk, parts=parts, exact=exact)
 
 
-def _tensor(read: Reader, value: object, field: Field, *, chunk: int, parts: int) -> TensorEntry:
+def _tensor(
+    read: Reader, value: object, field: Field, *, chunk: int, parts: int, exact: bool
+) -> TensorEntry:
     fields = read.mapping(value, field)
     name = read.tensor_name(fields.get("name"), (field, ".name"))
     kind = cast("TensorKind", sys.intern(read.choice(fields.get("kind"), (field, ".kind"), _KINDS)))
@@ -405,7 +411,7 @@ def _tensor(read: Reader, value: object, field: Field, *, chunk: int, parts: int
         read.fail(field, f"the sides that kind {kind} has", "another set of sides")
     base_name = _base_name(read, fields, field, kind) if "base_name" in fields else None
     delta = patch = None
-    changed, l2, base_l2 = 0, 0.0, 0.0
+    changed, l2, base_l2, error = 0, 0.0, 0.0, None
     common = 0
     if kind in ("delta", "resized"):
         assert base is not None
@@ -425,6 +431,10 @@ def _tensor(read: Reader, value: object, field: Field, *, chunk: int, parts: int
         for role in ("delta", "patch"):
             if role in fields:
                 read.fail((field, ".", role), f"absent for kind {kind}", "present")
+    if "error" in fields:
+        error = _error(read, fields["error"], (field, ".error"))
+        if delta is None or exact:
+            read.fail((field, ".error"), "absent but for a delta that is not exact", "present")
     return TensorEntry(
         name=name,
         kind=kind,
@@ -437,6 +447,15 @@ def _tensor(read: Reader, value: object, field: Field, *, chunk: int, parts: int
         l2=l2,
         base_l2=base_l2,
         base_name=base_name,
+        error=error,
+    )
+
+
+def _error(read: Reader, value: object, field: Field) -> DeltaError:
+    fields = read.mapping(value, field)
+    return DeltaError(
+        l2=read.number(fields.get("l2"), (field, ".l2")),
+        max=read.number(fields.get("max"), (field, ".max")),
     )
 
 

@@ -89,6 +89,8 @@ def _tensor(entry: TensorEntry) -> dict[str, Any]:
             document[role] = _stream(stream)
     if entry.delta is not None:
         document |= {"changed": entry.changed, "l2": entry.l2, "base_l2": entry.base_l2}
+    if entry.error is not None:
+        document["error"] = {"l2": entry.error.l2, "max": entry.error.max}
     return document
 
 

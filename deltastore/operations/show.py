@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deltastore.manifest import SourceModel, TensorEntry
@@ -31,11 +33,36 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Error:
+    """How far decoded deltas are from post - base.
+
+    ``l2`` is the norm of the differences, ``relative`` that over the norm of the deltas (None where
+    that is 0), ``max`` the largest of them.
+    """
+
+    l2: float
+    relative: float | None
+    max: float
+
+    @classmethod
+    def of(cls, entries: Sequence[TensorEntry]) -> Error | None:
+        """That of several tensors together; None where none was measured."""
+        measured = [(entry.error, entry.l2) for entry in entries if entry.error is not None]
+        if not measured:
+            return None
+        # Not a sum of squares, which anybody's numbers may overflow.
+        l2 = math.hypot(*(error.l2 for error, _ in measured))
+        whole = math.hypot(*(norm for _, norm in measured))
+        largest = max(error.max for error, _ in measured)
+        return cls(l2, l2 / whole if whole else None, largest)
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor: dtype and shape of post (of base where it was removed), stored bytes.
 
     ``l2`` is the norm of its delta and ``relative_change`` that over the norm of the base; both
-    are None where there is no delta.
+    are None where there is no delta. ``error`` is None where it is encoded exactly.
     """
 
     name: str
@@ -47,11 +74,15 @@ class Tensor:
     changed: int | None
     l2: float | None
     relative_change: float | None
+    error: Error | None
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """An artifact in full. ``unchanged`` and ``tensors`` are about post's tensors and base's."""
+    """An artifact in full. ``unchanged`` and ``tensors`` are about post's tensors and base's.
+
+    ``error`` is that of all deltas; None where the codec is exact.
+    """
 
     name: str
     version: int
@@ -66,6 +97,7 @@ class Details:
     created_by: str
     tool: str
     exactness: str
+    error: Error | None
     restore_only: bool
     bits_per_weight: float
     parameters: int
@@ -100,6 +132,7 @@ def show(store: Store, ref: str) -> Details:
         created_by=artifact.created_by,
         tool=artifact.tool,
         exactness=config.exactness,
+        error=Error.of(config.tensors),
         restore_only=config.restore_only,
         bits_per_weight=config.bits_per_weight(manifest),
         parameters=config.post.parameters,
@@ -144,4 +177,5 @@ def _tensor(entry: TensorEntry) -> Tensor:
         changed=entry.changed if has_delta else None,
         l2=entry.l2 if has_delta else None,
         relative_change=entry.relative_change,
+        error=Error.of([entry]),
     )

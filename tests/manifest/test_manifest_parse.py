@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltastore.errors import ManifestInvalidError
-from deltastore.manifest import Config, Manifest, parse_config, parse_manifest
+from deltastore.manifest import Config, DeltaError, Manifest, parse_config, parse_manifest
 from deltastore.manifest import format as fmt
 from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
@@ -399,6 +399,7 @@ CONFIG_RULES: dict[str, tuple[str, list[Any]]] = {
     "changed": ("tensors.delta.changed", [*WRONG_COUNTS, 5121]),
     "l2": ("tensors.delta.l2", [-1.0, "1", None, True, float("1e999"), [], -1]),
     "base_l2": ("tensors.delta.base_l2", [-0.1, "1", None, False]),
+    "an error of an exact delta": ("tensors.delta.error", [{"l2": 0.0, "max": 0.0}]),
     "a base's name": ("tensors.untied.base_name", WRONG_NAMES),
     "a base's name of no tensor": ("tensors.untied.base_name", ["other", "Grown", "grown "]),
     "a base's name of itself": ("tensors.untied.base_name", ["untied"]),
@@ -562,6 +563,30 @@ def test_a_broken_config(change: Change) -> None:
     assert caught.value.exit_code == 51
     assert caught.value.hint
     assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("exactness", ["bounded", "lossy"])
+def test_the_error_of_a_delta_that_is_not_exact(exactness: str) -> None:
+    """It may be there, and is what it says; elsewhere, or broken, it is refused."""
+    document = config_document()
+    document["exactness"] = exactness
+    assert all(entry.error is None for entry in config(document).tensors)
+    right = {"l2": 0.5, "max": 1}
+    tensor(document, "delta")["error"] = right
+    found = {entry.name: entry.error for entry in config(document).tensors}
+    assert found.pop("delta") == DeltaError(l2=0.5, max=1.0)
+    assert set(found.values()) == {None}
+    for name, wrong in (
+        *(("delta", value) for value in (None, [], 0.5, {}, {"l2": 0.5}, {"max": 0.5})),
+        *(("delta", right | {"l2": value}) for value in (-1, "1", None, True, float("1e999"))),
+        ("unchanged", right),
+        ("added", right),
+    ):
+        document = config_document()
+        document["exactness"] = exactness
+        tensor(document, name)["error"] = wrong
+        with pytest.raises(ManifestInvalidError, match=r"\.error"):
+            config(document)
 
 
 @pytest.mark.parametrize(

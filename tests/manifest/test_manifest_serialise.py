@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from deltastore.digest import canonical_json, sha256_digest
 from deltastore.manifest import (
     Config,
+    DeltaError,
     Descriptor,
     FileEntry,
     Manifest,
@@ -131,6 +132,13 @@ def artifacts(draw: st.DrawFn) -> tuple[Manifest, Config]:
         )
         heads = [draw(untied(name, draw(st.sampled_from(bases)))) for name in sorted(further)]
         table = tuple(sorted((*table, *heads), key=lambda entry: entry.name))
+    exactness = draw(st.sampled_from(["exact", "bounded", "lossy"]))
+    if exactness != "exact":
+        errors = st.none() | st.builds(DeltaError, l2=figures, max=figures)
+        table = tuple(
+            replace(entry, error=draw(errors)) if entry.delta is not None else entry
+            for entry in table
+        )
     parts = 4
     samples = []
     for index, entry in enumerate(table):
@@ -161,7 +169,7 @@ def artifacts(draw: st.DrawFn) -> tuple[Manifest, Config]:
     layers += [Descriptor(fmt.FILE_MEDIA_TYPE, draw(digests), 7, f"post/{path}") for path in paths]
     config = Config(
         codec=draw(names),
-        exactness=draw(st.sampled_from(["exact", "bounded", "lossy"])),
+        exactness=exactness,
         chunk=CHUNK,
         base=sources[0],
         post=sources[1],
