@@ -5,6 +5,7 @@ To add a codec, follow ``docs/codecs/writing.md``. One of deltastore's own is na
 """
 
 from deltastore.codecs.contract import (
+    BoundedEncoder,
     Codec,
     Decoder,
     Encoder,
@@ -15,6 +16,7 @@ from deltastore.codecs.contract import (
 from deltastore.codecs.registry import codec_names, get_codec, register_codec, stored_codec
 
 __all__ = [
+    "BoundedEncoder",
     "Codec",
     "Decoder",
     "Encoder",

@@ -51,6 +51,15 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
+class BoundedEncoder(Encoder, Protocol):
+    """An encoder of a codec that is ``bounded``."""
+
+    @property
+    def bound(self) -> float:
+        """No finite delta of the tensor is decoded to one that is farther from it than this."""
+
+
+@runtime_checkable
 class PaletteEncoder(Encoder, Protocol):
     """An encoder whose narrow frames are palette tokens: an ability that not every one has.
 
@@ -87,11 +96,15 @@ class PaletteDecoder(Decoder, Protocol):
 
 
 class Codec(Protocol):
-    """A family of encoders and decoders under one name.
+    """A family of encoders and decoders under one name; see ``docs/codecs/writing.md``.
+
+    Whatever it declares, what is no number is decoded to the same bits: ``KEEP``, the canonical
+    NaN, the infinities; and numbers are decoded to numbers.
 
     Attributes:
-        exactness: ``exact``: decoding gives the delta's bits back; ``bounded``: the error has a
-            stated bound; ``lossy``: it has not.
+        name: The canonical form of its spec: ``get_codec`` of it gives the same codec.
+        exactness: ``exact``: decoding gives the delta's bits back; ``bounded``: no error is over
+            the encoder's bound, see ``BoundedEncoder``; ``lossy``: the error has no bound.
     """
 
     name: str

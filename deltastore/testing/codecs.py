@@ -7,7 +7,8 @@
         def codec(self):
             return MyCodec()
 
-A codec that is not ``exact`` also says how far off it may be: ``allowed_error``.
+The codec is registered, so that its name means it. One that is ``lossy`` also says how far off it
+may be: ``allowed_error``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from deltastore.codecs import Codec, Decoder, Encoder, PaletteDecoder, PaletteEncoder
+from deltastore.codecs import (
+    BoundedEncoder,
+    Codec,
+    Decoder,
+    Encoder,
+    PaletteDecoder,
+    PaletteEncoder,
+    get_codec,
+)
 from deltastore.codecs.contract import DeltaChunk
-from deltastore.errors import DeltastoreError, PartInvalidError
+from deltastore.errors import DeltastoreError, PartInvalidError, UsageError
 from deltastore.kernels.palette import TOKEN_ESCAPE
 from deltastore.manifest import format as fmt
 
@@ -69,8 +78,15 @@ def chunk(kind: str, n: int, *, wide: bool = False, seed: int = 0) -> DeltaChunk
 class CodecContract:
     """The promises of ``Codec``, a test each. Needs a fixture ``codec``."""
 
-    def allowed_error(self, encoder: Encoder, delta: npt.NDArray[np.float64]) -> float:
-        """How far a decoded value may be from the delta, if the codec is not exact."""
+    def allowed_error(
+        self, encoder: Encoder, delta: npt.NDArray[np.float64]
+    ) -> float | npt.NDArray[np.float64]:
+        """How far decoded numbers may be from ``delta``, all of them finite; each, or any.
+
+        Of a bounded codec that is its bound.
+        """
+        if isinstance(encoder, BoundedEncoder):
+            return encoder.bound
         raise NotImplementedError("say how exact your codec is")
 
     # --- there and back ---------------------------------------------------------------------
@@ -165,9 +181,24 @@ class CodecContract:
     # --- what it says of itself ---------------------------------------------------------------
 
     def test_it_says_what_it_is(self, codec: Codec) -> None:
-        """A name, and how exact it is."""
-        assert codec.name
+        """A name that means this codec, and how exact it is."""
+        found = get_codec(codec.name)
+        assert (found.name, found.exactness) == (codec.name, codec.exactness)
+        assert codec.name.isprintable()
+        assert len(codec.name) <= 64
         assert codec.exactness in ("exact", "bounded", "lossy")
+        encoder = codec.encoder(chunk("tuned", 3000), 1 << 20)
+        assert codec.exactness != "bounded" or isinstance(encoder, BoundedEncoder)
+
+    @pytest.mark.parametrize("option", ["", "x", "-1", "0", "nan", "1e999", "9" * 50, "٣", "\0"])
+    def test_strange_options_are_refused(self, codec: Codec, option: str) -> None:
+        """Or they have a canonical form, like any other."""
+        try:
+            found = get_codec(f"{codec.name.partition(':')[0]}:{option}")
+        except UsageError:
+            return
+        assert get_codec(found.name).name == found.name
+        assert len(found.name) <= 64
 
     @pytest.mark.parametrize("kind", ["tuned", "sparse", "wild"])
     def test_bytes_per_element_are_about_right(self, codec: Codec, kind: str) -> None:
@@ -281,7 +312,7 @@ class CodecContract:
         # The marks are no values: an element that is kept stays kept.
         assert np.array_equal(out[~usual], delta[~usual])
         found = out.view(float_type).astype(np.float64)
-        allowed = self.allowed_error(encoder, wanted)
+        allowed = self.allowed_error(encoder, wanted[usual])
         assert (np.abs(found[usual] - wanted[usual]) <= allowed).all()
 
 

@@ -22,6 +22,7 @@ class Stepped(ExactCodec):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other codecs than the other tests have."""
     monkeypatch.setattr(registry, "_registered", {})
     register_codec("stepped", Stepped)
 

@@ -39,6 +39,14 @@ class Broken(ExactCodec):
         return self._decodes(super().decoder(params, arrays, where=where))
 
 
+class Unregistered(Broken):
+    name = "unregistered"
+
+
+class Boundless(Broken):
+    exactness: Any = "bounded"
+
+
 def loses_signs_of_zero(decoder: Any) -> Any:
     def decode(frame: Any, out: Any) -> None:
         decoder.decode(frame, out)
@@ -142,6 +150,8 @@ BROKEN = {
     "SaysItCostsTooMuch": Broken(lambda encoder: wrapped(encoder, bytes_per_element=99.0)),
     "MakesOtherTokens": Broken(other_tokens),
     "SeesNoTokens": Broken(decodes=sees_no_tokens),
+    "IsNotRegistered": Unregistered(),
+    "IsBoundedWithoutABound": Boundless(),
     "HasParametersThatAreNoJson": Broken(
         lambda encoder: wrapped(encoder, params={**encoder.params, "n": (1, 2)})
     ),

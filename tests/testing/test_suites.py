@@ -50,6 +50,8 @@ CAUGHT = {
         "SaysItCostsTooMuch": "bytes_per_element_are_about_right",
         "MakesOtherTokens": "tokens_are_the_same_chunk",
         "SeesNoTokens": "tokens_are_the_same_chunk",
+        "IsNotRegistered": "it_says_what_it_is",
+        "IsBoundedWithoutABound": "it_says_what_it_is",
         "HasParametersThatAreNoJson": "a_decoder_needs_no_more_than_what_is_stored",
     },
 }
