@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from deltastore.checkpoint import Weights
 from deltastore.codecs import PaletteDecoder, PaletteEncoder
-from deltastore.codecs.symbols import same_bits
 from deltastore.codecs.values import encode_patch, encode_values
 from deltastore.delta import Difference, are_differences, is_wide, subtract, subtract_to_tokens
 from deltastore.errors import RestoreFailedError
 from deltastore.execution.crew import Turns
 from deltastore.extraction.forms import Plan, read_run
+from deltastore.extraction.proof import NO_ERROR, ChunkError, proven
 from deltastore.kernels.buffers import scratch
 from deltastore.lineage.pairing import Chunk
 from deltastore.manifest.format import DTYPE_BYTES
@@ -29,6 +29,7 @@ class EncodedChunk:
     frame: bytes
     patch: bytes
     difference: Difference | None
+    error: ChunkError = NO_ERROR
 
 
 def encode_chunk(
@@ -82,27 +83,29 @@ def _encode_delta(
     assert pair.post is not None
     assert item.encoder is not None
     assert item.decoder is not None
-    encoder, decoder = item.encoder, item.decoder
+    codec, encoder, decoder = item.codec, item.encoder, item.decoder
     if (
-        isinstance(encoder, PaletteEncoder)
+        codec.exactness == "exact"
+        and isinstance(encoder, PaletteEncoder)
         and isinstance(decoder, PaletteDecoder)
         and pair.base.dtype == pair.post.dtype == "BF16"
     ):
-        frame, difference, proven = _encode_as_tokens(encoder, decoder, before, after)
+        frame, difference, error = _encode_as_tokens(encoder, decoder, before, after)
     else:
-        frame, difference, proven = _encode_any(item, before, after, chunk.count)
+        frame, difference, error = _encode_any(item, before, after, chunk.count)
     # The proof of restoration, second half: what an apply will read is what was subtracted.
-    if not proven:
+    if error is None:
         raise RestoreFailedError(
-            f"{pair.name}: elements from {chunk.start} on do not decode to what was encoded.",
-            hint="This is a defect of deltastore; please report it with the tensor's dtype.",
+            f"{pair.name}: elements from {chunk.start} on do not decode to what was encoded, as "
+            f"codec {codec.name}, which is {codec.exactness}, has to.",
+            hint="This is a defect of the codec; please report it with the tensor's dtype.",
         )
     patch = b""
-    if difference.lost.size:
+    if codec.exactness == "exact" and difference.lost.size:
         size = DTYPE_BYTES[pair.post.dtype]
         values = after.view(f"u{size}")[difference.lost].view(np.uint8)
         patch = encode_patch(difference.lost, values)
-    return EncodedChunk(item, chunk, frame, patch, difference)
+    return EncodedChunk(item, chunk, frame, patch, difference, error)
 
 
 def _encode_as_tokens(
@@ -110,22 +113,23 @@ def _encode_as_tokens(
     decoder: PaletteDecoder,
     before: npt.NDArray[np.uint8],
     after: npt.NDArray[np.uint8],
-) -> tuple[bytes, Difference, bool]:
-    """Frame, difference and proof of a bfloat16 chunk that is encoded as palette tokens."""
+) -> tuple[bytes, Difference, ChunkError | None]:
+    """Frame, difference and error of a bfloat16 chunk that is encoded as palette tokens."""
     n = before.size // 2
     tokens = scratch("tokens", n, np.uint8)
     escapes = scratch("escapes4", n + 1, np.uint32)
     count, difference = subtract_to_tokens(before, after, encoder.token_table, tokens, escapes)
     if difference.changed == 0:
-        return b"", difference, True
+        return b"", difference, NO_ERROR
     frame = encoder.encode_tokens(tokens, escapes[:count])
-    return frame, difference, are_differences(before, after, decoder.tokens(frame, n))
+    same = are_differences(before, after, decoder.tokens(frame, n))
+    return frame, difference, NO_ERROR if same else None
 
 
 def _encode_any(
     item: Plan, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], count: int
-) -> tuple[bytes, Difference, bool]:
-    """Frame, difference and proof of any chunk."""
+) -> tuple[bytes, Difference, ChunkError | None]:
+    """Frame, difference and error of any chunk."""
     pair = item.pair
     assert pair.base is not None
     assert pair.post is not None
@@ -136,8 +140,8 @@ def _encode_any(
     delta = scratch(f"delta{kind().itemsize}", count, kind)
     difference = subtract(before, pair.base.dtype, after, pair.post.dtype, delta)
     if pair.base.dtype == pair.post.dtype and difference.changed == 0:
-        return b"", difference, True
+        return b"", difference, NO_ERROR
     frame = item.encoder.encode(delta)
     again = scratch(f"again{kind().itemsize}", count, kind)
     item.decoder.decode(frame, again)
-    return frame, difference, same_bits(again, delta)
+    return frame, difference, proven(item.codec.exactness, item.encoder, delta, again)

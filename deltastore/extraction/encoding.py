@@ -25,7 +25,7 @@ from deltastore.execution.progress import Progress
 from deltastore.extraction.chunk import EncodedChunk, encode_chunk
 from deltastore.extraction.forms import Plan
 from deltastore.lineage.pairing import Chunk, Pair, chunks_of
-from deltastore.manifest import Stream, TensorEntry, TensorSide
+from deltastore.manifest import DeltaError, Stream, TensorEntry, TensorSide
 from deltastore.manifest.format import CHUNK_ELEMENTS, DTYPE_BYTES
 from deltastore.system.threads import Workers
 
@@ -135,6 +135,7 @@ class _Assembler:
         item.changed += result.difference.changed
         item.squares += result.difference.squares
         item.base_squares += result.difference.base_squares
+        item.error += result.error
         if result.frame and not item.differs:
             self._open_delta(item)
         if item.differs:
@@ -172,6 +173,9 @@ class _Assembler:
         if kind in ("added", "replaced") or (kind == "resized" and further > 0):
             values = values or Stream(VALUES, {}, (), 0)
         patch = self._builder.end(f"{name}/patch")
+        error = None
+        if delta is not None and item.codec.exactness != "exact":
+            error = DeltaError(l2=float(np.sqrt(item.error.squares)), max=item.error.max)
         self._entries[name] = TensorEntry(
             name=name,
             kind=kind,
@@ -184,6 +188,7 @@ class _Assembler:
             l2=float(np.sqrt(item.squares)),
             base_l2=float(np.sqrt(item.base_squares)),
             base_name=pair.base_name,
+            error=error,
         )
         item.encoder = item.decoder = None
 

@@ -14,6 +14,7 @@ from deltastore.codecs import Codec, Decoder, Encoder, get_codec
 from deltastore.delta import is_wide, subtract
 from deltastore.digest import TensorHasher
 from deltastore.execution.crew import Crew
+from deltastore.extraction.proof import NO_ERROR, ChunkError
 from deltastore.kernels.buffers import scratch
 from deltastore.lineage.pairing import Pair, byte_range, chunks_of
 from deltastore.manifest.format import CHUNK_ELEMENTS, DTYPE_BYTES
@@ -27,6 +28,7 @@ class Plan:
     """One tensor pair on its way through: how it is encoded, and what was found so far."""
 
     pair: Pair
+    codec: Codec
     encoder: Encoder | None
     decoder: Decoder | None
     chunks: int = 0
@@ -36,6 +38,7 @@ class Plan:
     changed: int = 0
     squares: float = 0.0
     base_squares: float = 0.0
+    error: ChunkError = NO_ERROR
 
 
 def plan(
@@ -64,7 +67,7 @@ def _plan(base: Weights, post: Weights, pair: Pair, codec: Codec) -> tuple[Plan,
     post_bytes = pair.post.nbytes if pair.post is not None else 0
     if not common:
         has_values = pair.kind in ("added", "replaced", "resized")
-        return Plan(pair, None, None), post_bytes if has_values else 0
+        return Plan(pair, codec, None, None), post_bytes if has_values else 0
     assert pair.base is not None
     assert pair.post is not None
     runs = _sample_runs(common)
@@ -85,7 +88,7 @@ def _plan(base: Weights, post: Weights, pair: Pair, codec: Codec) -> tuple[Plan,
     decoder = codec.decoder(encoder.params, encoder.arrays, where=pair.name)
     estimate = int(encoder.bytes_per_element * common)
     further = max(0, post_bytes - common * DTYPE_BYTES[pair.post.dtype])
-    return Plan(pair, encoder, decoder), estimate + further
+    return Plan(pair, codec, encoder, decoder), estimate + further
 
 
 def _equal(base: Weights, post: Weights, pair: Pair) -> bool:

@@ -103,6 +103,7 @@ def plan_patch(
     # transformers holds some buffers in another dtype than the checkpoint has them, and the
     # model is its base all the same; digests say which tensors are.
     restoring = one.scale == 1 and (figures.same or figures.distance == 0)
+    restoring = restoring and one.config.exactness == "exact"
     patches: frozenset[str] = frozenset()
     if restoring:
         patches = restoration.own_tensors(weights, one.config, None, jobs, progress)

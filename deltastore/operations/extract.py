@@ -16,7 +16,7 @@ from deltastore.checkpoint.index import listed
 from deltastore.checkpoint.ungathered import refuse_ungathered
 from deltastore.codecs import get_codec
 from deltastore.digest import fingerprint, sha256_digest
-from deltastore.errors import QuantisedCheckpointError
+from deltastore.errors import QuantisedCheckpointError, UsageError
 from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent, Staged
 from deltastore.extraction.storing import Source, Wanted, encode_pair, reusable
@@ -170,7 +170,8 @@ def extract(
     Raises:
         CheckpointError: One of the checkpoints cannot be read.
         IncompatibleError: They are not one model before and after post-training.
-        UsageError: The renaming fits no tensor, or there is no such codec.
+        UsageError: The renaming fits no tensor; there is no such codec, or it is not exact and
+            ``restore_only`` is true.
         CheckpointCorruptError: Tensors of one are empty that have elements in the other.
         QuantisedCheckpointError: One of them is quantised, and ``restore_only`` is false.
         NoSpaceError: The artifact will not fit.
@@ -180,7 +181,13 @@ def extract(
     """
     started = time.monotonic()
     progress = Staged(progress or Silent())
-    codec = get_codec(codec).name  # of all the ways to write it, the one that is stored
+    chosen = get_codec(codec)
+    if restore_only and chosen.exactness != "exact":
+        raise UsageError(
+            f"--restore-only needs an exact codec, got {chosen.name}, which is {chosen.exactness}.",
+            hint="Leave out `--codec`.",
+        )
+    codec = chosen.name  # of all the ways to write it, the one that is stored
     if name is not None:
         validate_name(name)
     for tag in tags:

@@ -6,6 +6,8 @@ import pytest
 from hints_world import World, case, edit, tensors, write_checkpoint
 
 import deltastore
+from deltastore.codecs import Exactness, registry
+from deltastore.codecs.exact import ExactCodec
 from deltastore.errors import UsageError
 
 
@@ -81,6 +83,19 @@ def codec_is_unknown(world: World) -> None:
     ran = world.fails("extract", *world.pair("post4"), "--codec", "exact:3")
     assert ran.commands == ["--codec exact"]
     world.works("extract", *world.pair("post4"), "--codec", "exact")
+
+
+class Lossy(ExactCodec):
+    name = "lossy"
+    exactness: Exactness = "lossy"
+
+
+@case("operations/extract.py:extract:1")
+def codec_is_not_exact(world: World) -> None:
+    world.monkeypatch.setitem(registry._registered, "lossy", Lossy)
+    ran = world.fails("extract", *world.pair("post4"), "--restore-only", "--codec", "lossy")
+    assert ran.commands == ["--codec"]
+    world.works("extract", *world.pair("post4"), "--restore-only")
 
 
 @case("merging/planning.py:MergeOptions.output_dtype:1")
