@@ -41,7 +41,6 @@ def register_codec(name: str, factory: Factory) -> None:
     if name in _OWN:
         raise ValueError(f"{name} is a codec of deltastore")
     _registered[name] = factory
-    get_codec.cache_clear()
 
 
 def codec_names() -> tuple[str, ...]:
@@ -49,7 +48,6 @@ def codec_names() -> tuple[str, ...]:
     return tuple(sorted({*_OWN, *_registered, *entry_points(group=ENTRY_POINTS).names}))
 
 
-@lru_cache(maxsize=64)  # each of a hundred thousand tensors asks
 def get_codec(spec: str) -> Codec:
     """The codec that a spec means.
 
@@ -63,6 +61,12 @@ def get_codec(spec: str) -> Codec:
             f"Codec {shown(name)} is not known; this deltastore has {', '.join(codec_names())}.",
             hint="Upgrade deltastore, or choose one of these with `--codec`.",
         )
+    return _made(factory, spec)
+
+
+@lru_cache(maxsize=64)  # each of a hundred thousand tensors asks
+def _made(factory: Factory, spec: str) -> Codec:
+    name, *options = spec.split(":")
     signature = inspect.signature(factory)
     options_form = (
         f":{option.name.upper()}" if option.default is option.empty else f"[:{option.name.upper()}]"
