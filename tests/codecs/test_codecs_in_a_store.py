@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from safetensors.torch import load_file, save_file
 import deltastore
 from deltastore.cli.main import main
 from deltastore.codecs import register_codec, registry
+from deltastore.codecs.exact import ExactCodec, ExactPaletteEncoder
 from deltastore.errors import (
     CodecUnknownError,
     IncompatibleError,
     RestoreFailedError,
     UsageError,
 )
+from deltastore.kernels.palette import TOKEN_ESCAPE
 from deltastore.manifest.format import KEEP, KEEP_WIDE
 
 Tensors = dict[str, torch.Tensor]
@@ -328,6 +331,46 @@ def test_what_is_no_number_stays_what_it_is(
     with pytest.raises(RestoreFailedError):
         store.extract(base, post, name="m", codec=f"declares:{exactness}:99")
     assert list(store.list()) == []
+
+
+class Coarse(ExactCodec):
+    """Palette tokens that stand for several values each: an ability, and a loss."""
+
+    name = "coarse"
+    exactness = "lossy"
+
+    def encoder(self, sample: Any, elements: int) -> CoarseEncoder:
+        values = (sample >> 16)[np.isfinite(sample.view(np.float32)) & (sample & 0xFFFF == 0)]
+        palette = np.unique([*(values & 0xFFF0), KEEP >> 16])[-255:].astype(np.uint16)
+        return CoarseEncoder("palette", sparse=False, palette=palette, bytes_per_element=1.0)
+
+
+class CoarseEncoder(ExactPaletteEncoder):
+    @cached_property
+    def _table(self) -> Any:
+        assert self.palette is not None
+        table = np.full(1 << 16, TOKEN_ESCAPE, np.uint8)
+        for token, value in enumerate(self.palette.tolist()):
+            table[value : value + 1 if value == KEEP >> 16 else value + 16] = token
+        return table
+
+
+def test_a_lossy_codec_of_palette_tokens(
+    store: deltastore.DeltaStore, base: Path, post: Path, tmp_path: Path
+) -> None:
+    """The fast path compares bits: it is for exact codecs, and others are measured."""
+    register_codec("coarse", Coarse)
+    names = ["bf16.weight", "f16.weight"]
+    pair = [
+        save(tmp_path / side, {name: load(path)[name] for name in names})
+        for side, path in (("one", base), ("two", post))
+    ]
+    store.extract(*pair, name="m", codec="coarse")
+    for tensor in store.show("m").tensors:
+        assert tensor.error is not None
+        assert tensor.error.relative is not None
+        assert 0 < tensor.error.relative < 2.0**-3
+    assert store.apply("m", base=base, out=tmp_path / "out", partial=True).out
 
 
 def test_without_the_package_that_has_it(

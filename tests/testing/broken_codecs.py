@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deltastore.codecs import register_codec
 from deltastore.codecs.exact import ExactCodec, ExactDecoder
 from deltastore.testing.codecs import CodecContract
 
@@ -44,7 +45,11 @@ class Unregistered(Broken):
 
 
 class Boundless(Broken):
+    name = "boundless"
     exactness: Any = "bounded"
+
+
+register_codec("boundless", Boundless)
 
 
 def loses_signs_of_zero(decoder: Any) -> Any:
