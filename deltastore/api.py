@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from deltastore.comparison.figures import Comparison
     from deltastore.execution.progress import Progress
+    from deltastore.extraction.result import ExtractResult
     from deltastore.health.verification import VerifyReport
     from deltastore.inmemory.patch import Patch
     from deltastore.operations.apply import ApplyResult
     from deltastore.operations.compose import ComposeResult
     from deltastore.operations.du import Usage
     from deltastore.operations.export import ExportReport
-    from deltastore.operations.extract import ExtractResult
     from deltastore.operations.gc import GcReport
     from deltastore.operations.list import Listing
     from deltastore.operations.reindex import Indexed

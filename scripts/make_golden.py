@@ -338,9 +338,8 @@ def encoded_as(case: Case) -> Iterator[None]:
     """Chunks and parts as small as the case wants them."""
     builder = partial(PartBuilder, part_bytes=case.part_bytes)
     with (
-        patch("deltastore.extraction.encoding.CHUNK_ELEMENTS", case.chunk),
-        patch("deltastore.extraction.storing.CHUNK_ELEMENTS", case.chunk),
-        patch("deltastore.extraction.encoding.PartBuilder", builder),
+        patch("deltastore.extraction.plan.CHUNK_ELEMENTS", case.chunk),
+        patch("deltastore.extraction.assembling.PartBuilder", builder),
     ):
         yield
 

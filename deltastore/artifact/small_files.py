@@ -61,14 +61,6 @@ class Collected:
             return None
         return tuple(sorted(name for name, why in left.items() if why != ANOTHER_FORM))
 
-    def rows(self) -> list[dict[str, str]]:
-        """What is not stored: ``side``, ``name``, ``why``."""
-        return [
-            {"side": side, "name": name, "why": why}
-            for side, left in self.left.items()
-            for name, why in (left or {}).items()
-        ]
-
 
 def collect(base: Checkpoint, post: Checkpoint) -> Collected:
     """The small files that belong into an artifact of two checkpoints, and what does not.

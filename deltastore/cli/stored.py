@@ -10,7 +10,7 @@ from deltastore.cli.session import Session
 from deltastore.cli.units import count, duration, size
 
 if TYPE_CHECKING:
-    from deltastore.operations.extract import ExtractResult
+    from deltastore.extraction.result import ExtractResult
 
 
 def show(session: Session, result: ExtractResult, more: Sequence[tuple[str, str]] = ()) -> None:

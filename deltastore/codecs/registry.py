@@ -54,7 +54,7 @@ def get_codec(spec: str) -> Codec:
     Raises:
         UsageError: There is none of that name, or it does not take these options.
     """
-    name, *options = spec.split(":")
+    name = spec.split(":")[0]
     factory = _factory(name)
     if factory is None:
         raise UsageError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,45 +13,95 @@ from deltastore.checkpoint import Weights
 from deltastore.codecs import PaletteDecoder, PaletteEncoder
 from deltastore.codecs.values import encode_patch, encode_values
 from deltastore.delta import Difference, are_differences, is_wide, subtract, subtract_to_tokens
+from deltastore.digest import TensorHasher
 from deltastore.errors import RestoreFailedError
 from deltastore.execution.crew import Turns
-from deltastore.extraction.forms import Plan, read_run
+from deltastore.extraction.forms import Form, read_run
 from deltastore.extraction.proof import NO_ERROR, ChunkError, proven
 from deltastore.kernels.buffers import scratch
-from deltastore.lineage.pairing import Chunk
+from deltastore.lineage.pairing import Chunk, Pair
 from deltastore.manifest.format import DTYPE_BYTES
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """One chunk, done."""
+    """One chunk, done. It can be pickled: the pieces of a plan may be run in several processes.
 
-    plan: Plan
+    Attributes:
+        row: The number of its row in the plan.
+        chunk: Which elements, and what they became.
+        frame: Their delta or values; empty if all were kept, or nothing was to be encoded.
+        patch: What restores the elements that the delta does not, or nothing.
+        difference: What subtracting found; None without a delta.
+        error: How far the frame is from the delta.
+        params: The form of the tensor's delta; empty without a delta.
+        arrays: Likewise.
+        digests: With a tensor's last chunk, BLAKE3 hex of either side's bytes; None where there is
+            no such side.
+    """
+
+    row: int
     chunk: Chunk
-    frame: bytes
-    patch: bytes
-    difference: Difference | None
+    frame: bytes = b""
+    patch: bytes = b""
+    difference: Difference | None = None
     error: ChunkError = NO_ERROR
+    params: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    digests: tuple[str | None, str | None] | None = None
+
+
+@dataclass(slots=True)
+class Row:
+    """One tensor pair on its way through. ``hashed``: its last chunk is among those on the way."""
+
+    number: int
+    pair: Pair
+    form: Form | None
+    turns: Turns
+    hashed: bool
+    base_hash: Any = field(default_factory=TensorHasher)
+    post_hash: Any = field(default_factory=TensorHasher)
+
+    def hash(
+        self, turn: int, before: Bytes | None, after: Bytes | None, *, last: bool
+    ) -> tuple[str | None, str | None] | None:
+        """Let both sides' BLAKE3 pass, in the order of turns; the digests after the last."""
+        if not self.hashed:
+            return None
+        self.turns.wait(turn)
+        if before is not None:
+            self.base_hash.update(before.data)
+        if after is not None:
+            self.post_hash.update(after.data)
+        digests = None
+        if last:
+            base = None if self.pair.base is None else self.base_hash.hexdigest()
+            digests = base, None if self.pair.post is None else self.post_hash.hexdigest()
+        self.turns.done()
+        return digests
 
 
 def encode_chunk(
-    base: Weights, post: Weights, item: Plan, chunk: Chunk, turn: Turns, number: int
+    base: Weights, post: Weights, row: Row, chunk: Chunk, turn: int, *, last: bool
 ) -> EncodedChunk:
     """Do all that one chunk needs; the tensor's chunks take turns only in being hashed.
 
     Args:
         base: The base.
         post: Post.
-        item: The pair's plan, whose hashes go on.
+        row: The pair, whose hashes go on.
         chunk: Which elements, and what they are to become.
-        turn: The pair's turns.
-        number: The chunk's number among the pair's.
+        turn: The chunk's number among the pair's that are on the way.
+        last: Whether it is the pair's last.
 
     Raises:
         RestoreFailedError: What was encoded does not decode to the same delta.
         CheckpointError: A checkpoint cannot be read.
     """
-    pair = item.pair
+    pair = row.pair
     before = after = None
     if chunk.base:
         assert pair.base is not None
@@ -57,33 +109,40 @@ def encode_chunk(
     if chunk.post:
         assert pair.post is not None
         after = read_run(post, pair.post, chunk.start, chunk.count, "post")
-    turn.wait(number)
-    if before is not None:
-        item.base_hash.update(before.data)
-    if after is not None:
-        item.post_hash.update(after.data)
-    turn.done()
+    digests = row.hash(turn, before, after, last=last)
     if chunk.role == "values":
         assert after is not None
         assert pair.post is not None
         frame = encode_values(after, DTYPE_BYTES[pair.post.dtype])
-        return EncodedChunk(item, chunk, frame, b"", None)
+        return EncodedChunk(row.number, chunk, frame, digests=digests)
     if chunk.role == "skim":
-        return EncodedChunk(item, chunk, b"", b"", None)
+        return EncodedChunk(row.number, chunk, digests=digests)
     assert before is not None
     assert after is not None
-    return _encode_delta(item, chunk, before, after)
+    frame, patch, difference, error = _encode_delta(row, chunk, before, after)
+    assert row.form is not None
+    return EncodedChunk(
+        row.number,
+        chunk,
+        frame,
+        patch,
+        difference,
+        error,
+        params=row.form.encoder.params,
+        arrays=row.form.encoder.arrays,
+        digests=digests,
+    )
 
 
 def _encode_delta(
-    item: Plan, chunk: Chunk, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]
-) -> EncodedChunk:
-    pair = item.pair
+    row: Row, chunk: Chunk, before: Bytes, after: Bytes
+) -> tuple[bytes, bytes, Difference, ChunkError]:
+    """Frame, patch, difference and error of a chunk that has a delta."""
+    pair, form = row.pair, row.form
     assert pair.base is not None
     assert pair.post is not None
-    assert item.encoder is not None
-    assert item.decoder is not None
-    codec, encoder, decoder = item.codec, item.encoder, item.decoder
+    assert form is not None
+    codec, encoder, decoder = form.codec, form.encoder, form.decoder
     if (
         codec.exactness == "exact"
         and isinstance(encoder, PaletteEncoder)
@@ -92,7 +151,7 @@ def _encode_delta(
     ):
         frame, difference, error = _encode_as_tokens(encoder, decoder, before, after)
     else:
-        frame, difference, error = _encode_any(item, before, after, chunk.count)
+        frame, difference, error = _encode_any(pair, form, before, after, chunk.count)
     # The proof of restoration, second half: what an apply will read is what was subtracted.
     if error is None:
         raise RestoreFailedError(
@@ -105,14 +164,11 @@ def _encode_delta(
         size = DTYPE_BYTES[pair.post.dtype]
         values = after.view(f"u{size}")[difference.lost].view(np.uint8)
         patch = encode_patch(difference.lost, values)
-    return EncodedChunk(item, chunk, frame, patch, difference, error)
+    return frame, patch, difference, error
 
 
 def _encode_as_tokens(
-    encoder: PaletteEncoder,
-    decoder: PaletteDecoder,
-    before: npt.NDArray[np.uint8],
-    after: npt.NDArray[np.uint8],
+    encoder: PaletteEncoder, decoder: PaletteDecoder, before: Bytes, after: Bytes
 ) -> tuple[bytes, Difference, ChunkError | None]:
     """Frame, difference and error of a bfloat16 chunk that is encoded as palette tokens."""
     n = before.size // 2
@@ -127,21 +183,18 @@ def _encode_as_tokens(
 
 
 def _encode_any(
-    item: Plan, before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], count: int
+    pair: Pair, form: Form, before: Bytes, after: Bytes, count: int
 ) -> tuple[bytes, Difference, ChunkError | None]:
     """Frame, difference and error of any chunk."""
-    pair = item.pair
     assert pair.base is not None
     assert pair.post is not None
-    assert item.encoder is not None
-    assert item.decoder is not None
     wide = is_wide(pair.base.dtype, pair.post.dtype)
     kind = np.uint64 if wide else np.uint32
     delta = scratch(f"delta{kind().itemsize}", count, kind)
     difference = subtract(before, pair.base.dtype, after, pair.post.dtype, delta)
     if pair.base.dtype == pair.post.dtype and difference.changed == 0:
         return b"", difference, NO_ERROR
-    frame = item.encoder.encode(delta)
+    frame = form.encoder.encode(delta)
     again = scratch(f"again{kind().itemsize}", count, kind)
-    item.decoder.decode(frame, again)
-    return frame, difference, proven(item.codec.exactness, item.encoder, delta, again)
+    form.decoder.decode(frame, again)
+    return frame, difference, proven(form.codec.exactness, form.encoder, delta, again)

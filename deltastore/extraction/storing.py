@@ -1,10 +1,9 @@
-"""A pair that can be read becomes an artifact: what ``extract`` and ``compose`` share."""
+"""A plan and its two sides become an artifact: what ``extract`` and ``compose`` share."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from deltastore.artifact import small_files
 from deltastore.blobs import CountedBlobs
@@ -12,97 +11,37 @@ from deltastore.checkpoint import Weights
 from deltastore.codecs import get_codec
 from deltastore.digest import content_digest, fingerprint, sha256_digest
 from deltastore.errors import MAKE_ROOM, FormatError, IntegrityError, NoSpaceError
+from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress
-from deltastore.extraction import encoding, forms
+from deltastore.extraction.assembling import assemble
+from deltastore.extraction.encoding import Encoding
+from deltastore.extraction.plan import ExtractPlan, PlannedSide
 from deltastore.lineage import digests, samples
-from deltastore.lineage.pairing import Pair
-from deltastore.manifest import Config, Descriptor, Manifest, SourceModel, config_bytes
-from deltastore.manifest.format import (
-    CHUNK_ELEMENTS,
-    CONFIG_MEDIA_TYPE,
-    SAMPLES_MEDIA_TYPE,
-    TENSORS_MEDIA_TYPE,
+from deltastore.manifest import (
+    Config,
+    Descriptor,
+    Manifest,
+    SourceModel,
+    TensorSide,
+    config_bytes,
 )
+from deltastore.manifest.format import CONFIG_MEDIA_TYPE, SAMPLES_MEDIA_TYPE, TENSORS_MEDIA_TYPE
 from deltastore.store import Store
 
 _MARGIN_BYTES = 1 << 20
 """For the documents of an artifact."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One side of a pair: what is read, and the Hub id and commit that it is known by."""
-
-    weights: Weights
-    repo: str | None
-    revision: str | None
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.weights.tensors.values())
-
-    def model(self, sides: Sequence[tuple[str, object]]) -> SourceModel:
-        """What the artifact says of it, from ``(name, TensorSide or None)`` pairs."""
-        rows = digests.rows(sides)
-        return SourceModel(
-            content=content_digest(rows),
-            fingerprint=fingerprint((name, shape) for name, _, shape, _ in rows),
-            nbytes=self.nbytes,
-            parameters=sum(tensor.elements for tensor in self.weights.tensors.values()),
-            repo=self.repo,
-            revision=self.revision,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What an artifact of the same weights must have in common to be the same artifact.
-
-    ``not_stored`` is None where it is not known what lies beside post.
-    ``thorough``: all its bytes are compared with their digests, rather than their sizes.
-    """
-
-    files: small_files.FileDigests
-    not_stored: tuple[str, ...] | None = None
-    restore_only: bool = False
-    thorough: bool = False
-
-
-def reusable(
-    store: Store, digests: Sequence[str], wanted: Wanted
-) -> tuple[Manifest, Config] | None:
-    """The first of these artifacts that is what is wanted and whole; a damaged one is replaced."""
-    for digest in digests:
-        try:
-            manifest, config = store.load(digest)
-            if wanted.thorough:
-                for blob in manifest.blobs:
-                    store.blobs.check(blob.digest, blob.size)
-        except (IntegrityError, FormatError):
-            continue
-        if any(store.blobs.size(blob.digest) != blob.size for blob in manifest.blobs):
-            continue
-        same = small_files.stored_digests(manifest, config) == wanted.files
-        same = same and wanted.not_stored in (None, config.not_stored)
-        if same and config.restore_only == wanted.restore_only:
-            return manifest, config
-    return None
-
-
 def encode_pair(
     store: Store,
     blobs: CountedBlobs,
-    base: Source,
-    post: Source,
-    *,
-    codec: str,
+    plan: ExtractPlan,
+    base: Weights,
+    post: Weights,
     files: small_files.SmallFiles,
-    pairs: Sequence[Pair],
-    not_stored: tuple[str, ...],
-    restore_only: bool,
+    *,
     doing: str,
-    jobs: int,
+    crew: Crew,
     progress: Progress,
 ) -> tuple[Manifest, Config]:
     """Read both sides once and put all blobs of their artifact but config and manifest.
@@ -110,15 +49,12 @@ def encode_pair(
     Args:
         store: Where to.
         blobs: Its blobs, by which the tensor parts are put.
+        plan: What is to be done.
         base: The weights before post-training.
         post: The weights after it.
-        codec: The codec's name.
-        files: The small files.
-        pairs: Their tensors.
-        not_stored: Names of what lies beside post and is not among them.
-        restore_only: Whether the artifact only restores this pair.
+        files: The small files that the plan names.
         doing: What the progress is called.
-        jobs: Threads.
+        crew: Whose threads do it.
         progress: Who is told how far the work is.
 
     Raises:
@@ -127,37 +63,47 @@ def encode_pair(
         CheckpointError: A side cannot be read.
         StoreError: A blob cannot be stored.
     """
-    before, after = base.weights, post.weights
-    progress.start("planning", 0)
-    plans, estimate = forms.plan(before, after, pairs, codec, jobs)
-    estimate += sum(map(len, files.values()))
-    structure = fingerprint((tensor.name, tensor.shape) for tensor in before.tensors.values())
-    _require_space(store, estimate, structure)
-    progress.start(doing, base.nbytes + post.nbytes)
-    encoded = encoding.encode(blobs, before, after, plans, codec, jobs, progress)
-    entries = encoded.entries
-    runs = samples.choose_runs([(entry.name, entry.own_base) for entry in entries])
-    pieces = samples.read_runs(before, [entry.source for entry in entries], runs)
+    encoding = Encoding(plan, base, post)
+    estimate = encoding.choose_forms(crew) + sum(map(len, files.values()))
+    _require_space(store, estimate, fingerprint((t.name, t.shape) for t in plan.own("base")))
+    progress.start(doing, sum(t.nbytes for side in ("base", "post") for t in plan.own(side)))
+    assembled = assemble(blobs, plan, encoding, crew, progress)
+    entries = assembled.entries
+    pieces = samples.read_runs(base, [entry.source for entry in entries], plan.samples)
     stored_samples = store.blobs.put([piece.data for piece in pieces])
-    layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in encoded.parts]
+    layers = [Descriptor(TENSORS_MEDIA_TYPE, d, size) for d, size in assembled.parts]
     layers.append(Descriptor(SAMPLES_MEDIA_TYPE, stored_samples.digest, stored_samples.size))
     stored_files = small_files.store_files(store.blobs, files, layers)
     config = Config(
-        codec=codec,
-        exactness=get_codec(codec).exactness,
-        chunk=CHUNK_ELEMENTS,
-        base=base.model([(e.name, e.own_base) for e in entries]),
-        post=post.model([(e.name, e.post) for e in entries]),
+        codec=plan.codec,
+        exactness=get_codec(plan.codec).exactness,
+        chunk=plan.chunk,
+        base=_source(plan.base, [(e.name, e.own_base) for e in entries]),
+        post=_source(plan.post, [(e.name, e.post) for e in entries]),
         tensors=entries,
-        parts=len(encoded.parts),
-        samples=runs,
+        parts=len(assembled.parts),
+        samples=plan.samples,
         files=stored_files,
-        restore_only=restore_only,
-        not_stored=not_stored,
+        restore_only=plan.restore_only,
+        not_stored=plan.not_stored,
     )
     data = config_bytes(config)
     descriptor = Descriptor(CONFIG_MEDIA_TYPE, sha256_digest(data), len(data))
     return Manifest(config=descriptor, layers=tuple(layers)), config
+
+
+def _source(side: PlannedSide, tensors: Sequence[tuple[str, TensorSide | None]]) -> SourceModel:
+    """What the artifact says of one side."""
+    rows = digests.rows(tensors)
+    own = [tensor for _, tensor in tensors if tensor is not None]
+    return SourceModel(
+        content=content_digest(rows),
+        fingerprint=fingerprint((name, shape) for name, _, shape, _ in rows),
+        nbytes=sum(tensor.nbytes for tensor in own),
+        parameters=sum(tensor.elements for tensor in own),
+        repo=side.repo,
+        revision=side.revision,
+    )
 
 
 def _require_space(store: Store, estimate: int, structure: str) -> None:

@@ -7,6 +7,7 @@ other: post's own bytes as "added" tensors, or the difference of two strangers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from deltastore.checkpoint import Checkpoint
@@ -103,12 +104,14 @@ def check_kinship(
         StructureMismatchError: They are two models, or post is saved in part; ``facts`` has names.
         LineageError: Their weights are unrelated.
     """
+    overruled: list[str] = []
     try:
         _check_configs(base, post)
         check_pair_structure(base, post, pairs)
     except StructureMismatchError as error:
         if not force:
             raise
+        overruled.append(error.message)
         progress.warn(error.message)
     figures = measure_pair(base, post, pairs)
     far = figures.change is not None and figures.change > LARGEST_CHANGE
@@ -125,13 +128,14 @@ def check_kinship(
         )
         if not force:
             raise refusal
+        overruled.append(refusal.message)
         progress.warn(refusal.message)
     elif figures.verdict == "distant" and not force:
         progress.warn(
             f"{post.label} is far from {base.label} for a post-trained model "
             f"({figures.told}). Make sure that it was trained from this base."
         )
-    return figures
+    return replace(figures, overruled=tuple(overruled))
 
 
 def has_same_weights(config: Config) -> bool:

@@ -29,6 +29,7 @@ class PairLineage:
         change: Median over these of |post - base| / |base|; None likewise.
         tensors: How many matrices were compared.
         told: Both, and over what, in words.
+        overruled: Why the pair would have been refused, had that not been overruled.
     """
 
     verdict: Verdict = "unknown"
@@ -36,6 +37,7 @@ class PairLineage:
     change: float | None = None
     tensors: int = 0
     told: str = "nothing to compare"
+    overruled: tuple[str, ...] = ()
 
 
 def measure_pair(base: Weights, post: Weights, pairs: Sequence[Pair]) -> PairLineage:

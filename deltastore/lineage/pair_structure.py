@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from deltastore.checkpoint import Checkpoint, TensorInfo
 from deltastore.errors import StructureMismatchError
-from deltastore.lineage.pairing import Pair
+from deltastore.lineage.pairing import AnyTensor, Pair
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.tensor_names.computed import is_computed
 from deltastore.tensor_names.patterns import listed, pattern
@@ -170,7 +170,7 @@ def _body(tensors: Mapping[str, TensorInfo]) -> set[str] | None:
     return stacks if embeddings and embeddings <= stacks else None
 
 
-def _is_computed(name: str, info: TensorInfo, base: Checkpoint) -> bool:
+def _is_computed(name: str, info: AnyTensor, base: Checkpoint) -> bool:
     return info.dtype not in DELTA_DTYPES or is_computed(name, info.shape, base.config)
 
 

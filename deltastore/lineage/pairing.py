@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deltastore.checkpoint import TensorInfo, Weights
@@ -11,6 +12,28 @@ from deltastore.lineage.copies import Copies
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
 from deltastore.tensor_names.token_rows import Stored, stand_in
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTensor:
+    """One side of a pair, wherever its bytes are. ``name`` is what the side's weights call it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.elements * DTYPE_BYTES[self.dtype]
+
+
+AnyTensor = TensorInfo | PairedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +46,8 @@ class Pair:
 
     name: str
     kind: TensorKind
-    base: TensorInfo | None
-    post: TensorInfo | None
+    base: PairedTensor | None
+    post: PairedTensor | None
 
     @property
     def base_name(self) -> str | None:
@@ -32,6 +55,11 @@ class Pair:
         if self.base is None or self.base.name == self.name:
             return None
         return self.base.name
+
+    @property
+    def own_base(self) -> PairedTensor | None:
+        """``base``, unless that is another row's tensor too."""
+        return self.base if self.base_name is None else None
 
     @property
     def common_elements(self) -> int:
@@ -59,6 +87,10 @@ class Chunk:
     base: bool
     post: bool
 
+    def skimmed(self) -> Chunk:
+        """The same elements, only to be hashed."""
+        return replace(self, role="skim")
+
 
 def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
     """Every tensor of either side, by name.
@@ -85,7 +117,7 @@ def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
     return [pair_of(name, sources.get(name), post.tensors.get(name)) for name in names]
 
 
-def pair_of(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair:
+def pair_of(name: str, base: AnyTensor | None, post: AnyTensor | None) -> Pair:
     """The row of one tensor, as far as dtypes and shapes say what it is."""
     kind: TensorKind
     if base is None:
@@ -100,7 +132,18 @@ def pair_of(name: str, base: TensorInfo | None, post: TensorInfo | None) -> Pair
         kind = "resized"
     else:
         kind = "replaced"
-    return Pair(name, kind, base, post)
+    return Pair(name, kind, _paired(base), _paired(post))
+
+
+def _paired(info: AnyTensor | None) -> PairedTensor | None:
+    return None if info is None else PairedTensor(info.name, info.dtype, info.shape)
+
+
+def chunk_count(pair: Pair, chunk: int) -> int:
+    """How many chunks one pair has."""
+    common = pair.common_elements
+    ends = [side.elements for side in (pair.base, pair.post) if side is not None]
+    return -(-common // chunk) + sum(-(-(end - common) // chunk) for end in ends)
 
 
 def chunks_of(pair: Pair, chunk: int) -> Iterator[Chunk]:
@@ -115,17 +158,6 @@ def chunks_of(pair: Pair, chunk: int) -> Iterator[Chunk]:
     for index, start, count in _ranges(common, post_elements, chunk):
         role: Role = "skim" if pair.kind == "unchanged" else "values"
         yield Chunk(role, index, start, count, base=False, post=True)
-
-
-def read_bytes(pair: Pair) -> int:
-    """How many bytes of both sides extraction reads."""
-    return sum(side.nbytes for side in (pair.base, pair.post) if side is not None)
-
-
-def byte_range(info: TensorInfo, start: int, count: int) -> tuple[int, int]:
-    """First byte and number of bytes of a run of elements."""
-    size = DTYPE_BYTES[info.dtype]
-    return start * size, count * size
 
 
 def _ranges(begin: int, end: int, chunk: int) -> Iterator[tuple[int, int, int]]:

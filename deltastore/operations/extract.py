@@ -2,134 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from os import PathLike
-from typing import Any, Self
 
-from deltastore.artifact import small_files
-from deltastore.blobs import CountedBlobs
-from deltastore.checkpoint import Checkpoint, open_checkpoint, quantisation
-from deltastore.checkpoint.index import listed
-from deltastore.checkpoint.ungathered import refuse_ungathered
+from deltastore.checkpoint import open_checkpoint
 from deltastore.codecs import get_codec
-from deltastore.digest import fingerprint, sha256_digest
-from deltastore.errors import QuantisedCheckpointError, UsageError
-from deltastore.execution.crew import job_count
+from deltastore.errors import UsageError
+from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress, Silent, Staged
-from deltastore.extraction.storing import Source, Wanted, encode_pair, reusable
-from deltastore.lineage import digests
-from deltastore.lineage.calling import called_alike
-from deltastore.lineage.kinship import (
-    check_kinship,
-    has_same_weights,
-    refuse_adapter,
-    refuse_same,
-)
+from deltastore.extraction.inputs import Inputs, made_ready
+from deltastore.extraction.result import ExtractResult, Made, tell_not_stored
+from deltastore.extraction.reuse import already_there, reusable
+from deltastore.lineage.kinship import check_kinship, has_same_weights, refuse_same
 from deltastore.lineage.pair_similarity import PairLineage
 from deltastore.lineage.pairing import pair_up
-from deltastore.manifest import Config, Manifest, manifest_bytes
 from deltastore.refs import default_name, validate_name, validate_tag
-from deltastore.store import Published, Store
+from deltastore.store import Store
 from deltastore.tensor_names.selectors import Renaming
 from deltastore.tensor_names.token_rows import may_tie
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractResult:
-    """What ``extract`` did.
-
-    Attributes:
-        name: The artifact's name.
-        version: Its version of that name.
-        digest: The manifest's digest.
-        codec: The codec.
-        raw_bytes: Bytes of post's tensors.
-        stored_bytes: Bytes of the manifest and all blobs.
-        bits_per_weight: 8 x bytes of the tensor parts over the elements of all post tensors.
-        tensors: Rows of the tensor table.
-        unchanged: How many of them are equal in base and post.
-        patched: How many carry a restore patch.
-        reused: Whether the artifact was in the store already.
-        resumed_bytes: Of the tensor parts of a new artifact, those that were in the store already,
-            stored by a run that was stopped, or in common with another artifact; they were
-            compared, not written again.
-        relative_change: |post - base| / |base| over the tensors that changed; None if none did.
-        cosine: Mean cosine between base's and post's matrices at the lineage samples; None where
-            nothing was compared.
-        not_stored: What lies beside the weights of each side and is not in the artifact: ``side``,
-            ``name`` and ``why``.
-        seconds: Wall time.
-    """
-
-    name: str
-    version: int
-    digest: str
-    codec: str
-    raw_bytes: int
-    stored_bytes: int
-    bits_per_weight: float
-    tensors: int
-    unchanged: int
-    patched: int
-    reused: bool
-    resumed_bytes: int
-    relative_change: float | None
-    cosine: float | None
-    not_stored: list[dict[str, str]]
-    seconds: float
-
-    @classmethod
-    def of(
-        cls,
-        published: Published,
-        manifest: Manifest,
-        config: Config,
-        *,
-        reused: bool,
-        blobs: CountedBlobs,
-        cosine: float | None,
-        started: float,
-        **more: Any,
-    ) -> Self:
-        """The result of what was just published.
-
-        Args:
-            published: The version.
-            manifest: The artifact's manifest.
-            config: Its config.
-            reused: Whether it was found, not made.
-            blobs: By which its parts were put.
-            cosine: As measured.
-            started: When the work began, by the monotonic clock.
-            **more: What a further result says besides.
-        """
-        reused = reused or published.reused
-        return cls(
-            name=published.name,
-            version=published.version,
-            digest=published.digest,
-            codec=config.codec,
-            raw_bytes=config.post.nbytes,
-            stored_bytes=published.stored_bytes,
-            bits_per_weight=config.bits_per_weight(manifest),
-            tensors=len(config.tensors),
-            unchanged=sum(entry.kind == "unchanged" for entry in config.tensors),
-            patched=sum(entry.patch is not None for entry in config.tensors),
-            reused=reused,
-            resumed_bytes=0 if reused else blobs.reused_bytes,
-            relative_change=_relative_change(config),
-            cosine=cosine,
-            seconds=time.monotonic() - started,
-            **more,
-        )
-
-    @property
-    def ref(self) -> str:
-        """The ref that means just this version."""
-        return f"{self.name}:v{self.version}"
 
 
 def extract(
@@ -180,7 +72,7 @@ def extract(
         SourceChangedError: A file changed while it was read.
     """
     started = time.monotonic()
-    progress = Staged(progress or Silent())
+    watcher = Staged(progress or Silent())
     chosen = get_codec(codec)
     if restore_only and chosen.exactness != "exact":
         raise UsageError(
@@ -194,140 +86,64 @@ def extract(
         validate_tag(tag)
     store.require_writable()
     with (
-        open_checkpoint(base, downloads=progress) as opened_base,
-        open_checkpoint(post, downloads=progress) as opened_post,
+        open_checkpoint(base, downloads=watcher) as opened_base,
+        open_checkpoint(post, downloads=watcher) as opened_post,
     ):
-        for checkpoint, role in ((opened_base, "base"), (opened_post, "post")):
-            refuse_adapter(checkpoint, role)
-            if not restore_only:
-                _refuse_quantised(checkpoint)
-        before, after = called_alike(opened_base, opened_post, renaming, progress)
-        if [shard.path for shard in before.shards] == [shard.path for shard in after.shards]:
-            refuse_same(before, after, force=force)  # at once; what was copied shows at the end
-        refuse_ungathered(before, after.tensors.items(), may_grow=True)
-        refuse_ungathered(after, before.tensors.items())
+        inputs = made_ready(
+            opened_base,
+            opened_post,
+            restore_only=restore_only,
+            renaming=renaming,
+            force=force,
+            progress=watcher,
+        )
+        before, after = inputs.base, inputs.post
         name = name or default_name(after.repo or after.path.name)
         labels = {"base": before.title, "post": after.title}
-        files = (digests.identities(before), digests.identities(after))
-        small = small_files.collect(before, after)
-        wanted = Wanted(
-            small_files.digests(small.files), small.not_stored, restore_only, thorough=rehash
-        )
         with store.lease("extract"):
-            found = None
-            if not rehash:
-                pairs = _already_there(store, before, after, codec, progress, jobs)
-                found = reusable(store, pairs, wanted)
-            reused = found is not None
-            blobs = CountedBlobs(store.blobs)
-            table = pair_up(before, after, may_tie=may_tie(before.config))
-            figures = PairLineage()
-            if not restore_only and (found is None or (before.is_local and after.is_local)):
-                figures = check_kinship(
-                    before, after, table, force=force or reused, progress=progress
-                )
-            if found is None:
-                manifest, config = encode_pair(
-                    store,
-                    blobs,
-                    Source(before, before.repo, before.revision),
-                    Source(after, after.repo, after.revision),
-                    codec=codec,
-                    files=small.files,
-                    pairs=table,
-                    not_stored=small.not_stored or (),
-                    restore_only=restore_only,
-                    doing="extracting",
-                    jobs=job_count(jobs),
-                    progress=progress,
-                )
-                known = (digests.digests(config, "base"), digests.digests(config, "post"))
-                for checkpoint, identities, own in zip((before, after), files, known, strict=True):
-                    checkpoint.check_unchanged()
-                    digests.remember(store, checkpoint, identities, own)
-                store.remember_made(config, sha256_digest(manifest_bytes(manifest)))
-                # The same pair, encoded by another version of deltastore, stays what it was.
-                pairs = store.find_made(config.base.content, config.post.content, codec)
-                found = reusable(store, pairs, wanted)
-                reused = found is not None
-            if found is not None:
-                manifest, config = found
-            if has_same_weights(config):
-                refuse_same(before, after, force=force, progress=progress)
-            published = store.publish(manifest, config, name=name, labels=labels, tags=tags)
-    tell_not_stored(config.not_stored, progress)
-    return ExtractResult.of(
-        published,
-        manifest,
-        config,
-        reused=reused,
-        blobs=blobs,
-        cosine=figures.cosine,
-        started=started,
-        not_stored=small.rows(),
-    )
+            made = _find_or_make(
+                store, inputs, codec, job_count(jobs), rehash=rehash, force=force, progress=watcher
+            )
+            if has_same_weights(made.config):
+                refuse_same(before, after, force=force, progress=watcher)
+            published = store.publish(
+                made.manifest, made.config, name=name, labels=labels, tags=tags
+            )
+    tell_not_stored(made.config, watcher)
+    left = [asdict(file) for file in inputs.left]
+    return ExtractResult.of(published, made, started, not_stored=left)
 
 
-def tell_not_stored(names: Sequence[str], progress: Progress) -> None:
-    """Say what lies beside post and is not in its artifact."""
-    if names:
-        progress.warn(f"Beside the weights of post and not stored: {listed(list(names))}.")
-
-
-def _already_there(
+def _find_or_make(
     store: Store,
-    before: Checkpoint,
-    after: Checkpoint,
+    inputs: Inputs,
     codec: str,
+    jobs: int,
+    *,
+    rehash: bool,
+    force: bool,
     progress: Progress,
-    jobs: int | None,
-) -> list[str]:
-    """The stored artifacts of this pair of weights, found without encoding anything.
+) -> Made:
+    """The pair's artifact: the one that is stored, or a new one.
 
-    Files whose digests are not remembered are only read ahead of time where the store holds an
-    artifact of this structure that this user made, so that it is likely that it pays.
+    Raises:
+        IncompatibleError: The two do not look like a pair, and ``force`` is false.
     """
-    known_base, known_post = (
-        digests.remembered(store, side, trust_cache=True) for side in (before, after)
-    )
-    if known_base is None or known_post is None:
-        structure = fingerprint((t.name, t.shape) for t in before.tensors.values())
-        made = store.made()
-        alike = [
-            artifact
-            for artifact in (store.artifacts() if made else ())
-            if artifact.base_fingerprint == structure
-            and artifact.codec == codec
-            and artifact.raw_bytes == after.nbytes
-            and artifact.digest in made
-        ]
-        if not alike:
-            return []
-        contents = {artifact.base_content for artifact in alike}
-        if known_base is None:
-            known_base = digests.hash_checkpoint(store, before, job_count(jobs), progress)
-        if digests.content_of(before, known_base) not in contents:
-            return []
-        if known_post is None:
-            known_post = digests.hash_checkpoint(store, after, job_count(jobs), progress)
-    return store.find_made(
-        digests.content_of(before, known_base), digests.content_of(after, known_post), codec
-    )
-
-
-def _relative_change(config: Config) -> float | None:
-    """|post - base| / |base|, over the tensors that have a delta."""
-    changed = [entry for entry in config.tensors if entry.delta is not None]
-    moved = math.fsum(entry.l2**2 for entry in changed)
-    source = math.fsum(entry.base_l2**2 for entry in changed)
-    return math.sqrt(moved / source) if source else None
-
-
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    reason = quantisation(checkpoint)
-    if reason is not None:
-        raise QuantisedCheckpointError(
-            f"{checkpoint.path} is quantised ({reason}); a delta needs weights in floating point.",
-            hint="Dequantise it first, or give `--restore-only` to keep it for this base alone.",
-            path=str(checkpoint.path),
-        )
+    base, post = inputs.base, inputs.post
+    wanted = inputs.wanted(thorough=rehash)
+    found = None
+    if not rehash:
+        stored = already_there(store, base, post, codec, progress, jobs)
+        found = reusable(store, stored, wanted)
+    pairs = pair_up(base, post, may_tie=may_tie(base.config))
+    kinship = PairLineage()
+    if not inputs.restore_only and (found is None or (base.is_local and post.is_local)):
+        forced = force or found is not None
+        kinship = check_kinship(base, post, pairs, force=forced, progress=progress)
+    if found is not None:
+        return Made(*found, reused=True, cosine=kinship.cosine)
+    crew = Crew(jobs)
+    progress.start("planning", 0)
+    plan = inputs.plan(pairs, codec=codec, kinship=kinship, crew=crew)
+    made = inputs.encode(store, plan, crew, progress)
+    return made.or_stored(store, codec, wanted)

@@ -23,7 +23,7 @@ from blake3 import blake3
 import deltastore
 from deltastore.artifact.reader import ArtifactReader
 from deltastore.blobs import LocalBlobs
-from deltastore.extraction import encoding
+from deltastore.extraction import assembling
 from deltastore.manifest import parse_config, parse_manifest
 from deltastore.manifest.format import DTYPE_BYTES
 
@@ -366,11 +366,9 @@ def test_extracted_by_this_version(
 ) -> None:
     """The same sources give the same deltas; with the same zstd library also the same digest."""
     about = case.about
-    builder = partial(encoding.PartBuilder, part_bytes=about["part_bytes"])
-    monkeypatch.setattr(encoding, "PartBuilder", builder)
-    for module in ("encoding", "storing"):
-        name = f"deltastore.extraction.{module}.CHUNK_ELEMENTS"
-        monkeypatch.setattr(name, about["chunk"])
+    builder = partial(assembling.PartBuilder, part_bytes=about["part_bytes"])
+    monkeypatch.setattr(assembling, "PartBuilder", builder)
+    monkeypatch.setattr("deltastore.extraction.plan.CHUNK_ELEMENTS", about["chunk"])
     result = store.extract(
         case.directory / "base",
         case.directory / "post",

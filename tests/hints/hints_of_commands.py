@@ -261,7 +261,7 @@ def base_is_another(world: World) -> None:
     world.works("compose", "m:v3", "then", "--base", world.path("base"))
 
 
-@case("operations/compose.py:_require_chain:1")
+@case("extraction/chain.py:_require_chain:1")
 def deltas_do_not_follow(world: World) -> None:
     world.works("extract", *world.pair("post4", name="then", base="post3"))
     assert world.fails("compose", "then", "m:v3").commands == ["deltastore compose m:v3 then:v1"]

@@ -71,7 +71,7 @@ def _quantised(world: World, name: str) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | quantised))
 
 
-@case("operations/extract.py:_refuse_quantised:1", "merging/structure.py:_hint:1")
+@case("extraction/inputs.py:_refuse_quantised:1", "merging/structure.py:_hint:1")
 def pair_is_quantised(world: World) -> None:
     for name in ("base", "post4"):
         _quantised(world, name)
@@ -96,7 +96,7 @@ def base_is_another_model(world: World) -> None:
 
 @case(
     "merging/restoration.py:not_the_source:1",
-    "operations/compose.py:_load:1",
+    "extraction/chain.py:_load:1",
     "operations/compare.py:_refuse_restore_only:1",
 )
 def delta_is_to_restore_alone(world: World) -> None:

@@ -93,9 +93,9 @@ _because(
     "checkpoint/writer.py:_checked:1",
     "manifest/parse.py:load_json:2",
     "extraction/chunk.py:_encode_delta:1",
-    "operations/compose.py:_encode:1",
-    "operations/compose.py:_load:2",
-    "operations/compose.py:_require_chain:2",
+    "extraction/chain.py:Chain.require_post:1",
+    "extraction/chain.py:_load:2",
+    "extraction/chain.py:_require_chain:2",
     "output/assemble.py:_check_sizes:1",
     "output/assemble.py:_check_sizes:2",
     "artifact/parts/reader.py:_Part._read_header:1",
@@ -188,4 +188,9 @@ _because(
     "inmemory/planning.py:plan_patch:2",
     "operations/patch.py:unpatch.check:1",
     "inmemory/wrappers.py:_refuse_shards:1",
+)
+_because(
+    "Says what is wrong with a plan, and no command takes one: test_extract_plan.py tries it.",
+    "extraction/plan.py:_not_planned:1",
+    "extraction/plan_document.py:parse_plan:1",
 )

@@ -32,7 +32,7 @@ from oracle import Step
 
 import deltastore
 from deltastore.errors import UsageError
-from deltastore.extraction import encoding, storing
+from deltastore.extraction import assembling, plan
 
 COMBINATIONS = tuple(itertools.product(DTYPES, DTYPES))
 SCALES = (1.0, 0.5, -1.0, 0.3, 0.0)
@@ -53,10 +53,9 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def use_small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (encoding, storing):
-        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1024)
-    builder = functools.partial(encoding.PartBuilder, part_bytes=20_000)
-    monkeypatch.setattr(encoding, "PartBuilder", builder)
+    monkeypatch.setattr(plan, "CHUNK_ELEMENTS", 1024)
+    builder = functools.partial(assembling.PartBuilder, part_bytes=20_000)
+    monkeypatch.setattr(assembling, "PartBuilder", builder)
     return 1024
 
 

@@ -50,7 +50,8 @@ from deltastore.errors import (
     SourceChangedError,
     UsageError,
 )
-from deltastore.extraction import encoding, storing
+from deltastore.extraction import assembling, plan, storing
+from deltastore.extraction.chain import Chain
 from deltastore.manifest import config_bytes
 from deltastore.merging.post_view import Restored
 from deltastore.operations.compose import ComposeResult
@@ -79,9 +80,7 @@ def small_chunks() -> Iterator[None]:
 @contextmanager
 def chunks(elements: int) -> Iterator[None]:
     """Artifacts are written in chunks of so many elements."""
-    with ExitStack() as stack:
-        for module in (encoding, storing):
-            stack.enter_context(patch.object(module, "CHUNK_ELEMENTS", elements))
+    with patch.object(plan, "CHUNK_ELEMENTS", elements):
         yield
 
 
@@ -492,7 +491,7 @@ def test_another_base(
     change, said = WRONG[what]
     wrong = save(tmp_path / "wrong", change(steps["base"]))
     if what != "one element":  # found out before anything is encoded
-        monkeypatch.setattr(encoding, "encode", None)
+        monkeypatch.setattr(storing, "assemble", None)
     with refused(store, IncompatibleError, 30) as caught:
         store.compose(chain, base=wrong)
     assert caught.match(said)
@@ -522,15 +521,15 @@ def test_a_base_that_changes_while_it_is_read(
     places: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = encoding.encode
+    real = storing.assemble
 
-    def encode(*arguments: Any) -> encoding.Encoded:
+    def assemble(*arguments: Any) -> assembling.Assembled:
         result = real(*arguments)
         os.utime(next(places[0].glob("*.safetensors")), ns=(1, 1))
         return result
 
     with monkeypatch.context() as patching:
-        patching.setattr(encoding, "encode", encode)
+        patching.setattr(storing, "assemble", assemble)
         with refused(store, SourceChangedError, 44):
             store.compose(chain, base=places[0])
     assert not store.compose(chain, base=places[0]).reused
@@ -626,7 +625,7 @@ def test_a_part_that_is_damaged_after_it_was_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Wherever a byte is flipped, no artifact of other weights is listed."""
-    monkeypatch.setattr("deltastore.operations.compose._check_parts", lambda *_: None)
+    monkeypatch.setattr(Chain, "check_parts", lambda *_: None)
     part = part_of(store, chain[0])
     good = part.read_bytes()
     part.chmod(0o644)

@@ -19,12 +19,12 @@ from deltastore.blobs.local import LocalBlobs
 from deltastore.checkpoint import CheckpointWriter
 from deltastore.cli.main import main
 from deltastore.errors import FormatError, IntegrityError
-from deltastore.extraction import encoding
+from deltastore.extraction import assembling
 from deltastore.manifest import Config, Manifest
 
 KINDS = ("manifest", "config", "part", "last part", "samples", "file")
 DAMAGES = ("first byte", "middle byte", "last byte", "truncated", "emptied", "longer", "deleted")
-SMALL_PARTS = functools.partial(encoding.PartBuilder, part_bytes=6000)
+SMALL_PARTS = functools.partial(assembling.PartBuilder, part_bytes=6000)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
     save(directory / "base", base, config={"model_type": "llama"})
     save(directory / "post", post, config={"model_type": "llama"}, files={"tokenizer.json": "{}"})
     with deltastore.open(directory / "store") as store, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "PartBuilder", SMALL_PARTS)
+        patch.setattr(assembling, "PartBuilder", SMALL_PARTS)
         result = store.extract(directory / "base", directory / "post", name="delta")
         manifest, config = store._store.load(result.digest)
     assert config.parts > 1
@@ -225,7 +225,7 @@ def test_extracting_again_repairs(
     pair = ["--base", str(filled.directory / "base"), "--post", str(filled.directory / "post")]
     where = ["--store", str(place)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "PartBuilder", SMALL_PARTS)
+        patch.setattr(assembling, "PartBuilder", SMALL_PARTS)
         assert main([*where, "extract", *pair, "--name", "delta", "--rehash"]) == 0
     with deltastore.open(place) as store:
         assert store.verify().problems == ()

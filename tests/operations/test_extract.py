@@ -43,10 +43,9 @@ from deltastore.errors import (
     SourceChangedError,
     UsageError,
 )
-from deltastore.extraction import encoding
+from deltastore.extraction.result import ExtractResult
 from deltastore.manifest import Config, Manifest, config_bytes
 from deltastore.manifest import format as fmt
-from deltastore.operations.extract import ExtractResult
 
 CONFIG = {
     "model_type": "llama",
@@ -265,8 +264,7 @@ def test_threads_sharding_and_container_make_no_difference(
     shards: int,
     jobs: int,
 ) -> None:
-    monkeypatch.setattr(encoding, "CHUNK_ELEMENTS", 1024)
-    monkeypatch.setattr("deltastore.extraction.storing.CHUNK_ELEMENTS", 1024)
+    monkeypatch.setattr("deltastore.extraction.plan.CHUNK_ELEMENTS", 1024)
     first = [
         save(tmp_path / "here" / name, tensors, config=CONFIG, files=FILES)
         for name, tensors in (("base", base), ("post", post))

@@ -22,7 +22,7 @@ import deltastore
 from deltastore.checkpoint import CheckpointWriter, lease, output, writer
 from deltastore.cli.main import main
 from deltastore.errors import OutputExistsError
-from deltastore.extraction import encoding
+from deltastore.extraction import assembling, encoding
 from deltastore.system import steps
 from deltastore.system.directory import Directory
 from deltastore.system.steps import Step
@@ -141,8 +141,8 @@ def at_step(step: Step, count: int = 1) -> Action:
 
 def small_parts() -> None:
     """So that the store holds some parts before the last chunk is encoded."""
-    builder = encoding.PartBuilder
-    encoding.PartBuilder = lambda hand_over: builder(hand_over, part_bytes=40_000)
+    builder = assembling.PartBuilder
+    assembling.PartBuilder = lambda hand_over: builder(hand_over, part_bytes=40_000)
 
 
 EXTRACT_POINTS: dict[str, Action] = {
@@ -174,12 +174,12 @@ def check_store(world: World, place: Path, *, committed: bool | None = None) -> 
             out = place.parent / "listed"
             assert store.apply("x:v1", base=world.base, out=out).restored
     inodes = {path.name: path.stat().st_ino for path in (place / "blobs" / "sha256").glob("*")}
-    encoding_was = encoding.PartBuilder
+    builder_was = assembling.PartBuilder
     try:
         small_parts()
         result = extract(world, place)
     finally:
-        encoding.PartBuilder = encoding_was
+        assembling.PartBuilder = builder_was
     assert (result.name, result.version) == ("x", 1)
     with deltastore.open(place) as store:
         (artifact,) = store.list()
@@ -215,7 +215,7 @@ def test_what_a_killed_extract_had_stored_is_used_again_and_said(
     assert len(left) == 3
     pair = ["--base", str(world.base), "--post", str(world.post), "--name", "x", "--json"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "PartBuilder", encoding.PartBuilder)
+        patch.setattr(assembling, "PartBuilder", assembling.PartBuilder)
         small_parts()
         assert main(["--store", str(place), "extract", *pair]) == 0
     said = capfd.readouterr()
