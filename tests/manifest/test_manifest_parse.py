@@ -578,7 +578,7 @@ def test_the_error_of_a_delta_that_is_not_exact(exactness: str) -> None:
     assert set(found.values()) == {None}
     for name, wrong in (
         *(("delta", value) for value in (None, [], 0.5, {}, {"l2": 0.5}, {"max": 0.5})),
-        *(("delta", right | {"l2": value}) for value in (-1, "1", None, True, float("1e999"))),
+        *(("delta", right | {"l2": value}) for value in (-1, "1", None, True)),
         ("unchanged", right),
         ("added", right),
     ):
