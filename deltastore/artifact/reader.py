@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deltastore.artifact.parts import PartsReader, StreamReader
-from deltastore.blobs import BlobStore
+from deltastore.blobs import BlobReader, BlobStore, FileBlobs
+from deltastore.blobs.passing import PassingDigest, PassingReader, Room
 from deltastore.codecs import Decoder, PaletteDecoder, stored_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.codecs.values import decode_patch, decode_values
@@ -74,7 +75,8 @@ class ArtifactReader:
         self.config = config
         self._blobs = blobs
         self.parts = manifest.layers[: config.parts]
-        self._parts = PartsReader(self.parts, lambda layer: blobs.open(layer.digest, layer.size))
+        self._passing: dict[str, PassingDigest] = {}
+        self._parts = PartsReader(self.parts, self._open_part)
         self._lock = threading.Lock()
         self._streams: dict[str, _Opened] = {}
         self._last = threading.local()
@@ -98,13 +100,40 @@ class ArtifactReader:
         for layer in self.parts:
             self.check_part(layer)
 
+    def take_digests(self) -> bool:
+        """Have the digests of parts be taken of what is read of them from now on, if that pays.
+
+        ``check_part`` then reads only what was not. Of files the second read is one of the page
+        cache: it costs less than holding what comes early.
+
+        Returns:
+            Whether they are taken so.
+        """
+        if isinstance(self._blobs, FileBlobs):
+            return False
+        room = Room()
+        for part in self.parts:
+            self._passing[part.digest] = PassingDigest(part.digest, part.size, room)
+        return True
+
     def check_part(self, part: Descriptor) -> None:
         """Compare one of ``parts`` with its digest.
 
         Raises:
             IntegrityError: It is missing or damaged.
         """
-        self._blobs.check(part.digest, part.size)
+        passing = self._passing.get(part.digest)
+        if passing is None:
+            self._blobs.check(part.digest, part.size)
+            return
+        with self._blobs.open(part.digest, part.size) as reader:
+            passing.finish(reader)
+
+    def _open_part(self, part: Descriptor) -> BlobReader | PassingReader:
+        reader = self._blobs.open(part.digest, part.size)
+        if isinstance(self._blobs, FileBlobs):
+            return reader
+        return PassingReader(reader, part.digest, self._passing)
 
     def delta(self, entry: TensorEntry, start: int, out: npt.NDArray[Any]) -> None:
         """Overwrite ``out`` with the deltas of elements ``start .. start + out.size``.

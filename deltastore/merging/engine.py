@@ -117,6 +117,9 @@ class Engine:
             ValueError: A range cuts a tensor of which the digest is to be taken.
         """
         crew = Crew(jobs)
+        passing = (
+            check and chunks is None and all(reader.take_digests() for reader in self._readers)
+        )
 
         def work(_number: int, task: _Task | _Check) -> None:
             if isinstance(task, _Check):
@@ -131,22 +134,23 @@ class Engine:
                 self._hash(task, data)
             progress.advance(data.size)
 
-        crew.run(self._tasks(crew, chunks, check=check), work)
+        crew.run(self._tasks(crew, chunks, check=check, passing=passing), work)
         return self._tally
 
     def _tasks(
-        self, crew: Crew, chunks: Sequence[range] | None, *, check: bool
+        self, crew: Crew, chunks: Sequence[range] | None, *, check: bool, passing: bool
     ) -> Iterator[_Task | _Check]:
         """The chunks in file order, and one check with each tensor as long as there are any.
 
-        A check reads what the chunks around it read.
+        A check reads what the chunks around it read; where digests are taken in passing, what no
+        chunk has read, so that it comes last.
         """
         checks = deque(_checks(self._readers) if check else ())
         number = 0
         for shard in self._plan.shards:
             for tensor in shard.tensors:
                 recipe = self._plan.tensors[tensor.name]
-                due = checks.popleft() if checks else None
+                due = checks.popleft() if checks and not passing else None
                 if chunks is None:
                     pieces: list[tuple[int, int | None]] = [(0, None)]
                 else:

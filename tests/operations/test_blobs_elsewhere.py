@@ -12,6 +12,7 @@ import pytest
 from checkpoints import model, random_bits, save, trained
 from memory_blobs import MemoryBlobs, damage
 
+from deltastore.artifact.parts import PartBuilder
 from deltastore.cli.main import main
 from deltastore.errors import BlobCorruptError, StoreError
 from deltastore.extraction import encoding
@@ -190,3 +191,20 @@ def test_a_place_that_fails_now_and_then(memory: Place, blobs: MemoryBlobs, call
         assert "There was no answer" in json.dumps(said)
         assert not (memory.out / "failed").exists()
         assert [path.name for path in memory.out.iterdir()] == ["restored"]
+
+
+def test_what_is_applied_is_read_once(
+    memory: Place, blobs: MemoryBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of a part is that of the bytes that pass; of what is small a little is not."""
+    monkeypatch.setattr(encoding, "PartBuilder", PartBuilder)
+    base = model("base", width=1024, layers=1)
+    save(tmp_path / "base", base, config=CONFIG)
+    save(tmp_path / "post", trained(base, "post"), config=CONFIG)
+    pair = ("--base", str(tmp_path / "base"), "--post", str(tmp_path / "post"))
+    memory.run("extract", *pair, "--name", "large")
+    with open_store(memory.path) as store:
+        size = store.resolve("large").stored_bytes
+    blobs.bytes_read = 0
+    memory.run("apply", "large", *pair[:2], "--out", "{out}/large")
+    assert size < blobs.bytes_read < 1.1 * size
