@@ -15,7 +15,7 @@ from memory_blobs import MemoryBlobs, damage
 from deltastore.artifact.parts import PartBuilder
 from deltastore.cli.main import main
 from deltastore.errors import BlobCorruptError, StoreError
-from deltastore.extraction import encoding
+from deltastore.extraction import assembling
 from deltastore.store import open_store, opening
 
 CONFIG = {"model_type": "llama"}
@@ -23,8 +23,8 @@ CONFIG = {"model_type": "llama"}
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    builder = functools.partial(encoding.PartBuilder, part_bytes=6000)
-    monkeypatch.setattr(encoding, "PartBuilder", builder)
+    builder = functools.partial(assembling.PartBuilder, part_bytes=6000)
+    monkeypatch.setattr(assembling, "PartBuilder", builder)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_what_is_applied_is_read_once(
     memory: Place, blobs: MemoryBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The digest of a part is that of the bytes that pass; of what is small a little is not."""
-    monkeypatch.setattr(encoding, "PartBuilder", PartBuilder)
+    monkeypatch.setattr(assembling, "PartBuilder", PartBuilder)
     base = model("base", width=1024, layers=1)
     save(tmp_path / "base", base, config=CONFIG)
     save(tmp_path / "post", trained(base, "post"), config=CONFIG)

@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from deltastore.blobs.steps import Step
 from memory_blobs import MemoryBlobs, UncollectableBlobs
 
-from deltastore.blobs import steps
 from deltastore.cli.main import main
 from deltastore.errors import NoSpaceError, StoreError
 from deltastore.operations.gc import gc
 from deltastore.operations.verify import verify
 from deltastore.store import Store, open_store, opening
+from deltastore.system import steps
+from deltastore.system.steps import Step
 from deltastore.testing.artifacts import LABELS, publish, put_artifact
 
 
