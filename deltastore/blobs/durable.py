@@ -28,14 +28,13 @@ from deltastore.errors import (
     shown,
 )
 from deltastore.system import limits
-from deltastore.system.directory import Directory, Place
+from deltastore.system.directory import NO_LINKS, Directory, Place
 from deltastore.system.permission import closed
 from deltastore.text import typed
 
 Piece = bytes | bytearray | memoryview
 
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _counter = itertools.count()
 
 
@@ -56,7 +55,7 @@ def translated(path: Path, doing: str = "written") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in spares.NO_SPACE:
+        if error.errno in limits.NO_SPACE:
             raise NoSpaceError(
                 f"No space is left for {path}.",
                 hint=MAKE_ROOM,
@@ -192,10 +191,10 @@ class Temp:
                 self._link(target, name)
             except OSError as error:
                 # A file system in memory counts a second name as a file.
-                full = frees and error.errno in spares.NO_SPACE
+                full = frees and error.errno in limits.NO_SPACE
                 if full and spares.give_up(self._directory.path):
                     self._link(target, name)
-                elif error.errno in _NO_LINKS:
+                elif error.errno in NO_LINKS:
                     # Still exclusive, but a crash can leave it cut short.
                     _copy(self._directory, self.path.name, target, name)
                 else:
@@ -262,7 +261,7 @@ def write_temp(
     try:
         return _written(directory, pieces, lambda held, name: held.create(name, mode=mode))
     except OSError as error:
-        if leaving is None or error.errno not in spares.NO_SPACE:
+        if leaving is None or error.errno not in limits.NO_SPACE:
             raise
         full = error
 

@@ -10,16 +10,12 @@ nothing, and are made anew, when a store is opened, where there is plenty of roo
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import stat
 from pathlib import Path
 
 from deltastore.system.directory import Directory, Place
-
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What the system says where a file system, or a user's quota, is full: of bytes or of files."""
 
 FOLDER = "spare"
 COUNT = 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from deltastore.errors import (
 from deltastore.system import limits
 
 _DOCTOR = "Run `deltastore doctor` for the state of the store."
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _JOURNAL_BYTES = 64 << 10
 _REBUILD = "Run `deltastore reindex`, which rebuilds the catalog from the records."
 
@@ -46,7 +44,7 @@ def translated(where: str) -> Iterator[None]:
 
 def cannot_be_made(where: str, cause: OSError) -> CatalogError | NoSpaceError:
     """There is no database, and none can be made."""
-    if cause.errno in _NO_SPACE:
+    if cause.errno in limits.NO_SPACE:
         return no_space(where)
     return CatalogError(f"The catalog {where} cannot be made: {cause.strerror}.", hint=_DOCTOR)
 
@@ -111,7 +109,7 @@ def _is_full(directory: Path) -> bool:
         with probe.open("xb") as file:
             file.write(bytes(_JOURNAL_BYTES))
     except OSError as error:
-        return error.errno in _NO_SPACE
+        return error.errno in limits.NO_SPACE
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

@@ -20,8 +20,6 @@ from deltastore.manifest.strict_json import TooManyValuesError, parse
 from deltastore.system import limits
 from deltastore.text import typed
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> DeltastoreError:
     """The error to raise for a failed system call, to be used with ``raise ... from``.
@@ -42,7 +40,7 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> Delt
         )
     if limit := limits.of_call(error, where):
         return limit
-    if error.errno in _FULL:
+    if error.errno in limits.NO_SPACE:
         return NoSpaceError(
             f"Cannot {doing} {where}: {reason}.",
             hint="Free some space, raise the quota, or write elsewhere.",

@@ -32,14 +32,13 @@ from deltastore.checkpoint.lease import (
     parsed,
 )
 from deltastore.system import steps
-from deltastore.system.directory import Directory
+from deltastore.system.directory import NO_LINKS, Directory
 from deltastore.system.steps import OutputStep
 
 CLAIM = ".filling"
 """Of the processes that would fill a directory, the one that makes this file does."""
 
 _MAX_CLAIM_BYTES = 1 << 20
-_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ def _claim(partial: Partial, numbers: Sequence[tuple[str, int]]) -> None:
             follow_symlinks=False,
         )
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         # Of two that come to this line together the later has the name, and the other one sees it.
         if out.has(CLAIM):

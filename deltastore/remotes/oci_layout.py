@@ -22,6 +22,7 @@ from deltastore.errors import BlobCorruptError
 from deltastore.manifest.format import ARTIFACT_TYPE, MANIFEST_MEDIA_TYPE
 from deltastore.store import Artifact, Store
 from deltastore.system.directory import Directory
+from deltastore.system.limits import NO_SPACE
 
 REF_NAME = "org.opencontainers.image.ref.name"
 NAME = "vnd.deltastore.name"
@@ -31,7 +32,6 @@ _NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 )
 _FICLONE = 0x40049409
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _clone(store: Store, digest: str, size: int, target: Directory) -> bool:
             fcntl.ioctl(descriptor, _FICLONE, reader.fileno())
     except OSError as error:
         target.unlink(name)
-        if error.errno in _FULL:
+        if error.errno in NO_SPACE:
             raise
         return False
     finally:

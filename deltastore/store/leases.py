@@ -33,6 +33,7 @@ from deltastore.refs import parse_version, validate_name
 from deltastore.store.bins import is_directory, is_nested, take_away
 from deltastore.store.layout import now
 from deltastore.store.records import printable
+from deltastore.system import limits
 from deltastore.system.directory import Directory, Place
 from deltastore.system.threads import started
 
@@ -294,7 +295,7 @@ class Leases:
             try:
                 bin_ = temps.make(name)
             except OSError as error:
-                spare = error.errno in spares.NO_SPACE and spares.take_bin(self._temp, temps, name)
+                spare = error.errno in limits.NO_SPACE and spares.take_bin(self._temp, temps, name)
                 if not spare:
                     raise
                 bin_ = temps.open(name)

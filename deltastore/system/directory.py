@@ -20,6 +20,9 @@ from typing import Self
 from deltastore.errors import StoreError
 from deltastore.text import typed
 
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+"""What the system says where a file can get no second name: a file system without hard links."""
+
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS = 8
 _NO_DIRECTORY = frozenset({errno.ENOTDIR, errno.ELOOP})

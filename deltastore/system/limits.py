@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from deltastore.errors import DeltastoreError, LimitError, NoSpaceError, shown
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a file system, or a user's quota, is full: of bytes or of files."""
+
 _NO_MEMORY = (
     "Cannot allocate memory",
     "cannot allocate memory",
@@ -103,7 +105,7 @@ def as_limit(error: BaseException) -> DeltastoreError | None:
         if isinstance(cause, OSError):
             if said := of_call(cause):
                 return said
-            if cause.errno in _FULL:
+            if cause.errno in NO_SPACE:
                 where = f" for {cause.filename}" if cause.filename else ""
                 return NoSpaceError(
                     f"No space is left{where}: {cause.strerror}.",

@@ -10,13 +10,14 @@ from deltastore.checkpoint.hub.exchange import RefusedError
 from deltastore.checkpoint.hub.patience import TooSlowError
 from deltastore.checkpoint.hub.retrying import is_transport, retry_after, status_of
 from deltastore.errors import HubError, NoSpaceError
+from deltastore.system.limits import NO_SPACE
 from deltastore.text import typed
 
 _NOT_A_HUB = "Check HF_ENDPOINT: {} does not behave as a model hub does."
 _SAID = "X-Error-Message"
 _BAD_LOGIN = "Invalid credentials in Authorization header"
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = NO_SPACE | {errno.EFBIG}
 
 
 def hub_error(
