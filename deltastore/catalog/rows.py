@@ -108,6 +108,11 @@ class Listing:
     created: str
     tags: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, artifact: Artifact) -> Listing:
+        """The line of an artifact that was read whole."""
+        return cls(*(getattr(artifact, field.name) for field in dataclasses.fields(cls)))
+
 
 def columns(kind: type[Record | Summary | Artifact | Listing]) -> list[str]:
     """The columns that the fields of ``kind`` come from, in their order; tags have no column."""

@@ -46,7 +46,7 @@ def list_artifacts(
         for side, text in _given(base, post):
             source = find_source(store, text, side, artifacts, progress)
             artifacts = [artifact for artifact in artifacts if source.fits(artifact)]
-        found = [_listing(artifact) for artifact in artifacts]
+        found = [Listing.of(artifact) for artifact in artifacts]
     if name is not None:
         found = [row for row in found if fnmatchcase(row.name, name)]
     if tag is not None:
@@ -107,18 +107,3 @@ def _near(artifacts: list[Artifact], before: Source, after: Source) -> str:
                 "it is meant."
             )
     return "See the pairs that there are: `deltastore list`."
-
-
-def _listing(artifact: Artifact) -> Listing:
-    return Listing(
-        name=artifact.name,
-        version=artifact.version,
-        digest=artifact.digest,
-        base=artifact.base,
-        post=artifact.post,
-        codec=artifact.codec,
-        raw_bytes=artifact.raw_bytes,
-        stored_bytes=artifact.stored_bytes,
-        created=artifact.created,
-        tags=artifact.tags,
-    )
