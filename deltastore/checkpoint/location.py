@@ -37,16 +37,14 @@ class Location:
 def locate(
     source: str | os.PathLike[str],
     *,
-    revision: str | None = None,
-    offline: bool = False,
     downloads: Downloads | None = None,
 ) -> Location:
     """Resolve what a user calls a checkpoint; an existing local path wins over a Hub id.
 
+    With ``HF_HUB_OFFLINE=1`` only the Hub's local cache is asked.
+
     Args:
         source: A local path, or ``org/name[@revision]``.
-        revision: Branch, tag or commit; only for a Hub id without ``@``.
-        offline: Look only into the Hub's local cache. So does ``HF_HUB_OFFLINE=1``.
         downloads: Who is told where the Hub lets us wait.
 
     Raises:
@@ -75,7 +73,7 @@ def locate(
     match = _HUB_ID.match(text) if isinstance(source, str) else None
     if match is None:
         raise _not_found(path)
-    return _pinned(match["repo"], match["revision"] or revision, offline, path, downloads)
+    return _pinned(match["repo"], match["revision"], path, downloads)
 
 
 def _not_found(path: Path) -> CheckpointNotFoundError:
@@ -101,14 +99,12 @@ def _near(path: Path) -> list[str]:
     return [str(path.parent / name) for name in nearest(path.name, names, most=3, cutoff=0.6)]
 
 
-def _pinned(
-    repo: str, revision: str | None, offline: bool, path: Path, downloads: Downloads | None
-) -> Location:
+def _pinned(repo: str, revision: str | None, path: Path, downloads: Downloads | None) -> Location:
     near = _near(path)
     fetch = f"`{download_command(repo, revision)}`"
     hint = f"If a local path was meant: {', '.join(near)}; else: {fetch}." if near else ""
     try:
-        snapshot = pin(repo, revision, offline=offline, hint=hint, downloads=downloads)
+        snapshot = pin(repo, revision, hint=hint, downloads=downloads)
     except ImportError as error:
         raise MissingExtraError(
             f"{path} is no local path, and huggingface_hub, which fetches Hub ids, is missing.",

@@ -247,8 +247,6 @@ class Checkpoint:
 def open_checkpoint(
     source: str | PathLike[str],
     *,
-    revision: str | None = None,
-    offline: bool = False,
     downloads: Downloads | None = None,
     look_only: bool = False,
 ) -> Checkpoint:
@@ -261,8 +259,6 @@ def open_checkpoint(
 
     Args:
         source: A local path, or ``org/name[@revision]`` where no such path exists.
-        revision: Branch, tag or commit of a Hub id.
-        offline: Use only what the Hub's local cache holds.
         downloads: Who is told of downloads, and warned of what is there and is not read.
         look_only: Never download weights: ``read_into`` of those that are not here fails.
 
@@ -275,7 +271,7 @@ def open_checkpoint(
         HubError: The Hub cannot be reached or has no such repository or revision.
         CheckpointError: A file cannot be opened or read.
     """
-    location = locate(source, revision=revision, offline=offline, downloads=downloads)
+    location = locate(source, downloads=downloads)
     watcher = None if look_only else downloads or Unwatched()
     layout, files, left, remote = _look(location, watcher, downloads)
     with ExitStack() as stack:

@@ -54,7 +54,7 @@ def check_destination(
     small = files or {}
     for path in small:
         _checked(path, shards)
-    _check_room(place, shards, *_heads(shards, METADATA), sum(small.values()))
+    _check_room(place, shards, *_heads(shards), sum(small.values()))
 
 
 class CheckpointWriter:
@@ -69,7 +69,6 @@ class CheckpointWriter:
         out: str | os.PathLike[str],
         plan: Iterable[ShardPlan],
         *,
-        metadata: Mapping[str, str] = METADATA,
         files: Mapping[str, int] | None = None,
     ) -> None:
         """Check the space, create the files at their full size and write their headers.
@@ -77,7 +76,6 @@ class CheckpointWriter:
         Args:
             out: The directory to create; missing parents are created, an empty one is filled.
             plan: The files and their tensors.
-            metadata: The ``__metadata__`` of every file.
             files: What ``write_file`` will add, by relative path, with the sizes in bytes.
 
         Raises:
@@ -91,7 +89,7 @@ class CheckpointWriter:
         # First: what a process that was killed left goes even where its output is in the way.
         remove_dead(self.out)
         check_place(self.out)
-        headers, self._index = _heads(self.plan, metadata)
+        headers, self._index = _heads(self.plan)
         small = files or {}
         for path in small:
             _checked(path, self.plan)
@@ -249,13 +247,13 @@ def _check_room(
     check_space(place, sum(sizes) + len(index) + extra, largest=max(sizes, default=0))
 
 
-def _heads(plan: tuple[ShardPlan, ...], metadata: Mapping[str, str]) -> tuple[list[bytes], bytes]:
+def _heads(plan: tuple[ShardPlan, ...]) -> tuple[list[bytes], bytes]:
     """The headers of all files, and the index, if there is one.
 
     Raises:
         CheckpointError: A reader would refuse one of them.
     """
-    headers = [build_header(shard.tensors, metadata, shard.filename) for shard in plan]
+    headers = [build_header(shard.tensors, METADATA, shard.filename) for shard in plan]
     index = _index_bytes(plan) if len(plan) > 1 else b""
     if len(index) > MAX_INDEX_BYTES:
         raise CheckpointError(

@@ -62,13 +62,13 @@ class Directory:
             raise
         return Directory(descriptor, path)
 
-    def make(self, name: str, mode: int = 0o777) -> Directory:
+    def make(self, name: str) -> Directory:
         """Make a directory in this one, and open it.
 
         Raises:
             OSError: It cannot be made; ``EEXIST`` where another one took its place at once.
         """
-        os.mkdir(name, mode, dir_fd=self.descriptor)
+        os.mkdir(name, dir_fd=self.descriptor)
         try:
             made = self.open(name)
         except OSError:

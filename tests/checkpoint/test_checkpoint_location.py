@@ -29,6 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any) -> Path:
     (repo / "refs" / "main").write_text(COMMIT)
     for place in ("huggingface_hub.constants", "huggingface_hub._snapshot_download.constants"):
         monkeypatch.setattr(f"{place}.HF_HUB_CACHE", str(root))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return snapshot
 
 
@@ -91,8 +92,8 @@ def test_a_dangling_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["org/name", "org/name@main", f"org/name@{COMMIT}"])
 def test_a_cached_repository_is_pinned(cache: Path, source: str) -> None:
-    assert locate(source, offline=True) == Location(cache, "org/name", COMMIT)
-    with open_checkpoint(source, offline=True) as checkpoint:
+    assert locate(source) == Location(cache, "org/name", COMMIT)
+    with open_checkpoint(source) as checkpoint:
         assert (checkpoint.repo, checkpoint.revision) == ("org/name", COMMIT)
         assert list(checkpoint.tensors) == ["a"]
         assert checkpoint.config == {"model_type": "llama"}
@@ -103,7 +104,7 @@ def test_a_cached_repository_is_pinned(cache: Path, source: str) -> None:
 @pytest.mark.parametrize("source", ["org/other", "org/name@dev"])
 def test_what_the_cache_does_not_hold(cache: Path, source: str) -> None:
     with pytest.raises(HubError, match="local cache") as caught:
-        locate(source, offline=True)
+        locate(source)
     assert "hf download" in caught.value.hint
     assert caught.value.facts["repo"] == source.split("@")[0]
 
@@ -114,5 +115,5 @@ def test_a_misspelt_relative_path_that_looks_like_an_id(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "llama-3").mkdir(parents=True)
     with pytest.raises(HubError, match="no local path") as caught:
-        locate("models/lama-3", offline=True)
+        locate("models/lama-3")
     assert "models/llama-3" in caught.value.hint

@@ -89,7 +89,7 @@ def test_small_files_in_the_way_of_weights(tmp_path: Path, name: str) -> None:
 def test_shards_and_their_index(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out"
     bf16 = np.arange(5, dtype=np.float32).astype(ml_dtypes.bfloat16)
-    with CheckpointWriter(str(out), TWO, metadata={}) as writer:
+    with CheckpointWriter(str(out), TWO) as writer:
         writer.write("b", 0, VALUES)
         writer.write("c", 0, bf16)
         writer.write("a", 0, np.empty((0, 7), np.int8))
@@ -108,7 +108,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
         checkpoint.read_into("c", 0, buffer)
         assert (buffer == bf16).all()
     with safe_open(out / TWO[1].filename, "pt") as file:
-        assert file.metadata() is None
+        assert file.metadata() == {"format": "pt"}
         assert file.get_tensor("c").tolist() == [0, 1, 2, 3, 4]
 
 

@@ -23,18 +23,16 @@ def pin(
     repo: str,
     revision: str | None,
     *,
-    offline: bool,
     hint: str = "",
     downloads: Downloads | None = None,
 ) -> Snapshot:
     """The commit that a revision means now, and the files it has: one request.
 
-    Without a connection, the commit and files of the local cache.
+    Without a connection, or with ``HF_HUB_OFFLINE=1``, the commit and files of the local cache.
 
     Args:
         repo: ``org/name``.
         revision: Branch, tag or commit; the default branch if None.
-        offline: Ask only the local cache. So does ``HF_HUB_OFFLINE=1``.
         hint: What to tell a user whose id may be a misspelt path.
         downloads: Who is told of long waits, and may stop them.
 
@@ -48,7 +46,7 @@ def pin(
     what = f"{repo}@{revision}" if revision else repo
     doing = f"{what} is no local path, and"
     try:
-        if not (offline or constants.HF_HUB_OFFLINE):
+        if not constants.HF_HUB_OFFLINE:
             try:
                 return _ask(repo, revision, downloads or Unwatched())
             except Exception as error:
