@@ -17,6 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
+HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 CONTENT_PATTERN = re.compile(r"blake3:[0-9a-f]{64}\Z")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Self
 from deltastore.blobs import checking
 from deltastore.blobs.durable import Piece, translated, write_temp
 from deltastore.blobs.protocol import BlobEntry, StoredBlob
-from deltastore.digest import is_digest, sha256_digest
+from deltastore.digest import HEX64, is_digest, sha256_digest
 from deltastore.errors import (
     BlobCorruptError,
     BlobMissingError,
@@ -25,8 +24,6 @@ from deltastore.system import steps
 from deltastore.system.directory import Directory, Place
 from deltastore.system.permission import closed
 from deltastore.system.steps import Step
-
-_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 
 # What is stored never changes: nobody should edit a file by mistake, which may be an export's too.
 _MODE = 0o444
@@ -187,7 +184,7 @@ class LocalBlobs:
             except PermissionError as error:
                 raise self._closed(self._directory) from error
         for name in names:
-            if _HEX64.match(name) and (found := self.entry(f"sha256:{name}")) is not None:
+            if HEX64.match(name) and (found := self.entry(f"sha256:{name}")) is not None:
                 yield found
 
     def strangers(self) -> list[Path]:
@@ -196,7 +193,7 @@ class LocalBlobs:
             names = os.listdir(self._directory)  # noqa: PTH208 - fewer objects
         except FileNotFoundError:
             return []
-        return [self._directory / name for name in names if not _HEX64.match(name)]
+        return [self._directory / name for name in names if not HEX64.match(name)]
 
     def move_out(self, digest: str, into: Directory) -> bool:
         """Rename a blob into a bin on the same file system; see ``CollectableBlobs.move_out``."""
@@ -230,7 +227,7 @@ class LocalBlobs:
                 raise
         with entries:
             for entry in entries:
-                if _HEX64.match(entry.name) and entry.is_file(follow_symlinks=False):
+                if HEX64.match(entry.name) and entry.is_file(follow_symlinks=False):
                     yield f"sha256:{entry.name}"
 
     def delete(self, digest: str) -> bool:

@@ -15,15 +15,19 @@ from re import Pattern
 from typing import Any
 
 from deltastore.catalog.failures import damaged
-from deltastore.catalog.rows import TIME, UNREADABLE, Artifact, Listing, Record, columns
+from deltastore.catalog.rows import (
+    MAX_TEXT_CHARS,
+    TIME,
+    UNREADABLE,
+    Artifact,
+    Listing,
+    Record,
+    columns,
+)
 from deltastore.digest import CONTENT_PATTERN, DIGEST_PATTERN
 from deltastore.errors import shown
 from deltastore.manifest import format as fmt
-from deltastore.refs import NAME, TAG
-
-MAX_VERSION = 10**9 - 1
-MAX_TEXT_CHARS = 1024
-MAX_CODEC_CHARS = 64
+from deltastore.refs import MAX_VERSION, NAME, TAG
 
 _Texts = Callable[[set[str]], bool]
 
@@ -136,7 +140,7 @@ _COLUMNS = {
         *map(_content, ("base_content", "post_content")),
         Column("base_fingerprint", "sha256:<64 hex digits>", _matching(DIGEST_PATTERN, "")),
         *map(_text_or_null, ("base_repo", "base_revision", "post_repo", "post_revision")),
-        _text("codec", MAX_CODEC_CHARS),
+        _text("codec", fmt.MAX_CODEC_CHARS),
         Column("exactness", "exact, bounded or lossy", _texts(_EXACTNESS.issuperset)),
         Column("restore_only", "0 or 1", _integers(0, 1)),
         *map(_count, ("raw_bytes", "stored_bytes", "parameters")),

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z\Z", re.ASCII)
 """A time as records and rows have it."""
 
+MAX_TEXT_CHARS = 1024
+"""Of a label, or of who or what made a version."""
+
 UNREADABLE = "unreadable"
 """The codec of an artifact whose manifest or config could not be read when it was indexed."""
 

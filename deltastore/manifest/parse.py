@@ -8,13 +8,12 @@ the tensor table, the segments and the layers.
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
-from deltastore.digest import is_content_digest, is_digest
+from deltastore.digest import HEX64, is_content_digest, is_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest import format as fmt
 from deltastore.manifest import strict_json
@@ -34,7 +33,6 @@ from deltastore.manifest.model import (
 )
 from deltastore.manifest.tensor_rules import name_problem, shape_problem
 
-_HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 _DTYPES = tuple(fmt.DTYPE_BYTES)
 _KINDS = ("unchanged", "delta", "resized", "replaced", "added", "removed")
 _WITH_VALUES = ("replaced", "added", "resized")
@@ -101,7 +99,7 @@ def parse_config(data: bytes, manifest: Manifest, *, where: str) -> Config:
         read.fail("tensors", "distinct names in sorted order", "another order or a repeated name")
     check_base_names(read, tensors)
     return Config(
-        codec=read.text(fields.get("codec"), "codec", limit=64),
+        codec=read.text(fields.get("codec"), "codec", limit=fmt.MAX_CODEC_CHARS),
         exactness=cast("Any", exactness),
         chunk=chunk,
         base=_source(read, fields.get("base"), "base"),
@@ -339,7 +337,7 @@ def _source(read: Reader, value: object, field: Field) -> SourceModel:
 
 
 def _is_hex64(value: object) -> bool:
-    return isinstance(value, str) and _HEX64.match(value) is not None
+    return isinstance(value, str) and HEX64.match(value) is not None
 
 
 def _side(read: Reader, value: object, field: Field) -> TensorSide | None:
@@ -383,7 +381,9 @@ def _stream(
     if not sparse and next_frame != frames:
         read.fail((field, ".segments"), f"{frames} frames in all", next_frame)
     return Stream(
-        codec=sys.intern(read.text(fields.get("codec"), (field, ".codec"), limit=64)),
+        codec=sys.intern(
+            read.text(fields.get("codec"), (field, ".codec"), limit=fmt.MAX_CODEC_CHARS)
+        ),
         params=read.params(fields.get("params"), (field, ".params")),
         segments=read.share(tuple(segments)),
         stored_bytes=read.integer(fields.get("bytes"), (field, ".bytes")),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deltastore.catalog.rows import TIME, Record
+from deltastore.catalog.rows import MAX_TEXT_CHARS, TIME, Record
 from deltastore.digest import canonical_json, is_digest, sha256_digest
 from deltastore.errors import ManifestInvalidError, shown
 from deltastore.manifest.parse import load_json
@@ -15,7 +15,6 @@ from deltastore.text import is_shown_as_it_is
 
 RECORD_FORMAT = 1
 MAX_RECORD_BYTES = 64 << 10
-MAX_LABEL_CHARS = 1024
 UPGRADE = "Upgrade deltastore: `pip install -U deltastore`"
 
 UNKNOWN = sha256_digest()
@@ -158,7 +157,7 @@ def parse_tag(data: bytes, *, name: str, tag: str, where: str) -> Tag:
 def printable(label: str) -> str:
     """``label`` as a record can hold it: printable, not empty, not too long."""
     kept = "".join(c if c == " " or is_shown_as_it_is(c) else "?" for c in label)
-    return kept[:MAX_LABEL_CHARS] or "?"
+    return kept[:MAX_TEXT_CHARS] or "?"
 
 
 def _document(data: bytes, where: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from deltastore.checkpoint.hub import limits
-from deltastore.checkpoint.hub.listing import COMMIT, SHA256, is_safe_name
+from deltastore.checkpoint.hub.listing import COMMIT, is_safe_name
+from deltastore.digest import HEX64
 from deltastore.errors import HubError
 from deltastore.text import typed
 
@@ -68,7 +69,7 @@ def blob_sha256(path: Path) -> str | None:
     Small files, which the hub does not keep by their sha256, are blobs of shorter names.
     """
     real = Path(os.path.realpath(path))
-    return real.name if real.parent.name == "blobs" and SHA256.match(real.name) else None
+    return real.name if real.parent.name == "blobs" and HEX64.match(real.name) else None
 
 
 def cached_file(repo: str, commit: str, filename: str) -> Path | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from deltastore.checkpoint.hub import limits
 from deltastore.checkpoint.hub.addresses import MisbehavedError
+from deltastore.digest import HEX64
 from deltastore.errors import shown
 
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _BLOB = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\Z")
 
 
@@ -78,7 +78,7 @@ def _file(entry: Any) -> HubFile:
     if lfs is None:
         return HubFile(name, size, None, blob)
     sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
-    if not isinstance(sha256, str) or not SHA256.match(sha256):
+    if not isinstance(sha256, str) or not HEX64.match(sha256):
         raise MisbehavedError(f"gives {shown(name)} the LFS file {shown(lfs)}; expected a sha256")
     if _size(lfs.get("size"), name) not in (None, size):
         raise MisbehavedError(f"gives {shown(name)} two sizes: {size} and {shown(lfs['size'])}")
