@@ -40,6 +40,8 @@ class _Told:
     ``raw_bytes`` counts post's tensors, ``stored_bytes`` the manifest and all blobs, each once.
     """
 
+    __slots__ = ()  # those who inherit have them
+
     base_content: str = ""
     post_content: str = ""
     base_fingerprint: str = ""
@@ -58,7 +60,7 @@ class _Told:
     bits_per_weight: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Summary(_Told):
     """An artifact in numbers, as its manifest and config say: a row of ``artifacts``.
 
@@ -70,6 +72,8 @@ class Summary(_Told):
 
 @dataclass(frozen=True)
 class _Named:
+    __slots__ = ()
+
     name: str
     version: int
     digest: str
@@ -80,7 +84,7 @@ class _Named:
     post: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Artifact(_Told, _Named):
     """A version of a name with its tags and its artifact's numbers.
 
