@@ -71,7 +71,7 @@ def test_it_takes_the_processors_that_it_may_use(
             found.append(jobs)
             super().__init__(jobs, **others)
 
-    monkeypatch.setattr("deltastore.operations.verify.Workers", Counted)
+    monkeypatch.setattr("deltastore.health.verification.Workers", Counted)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 5, 7})
     monkeypatch.setattr("os.cpu_count", lambda: 48)
     verify(store)
