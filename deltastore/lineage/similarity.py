@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.delta.floats import to_floats
 from deltastore.errors import LineageError
 from deltastore.execution.progress import Progress
-from deltastore.manifest import Config, Manifest
+from deltastore.manifest import Config, Manifest, TensorEntry, TensorSide
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES, MAX_SAMPLE_BYTES
 from deltastore.text import typed
 
@@ -91,39 +91,46 @@ def measure(
         CheckpointError: The new base cannot be read.
         HubError: It is on the hub and cannot be read there.
     """
+    tensors = base.tensors if sources is None else sources
+    runs: list[SampledRun] = []
+    places: list[tuple[str, int, Bytes]] = []
+    for start, entry, theirs in _stored_samples(blobs, manifest, config, where):
+        assert entry.base is not None
+        info = tensors.get(entry.name)
+        if info is None or not _are_comparable(entry.base, info):
+            continue
+        size = DTYPE_BYTES[info.dtype]
+        ours = np.empty(theirs.size // DTYPE_BYTES[entry.base.dtype] * size, np.uint8)
+        matrix = len(info.shape) > 1
+        runs.append(SampledRun(entry.name, matrix, entry.base.dtype, theirs, info.dtype, ours))
+        places.append((info.name, start * size, ours))
+    # All at once: of a base on the hub only these bytes are fetched, several runs at a time.
+    base.read_samples(places)
+    return compared(runs, complete=0 < len(runs) == len(config.samples))
+
+
+def _stored_samples(
+    blobs: BlobStore, manifest: Manifest, config: Config, where: str
+) -> Iterator[tuple[int, TensorEntry, Bytes]]:
+    """Of each run of the source base: its first element, its tensor and its bytes."""
     layer = manifest.layers[config.samples_layer]
     samples = blobs.read(
         layer.digest, limit=MAX_SAMPLE_BYTES, what=f"the samples of {where}", size=layer.size
     )
     data = np.frombuffer(samples, np.uint8)
-    tensors = base.tensors if sources is None else sources
     position = 0
-    same = bool(config.samples)
-    runs: list[SampledRun] = []
-    places: list[tuple[str, int, Bytes]] = []
     for run in config.samples:
         entry = config.tensors[run.tensor]
         assert entry.base is not None
         size = run.count * DTYPE_BYTES[entry.base.dtype]
-        theirs = data[position : position + size]
+        yield run.start, entry, data[position : position + size]
         position += size
-        info = tensors.get(entry.name)
-        if (
-            entry.base.dtype not in DELTA_DTYPES
-            or info is None
-            or info.shape != entry.base.shape
-            or info.dtype not in DELTA_DTYPES
-        ):
-            same = False
-            continue
-        item = DTYPE_BYTES[info.dtype]
-        ours = np.empty(run.count * item, np.uint8)
-        matrix = len(info.shape) > 1
-        runs.append(SampledRun(entry.name, matrix, entry.base.dtype, theirs, info.dtype, ours))
-        places.append((info.name, run.start * item, ours))
-    # All at once: of a base on the hub only these bytes are fetched, several runs at a time.
-    base.read_samples(places)
-    return compared(runs, complete=same)
+
+
+def _are_comparable(source: TensorSide, new: TensorInfo) -> bool:
+    """Whether numbers of one are at the places of the other's."""
+    floats = source.dtype in DELTA_DTYPES and new.dtype in DELTA_DTYPES
+    return floats and source.shape == new.shape
 
 
 @dataclass(frozen=True, slots=True)
