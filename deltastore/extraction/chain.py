@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 
 from deltastore.artifact import small_files
 from deltastore.artifact.model_files import fitting
 from deltastore.artifact.reader import ArtifactReader, blaming, open_artifact
+from deltastore.checkpoint import Checkpoint
 from deltastore.errors import (
     IncompatibleError,
     ManifestInvalidError,
@@ -17,10 +19,11 @@ from deltastore.errors import (
     RestoreOnlyError,
 )
 from deltastore.execution.crew import Crew
-from deltastore.execution.progress import Progress
+from deltastore.execution.progress import Progress, Staged
 from deltastore.extraction.plan import LeftFile
 from deltastore.extraction.reuse import Wanted, reusable
 from deltastore.lineage import digests
+from deltastore.lineage.source_base import open_source_base
 from deltastore.manifest import Config, Descriptor, Manifest
 from deltastore.store import Artifact, Store
 from deltastore.tensor_names.patterns import listed
@@ -107,6 +110,20 @@ class Chain:
             if found is not None:
                 return found
         return None
+
+    def open_base(
+        self, store: Store, given: str | PathLike[str] | None, progress: Staged
+    ) -> Checkpoint:
+        """The first step's base; see ``open_source_base``."""
+        return open_source_base(
+            store,
+            self.first.artifact,
+            self.first.config,
+            given,
+            progress,
+            otherwise="or add the deltas to any base without composing them: "
+            f"`deltastore apply {' '.join(self.refs)} --base CKPT --out DIR`",
+        )
 
     def post_files(self, store: Store, progress: Progress) -> dict[str, bytes]:
         """The small files of the last post, by name.

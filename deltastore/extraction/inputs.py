@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from deltastore.artifact.small_files import Collected, collect
 from deltastore.artifact.small_files import digests as digests_of
-from deltastore.blobs import CountedBlobs
 from deltastore.catalog import FileIdentity
 from deltastore.checkpoint import Checkpoint, quantisation
 from deltastore.checkpoint.ungathered import refuse_ungathered
@@ -85,10 +84,8 @@ class Inputs:
             SourceChangedError: A file changed meanwhile.
             NoSpaceError: The artifact will not fit.
         """
-        blobs = CountedBlobs(store.blobs)
-        manifest, config = encode_pair(
+        made = encode_pair(
             store,
-            blobs,
             plan,
             self.base,
             self.post,
@@ -97,13 +94,12 @@ class Inputs:
             crew=crew,
             progress=progress,
         )
-        known = (digests.digests(config, "base"), digests.digests(config, "post"))
+        known = (digests.digests(made.config, "base"), digests.digests(made.config, "post"))
         sides = (self.base, self.post)
         for checkpoint, identities, own in zip(sides, self.identities, known, strict=True):
             checkpoint.check_unchanged()
             digests.remember(store, checkpoint, identities, own)
-        cosine = plan.kinship.cosine
-        return Made(manifest, config, cosine=cosine, resumed_bytes=blobs.reused_bytes)
+        return made
 
 
 def made_ready(

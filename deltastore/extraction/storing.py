@@ -16,6 +16,7 @@ from deltastore.execution.progress import Progress
 from deltastore.extraction.assembling import assemble
 from deltastore.extraction.encoding import Encoding
 from deltastore.extraction.plan import ExtractPlan, PlannedSide
+from deltastore.extraction.result import Made
 from deltastore.lineage import digests, samples
 from deltastore.manifest import (
     Config,
@@ -34,7 +35,6 @@ _MARGIN_BYTES = 1 << 20
 
 def encode_pair(
     store: Store,
-    blobs: CountedBlobs,
     plan: ExtractPlan,
     base: Weights,
     post: Weights,
@@ -43,12 +43,11 @@ def encode_pair(
     doing: str,
     crew: Crew,
     progress: Progress,
-) -> tuple[Manifest, Config]:
+) -> Made:
     """Read both sides once and put all blobs of their artifact but config and manifest.
 
     Args:
         store: Where to.
-        blobs: Its blobs, by which the tensor parts are put.
         plan: What is to be done.
         base: The weights before post-training.
         post: The weights after it.
@@ -63,6 +62,7 @@ def encode_pair(
         CheckpointError: A side cannot be read.
         StoreError: A blob cannot be stored.
     """
+    blobs = CountedBlobs(store.blobs)
     encoding = Encoding(plan, base, post)
     estimate = encoding.choose_forms(crew) + sum(map(len, files.values()))
     _require_space(store, estimate, fingerprint((t.name, t.shape) for t in plan.own("base")))
@@ -89,7 +89,12 @@ def encode_pair(
     )
     data = config_bytes(config)
     descriptor = Descriptor(CONFIG_MEDIA_TYPE, sha256_digest(data), len(data))
-    return Manifest(config=descriptor, layers=tuple(layers)), config
+    return Made(
+        Manifest(config=descriptor, layers=tuple(layers)),
+        config,
+        cosine=plan.kinship.cosine,
+        resumed_bytes=blobs.reused_bytes,
+    )
 
 
 def _source(side: PlannedSide, tensors: Sequence[tuple[str, TensorSide | None]]) -> SourceModel:

@@ -17,7 +17,6 @@ from os import PathLike
 
 from deltastore.artifact import small_files
 from deltastore.artifact.reader import blaming
-from deltastore.blobs import CountedBlobs
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.errors import UsageError
 from deltastore.execution.crew import Crew, job_count
@@ -30,11 +29,7 @@ from deltastore.extraction.storing import encode_pair
 from deltastore.lineage import digests
 from deltastore.lineage.pair_similarity import measure_pair
 from deltastore.lineage.pairing import pair_up
-from deltastore.lineage.source_base import (
-    open_source_base,
-    require_content,
-    require_source_base,
-)
+from deltastore.lineage.source_base import require_content, require_source_base
 from deltastore.merging.post_view import Restored
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Store
@@ -112,7 +107,7 @@ def compose(
             if found is not None:
                 made = Made(*found, reused=True)
             else:
-                checkpoint = stack.enter_context(_open_base(store, chain, base, watcher))
+                checkpoint = stack.enter_context(chain.open_base(store, base, watcher))
                 made = _make(store, chain, checkpoint, Crew(threads), watcher)
             published = store.publish(
                 made.manifest,
@@ -125,21 +120,6 @@ def compose(
     tell_not_stored(made.config, watcher)
     left = [asdict(file) for file in chain.left]
     return ComposeResult.of(published, made, started, not_stored=left, composed=chain.refs)
-
-
-def _open_base(
-    store: Store, chain: Chain, base: str | PathLike[str] | None, progress: Staged
-) -> Checkpoint:
-    """The first step's base; see ``open_source_base``."""
-    return open_source_base(
-        store,
-        chain.first.artifact,
-        chain.first.config,
-        base,
-        progress,
-        otherwise="or add the deltas to any base without composing them: "
-        f"`deltastore apply {' '.join(chain.refs)} --base CKPT --out DIR`",
-    )
 
 
 def _make(
@@ -180,10 +160,8 @@ def _make(
         restore_only=False,
         crew=crew,
     )
-    blobs = CountedBlobs(store.blobs)
-    manifest, config = encode_pair(
+    made = encode_pair(
         store,
-        blobs,
         plan,
         checkpoint,
         weights,
@@ -193,8 +171,7 @@ def _make(
         progress=progress,
     )
     checkpoint.check_unchanged()
-    digests.remember(store, checkpoint, identities, digests.digests(config, "base"))
-    require_content(first.artifact, first.config, checkpoint, config.base.content)
-    chain.require_post(config)
-    made = Made(manifest, config, cosine=kinship.cosine, resumed_bytes=blobs.reused_bytes)
+    digests.remember(store, checkpoint, identities, digests.digests(made.config, "base"))
+    require_content(first.artifact, first.config, checkpoint, made.config.base.content)
+    chain.require_post(made.config)
     return made.or_stored(store, _CODEC, Wanted(small_files.digests(files), chain.not_stored))

@@ -81,10 +81,10 @@ def whole(
     plans: list[ExtractPlan] = []
     real = inputs.encode_pair
 
-    def encode_pair(store: Any, blobs: Any, plan: ExtractPlan, *rest: Any, **more: Any) -> Any:
+    def encode_pair(store: Any, plan: ExtractPlan, *rest: Any, **more: Any) -> Any:
         assert list((tmp_path / "store" / "blobs" / "sha256").iterdir()) == []
         plans.append(plan)
-        return real(store, blobs, plan, *rest, **more)
+        return real(store, plan, *rest, **more)
 
     monkeypatch.setattr("deltastore.extraction.plan.CHUNK_ELEMENTS", CHUNK)
     monkeypatch.setattr(inputs, "encode_pair", encode_pair)
@@ -148,7 +148,7 @@ def test_what_spoke_against_the_pair_is_in_its_plan(
     stranger = save(tmp_path / "stranger", model("another", width=64), config=CONFIG)
     plans: list[ExtractPlan] = []
 
-    def encode_pair(store: Any, blobs: Any, plan: ExtractPlan, *_: Any, **more: Any) -> Any:
+    def encode_pair(_: Any, plan: ExtractPlan, *rest: Any, **more: Any) -> Any:
         plans.append(plan)
         raise DeltastoreError("stopped")
 
