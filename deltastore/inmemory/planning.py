@@ -24,8 +24,9 @@ from deltastore.merging.inputs import DeltaInput
 from deltastore.merging.plan import MergePlan, PlannedBase
 from deltastore.merging.planning import planned
 from deltastore.merging.recipes import STRUCTURAL, Recipe, recipes
-from deltastore.merging.structure import Delta, Mismatch, Report, check_structure, comparable
 from deltastore.store import Store
+from deltastore.structure.checking import check_structure
+from deltastore.structure.places import Delta, Mismatch, Report, comparable
 from deltastore.tensor_names.recognising import recognised
 from deltastore.tensor_names.selectors import Renaming, Scales
 

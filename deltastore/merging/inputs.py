@@ -15,8 +15,8 @@ from deltastore.execution.progress import Progress
 from deltastore.lineage.calling import called_as, unwrapped
 from deltastore.lineage.similarity import Lineage
 from deltastore.manifest import Config
-from deltastore.merging.structure import Delta, Place
 from deltastore.store import Store
+from deltastore.structure.places import Delta, Place
 from deltastore.tensor_names.selectors import Renaming
 from deltastore.tokenizer.comparing import compare_tokens, skip_tokens
 

@@ -19,7 +19,7 @@ from deltastore.lineage.similarity import Lineage
 from deltastore.manifest.format import CHUNK_ELEMENTS
 from deltastore.merging.method import LINEAR, MergeMethod, Prepared
 from deltastore.merging.recipes import Recipe
-from deltastore.merging.structure import Mismatch
+from deltastore.structure.places import Mismatch
 from deltastore.tensor_names.selectors import ScaleRule
 
 

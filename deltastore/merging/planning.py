@@ -13,13 +13,14 @@ from deltastore.execution.progress import Progress
 from deltastore.lineage.similarity import judge, measure
 from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.merging import restoration
-from deltastore.merging.architecture import explained
 from deltastore.merging.inputs import DeltaInput, with_vocabulary
 from deltastore.merging.method import LINEAR, MergeMethod
 from deltastore.merging.plan import MergePlan, PlannedBase, PlannedDelta
 from deltastore.merging.recipes import Recipe, in_names_of, recipes, tied_as_post
-from deltastore.merging.structure import Report, check_structure, comparable
 from deltastore.store import Store
+from deltastore.structure.architecture import explained
+from deltastore.structure.checking import check_structure
+from deltastore.structure.places import Report, comparable
 from deltastore.tensor_names.selectors import Renaming, ScaleRule, Scales, checked_scales
 
 DTYPE_NAMES = {torch: own for torch, own in TORCH_DTYPES.items() if own in DELTA_DTYPES}

@@ -16,7 +16,8 @@ from deltastore.manifest.format import DTYPE_BYTES
 from deltastore.merging.engine import Bytes, Engine
 from deltastore.merging.plan import MergePlan, PlannedBase
 from deltastore.merging.recipes import recipes
-from deltastore.merging.structure import Delta, check_structure
+from deltastore.structure.checking import check_structure
+from deltastore.structure.places import Delta
 from deltastore.tensor_names.selectors import Scales
 
 

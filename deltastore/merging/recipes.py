@@ -10,7 +10,7 @@ from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
 from deltastore.errors import DeltaConflictError, StructureMismatchError, UsageError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.merging.structure import Delta, Place, Report
+from deltastore.structure.places import Delta, Place, Report
 from deltastore.tensor_names.selectors import Scales
 from deltastore.tensor_names.token_rows import embedding_of, has_token_rows, is_embedding, is_head
 from deltastore.tokenizer.rows import Places, Rows, first_rows, source_order

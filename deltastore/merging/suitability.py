@@ -14,8 +14,9 @@ from deltastore.lineage import digests
 from deltastore.lineage.calling import called_as, unwrapped
 from deltastore.lineage.similarity import Lineage, measure
 from deltastore.manifest import Config, Manifest
-from deltastore.merging.structure import Delta, check_structure, comparable
 from deltastore.store import Store
+from deltastore.structure.checking import check_structure
+from deltastore.structure.places import Delta, comparable
 from deltastore.tensor_names.token_rows import has_token_rows
 from deltastore.tokenizer.comparing import comparable_tokens, defining
 from deltastore.tokenizer.reading import read_vocabulary

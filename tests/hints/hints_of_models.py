@@ -38,9 +38,9 @@ def base_is_unrelated(world: World) -> None:
 
 
 @case(
-    "merging/structure.py:_mismatch_error:1",
-    "merging/structure.py:_hint:5",
-    "merging/architecture.py:explained:2",
+    "structure/checking.py:_mismatch_error:1",
+    "structure/checking.py:_hint:5",
+    "structure/architecture.py:explained:2",
 )
 def base_has_another_shape(world: World) -> None:
     ran = world.fails(*world.apply(base="other"))
@@ -48,14 +48,14 @@ def base_has_another_shape(world: World) -> None:
     world.works(*world.apply(base="other"), "--partial")
 
 
-@case("merging/structure.py:_hint:3")
+@case("structure/checking.py:_hint:3")
 def base_has_other_names(world: World) -> None:
     ran = world.fails(*world.apply(base="renamed"))
     assert ran.commands[0].startswith("--map ")
     world.works(*world.apply(base="renamed"), *shlex.split(ran.commands[0]))
 
 
-@case("merging/structure.py:_hint:2")
+@case("structure/checking.py:_hint:2")
 def base_has_those_names_already(world: World) -> None:
     ran = world.fails(*world.apply(), "--map", "^=model.")
     assert ran.commands == ["--map"]
@@ -71,7 +71,7 @@ def _quantised(world: World, name: str) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | quantised))
 
 
-@case("extraction/inputs.py:_refuse_quantised:1", "merging/structure.py:_hint:1")
+@case("extraction/inputs.py:_refuse_quantised:1", "structure/checking.py:_hint:1")
 def pair_is_quantised(world: World) -> None:
     for name in ("base", "post4"):
         _quantised(world, name)
@@ -89,7 +89,7 @@ def base_is_quantised(world: World) -> None:
     world.works(*world.apply(base="base"))
 
 
-@case("merging/architecture.py:explained:1")
+@case("structure/architecture.py:explained:1")
 def base_is_another_model(world: World) -> None:
     world.follow(world.fails(*world.apply(base="stranger")))
 
@@ -109,7 +109,7 @@ def delta_is_to_restore_alone(world: World) -> None:
     world.works("compare", "m:v3", "m:v1")
 
 
-@case("merging/recipes.py:recipes:1", "merging/structure.py:_hint:6")
+@case("merging/recipes.py:recipes:1", "structure/checking.py:_hint:6")
 def nothing_is_left(world: World) -> None:
     write_checkpoint(world.root / "two", {"x": tensors()["norm.weight"]})
     ran = world.fails(*world.apply(base="two"), "--partial")

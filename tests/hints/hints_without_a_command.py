@@ -162,7 +162,7 @@ _because(
     "output/tokenizer.py:_refuse_conflict:1",
     "merging/recipes.py:_conflict:1",
     "merging/recipes.py:_require_whole_tokens:1",
-    "merging/structure.py:_hint:4",
+    "structure/checking.py:_hint:4",
     "tokenizer/matching.py:Vocabulary.rows:1",
 )
 _because(

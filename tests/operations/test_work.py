@@ -25,9 +25,10 @@ from deltastore.lineage.copies import Copies
 from deltastore.lineage.pair_structure import check_pair_structure
 from deltastore.lineage.pairing import pair_up
 from deltastore.manifest import Config, SourceModel, TensorEntry, TensorSide
-from deltastore.merging.architecture import explained
 from deltastore.merging.recipes import in_names_of, recipes, tied_as_post
-from deltastore.merging.structure import Delta, check_structure
+from deltastore.structure.architecture import explained
+from deltastore.structure.checking import check_structure
+from deltastore.structure.places import Delta
 from deltastore.suggesting import nearest
 from deltastore.tensor_names.recognising import recognised, without_wrappers
 from deltastore.tensor_names.selectors import Renaming, Scales

@@ -7,7 +7,7 @@ from typing import Any
 
 from deltastore.checkpoint import Checkpoint
 from deltastore.errors import StructureMismatchError, shown
-from deltastore.merging.structure import Delta
+from deltastore.structure.places import Delta
 from deltastore.text import typed
 
 _KEYS = (
