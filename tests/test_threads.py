@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.execution.crew import Crew
+from deltastore.execution.thread_pool import ThreadPool, check_stopped
 from deltastore.operations.verify import verify
 from deltastore.store import open_store
 from deltastore.system.threads import Workers
@@ -80,12 +80,13 @@ def test_what_has_not_begun_can_be_cancelled() -> None:
     assert second.cancelled()
 
 
-def test_a_crew_works_with_what_it_gets(allowed: int) -> None:
+def test_a_pool_works_with_what_it_gets(allowed: int) -> None:
     done: list[int] = []
-    Crew(4).run(range(50), lambda number, task: done.append(number + task))
+    ThreadPool(4).run(range(50), lambda number, task: done.append(number + task))
     assert sorted(done) == [2 * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
-        Crew(4).run(range(50), lambda _, task: 1 // task)
+        ThreadPool(4).run(range(50), lambda _, task: 1 // task)
+    check_stopped()  # what follows in this thread is none of the pool's
 
 
 def test_a_store_is_used_without_threads(tmp_path: Path, allowed: int) -> None:

@@ -27,7 +27,7 @@ from deltastore.errors import (
     shown,
 )
 from deltastore.pickles.child import MAX_MEMORY_BYTES, MAX_SECONDS, lines
-from deltastore.pickles.torch_file import Place
+from deltastore.pickles.torch_file import TensorPlace
 from deltastore.system import limits
 
 DEADLINE_SECONDS = 120
@@ -61,7 +61,7 @@ _ALONE = "Save the model's state_dict() alone, without optimizer or trainer stat
 _CONVERT = "Convert it where you trust its source: load it in torch and save it as safetensors."
 
 
-def find_places(descriptor: int, path: Path) -> Generator[Place, None, None]:
+def find_places(descriptor: int, path: Path) -> Generator[TensorPlace, None, None]:
     """Where the tensors of an open file lie, in its order; ranges are for the caller to check.
 
     To be used up or closed, as the child lives as long.
@@ -155,7 +155,7 @@ def _how(child: subprocess.Popen[bytes]) -> str:
     return f"cannot be read: the process that does it ended with status {status}"
 
 
-def _place(line: str) -> Place | None:
+def _place(line: str) -> TensorPlace | None:
     match = _TENSOR.fullmatch(line)
     if match is None:
         return None
@@ -168,7 +168,7 @@ def _place(line: str) -> Place | None:
     if len(shape) != len(stride):
         return None
     marks = conjugate, negative, swapped
-    return Place(name, match["dtype"], int(match["begin"]), shape, stride, marks)
+    return TensorPlace(name, match["dtype"], int(match["begin"]), shape, stride, marks)
 
 
 def _text(digits: str) -> str:

@@ -23,7 +23,7 @@ from deltastore.checkpoint.strided import (
 )
 from deltastore.errors import CheckpointCorruptError, UnsupportedDtypeError, shown
 from deltastore.manifest.format import DTYPE_BYTES, MAX_TENSORS
-from deltastore.pickles.torch_file import Place
+from deltastore.pickles.torch_file import TensorPlace
 
 MAX_REPEATED = 64
 """How often tensors may name a file's bytes: tied weights do it twice, shared layers more often."""
@@ -47,7 +47,7 @@ class PickleFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self.tensors: list[TensorInfo] = []
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, TensorPlace] = {}
         self._total = 0
         self._lock = threading.Lock()
         self._held: tuple[str, Bytes] | None = None
@@ -61,7 +61,7 @@ class PickleFile:
             os.close(self.descriptor)
             raise
 
-    def _add(self, place: Place, shard: int) -> None:
+    def _add(self, place: TensorPlace, shard: int) -> None:
         """Take a tensor, if the file can have it."""
         name, path, size = place.name, self.path, self.status.st_size
         check_name(name, path)
@@ -127,7 +127,7 @@ class PickleFile:
         target = np.frombuffer(view, np.uint8)
         np.copyto(target, elements.reshape(-1)[skipped : skipped + len(view)])
 
-    def _elements(self, place: Place, item: int, first: int, target: Bytes) -> None:
+    def _elements(self, place: TensorPlace, item: int, first: int, target: Bytes) -> None:
         def read(position: int, view: memoryview) -> None:
             read_at(self.descriptor, position, view, self.path)
 
@@ -152,7 +152,7 @@ class PickleFile:
         os.close(self.descriptor)
 
 
-def _resolve(place: Place, dtype: str, elements: Bytes) -> None:
+def _resolve(place: TensorPlace, dtype: str, elements: Bytes) -> None:
     """Make the elements what the tensor's marks say, in place."""
     size = elements.shape[1]
     if dtype == "C64":

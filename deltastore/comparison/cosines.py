@@ -12,8 +12,8 @@ import numpy.typing as npt
 from deltastore.artifact.reader import ArtifactReader
 from deltastore.blobs import BlobStore
 from deltastore.delta import Products, products
-from deltastore.execution.crew import Crew, InOrder
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ReorderBuffer, ThreadPool
 from deltastore.kernels.buffers import scratch
 from deltastore.manifest import Descriptor, TensorEntry
 from deltastore.manifest.format import DTYPE_BYTES, KEEP
@@ -125,8 +125,8 @@ class Comparer:
             IntegrityError: A blob is missing or damaged.
             FormatError: A part breaks the specification.
         """
-        crew = Crew(jobs)
-        in_order = InOrder(crew, self._add)
+        pool = ThreadPool(jobs)
+        in_order = ReorderBuffer(pool, self._add)
         checked = self._parts()
         decoded = sum(map(_decoded_bytes, self._entries()))
         progress.start("comparing", decoded + sum(part.size for part in checked))
@@ -138,7 +138,7 @@ class Comparer:
             in_order.wait_for_room(task.number)
             in_order.put(task.number, (task, self._products(task, progress)))
 
-        crew.run(self._tasks(checked, progress), work)
+        pool.run(self._tasks(checked, progress), work)
 
     def _entries(self) -> Iterator[TensorEntry]:
         """What is read: every delta that is in a pair, once for each artifact."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 from deltastore.comparison.cosines import Overlap
 from deltastore.delta import Products
-from deltastore.tensor_names.modules import Place
+from deltastore.tensor_names.modules import ModulePlace
 
 ORTHOGONAL = 0.1
 """Below this magnitude a cosine counts as none: each delta is 99 % beside the other."""
@@ -142,7 +142,9 @@ class _Sums:
         self.products.add(other.products)
 
 
-def figures(refs: tuple[str, str], overlap: Overlap, known: Mapping[str, Place]) -> PairFigures:
+def figures(
+    refs: tuple[str, str], overlap: Overlap, known: Mapping[str, ModulePlace]
+) -> PairFigures:
     """Sums as figures.
 
     Args:
@@ -150,7 +152,7 @@ def figures(refs: tuple[str, str], overlap: Overlap, known: Mapping[str, Place])
         overlap: What they share, summed up.
         known: The place in the model of each tensor.
     """
-    cells: dict[Place, _Sums] = {}
+    cells: dict[ModulePlace, _Sums] = {}
     for name, elements in overlap.elements.items():
         sums = _Sums(1, elements, overlap.sums.get(name, Products()))
         cells.setdefault(known[name], _Sums(0, 0, Products())).add(sums)
@@ -167,19 +169,19 @@ def figures(refs: tuple[str, str], overlap: Overlap, known: Mapping[str, Place])
     )
 
 
-def _order(place: Place) -> tuple[bool, int, str]:
+def _order(place: ModulePlace) -> tuple[bool, int, str]:
     """By layer and kind, tensors outside of the layers last."""
     return (place.layer is None, place.layer or 0, place.kind)
 
 
-def _kind_order(cells: Iterable[Place]) -> Callable[[Group], tuple[bool, str]]:
+def _kind_order(cells: Iterable[ModulePlace]) -> Callable[[Group], tuple[bool, str]]:
     """Kinds by name, those outside of the layers last."""
     inside = {place.kind for place in cells if place.layer is not None}
     return lambda group: (group.kind not in inside, group.kind or "")
 
 
 def _groups(
-    cells: Mapping[Place, _Sums], key: Callable[[Place], tuple[int | None, str | None]]
+    cells: Mapping[ModulePlace, _Sums], key: Callable[[ModulePlace], tuple[int | None, str | None]]
 ) -> list[Group]:
     """The figures of cells that have the same key, in the order in which they come."""
     sums: dict[tuple[int | None, str | None], _Sums] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from deltastore.execution.crew import check_stopped
+from deltastore.execution.thread_pool import check_stopped
 from deltastore.text import excerpt, sentence
 
 

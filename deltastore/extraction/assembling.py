@@ -19,8 +19,8 @@ from deltastore.blobs import BlobSink, StoredBlob
 from deltastore.codecs import get_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.digest import TensorHasher
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.chunk import EncodedChunk
 from deltastore.extraction.encoding import Encoding
 from deltastore.extraction.plan import ExtractPlan
@@ -42,7 +42,7 @@ class Assembled:
 
 
 def assemble(
-    blobs: BlobSink, plan: ExtractPlan, encoding: Encoding, crew: Crew, progress: Progress
+    blobs: BlobSink, plan: ExtractPlan, encoding: Encoding, pool: ThreadPool, progress: Progress
 ) -> Assembled:
     """Encode all of a plan and put its parts into ``blobs``.
 
@@ -51,9 +51,9 @@ def assemble(
         CheckpointError: A checkpoint cannot be read.
         StoreError: A part cannot be stored.
     """
-    with _PartWriter(blobs, crew) as writer:
+    with _PartWriter(blobs, pool) as writer:
         assembler = Assembler(plan, PartBuilder(writer.hand_over))
-        encoding.run(assembler.take, crew, progress)
+        encoding.run(assembler.take, pool, progress)
         entries = assembler.finish()
         return Assembled(entries, writer.finish())
 
@@ -224,10 +224,10 @@ def _side(tensor: PairedTensor | None, blake3: str | None) -> TensorSide | None:
 class _PartWriter:
     """Stores parts beside the encoding, at most two at a time so that memory stays bounded."""
 
-    def __init__(self, blobs: BlobSink, crew: Crew) -> None:
+    def __init__(self, blobs: BlobSink, pool: ThreadPool) -> None:
         self._blobs = blobs
-        self._crew = crew
-        self._pool = Workers(1, name="parts")
+        self._pool = pool
+        self._writer = Workers(1, name="parts")
         self._room = threading.BoundedSemaphore(_PARTS_IN_FLIGHT)
         self._futures: list[Future[StoredBlob]] = []
 
@@ -235,13 +235,13 @@ class _PartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True, cancel_futures=True)
 
     def hand_over(self, _number: int, pieces: Sequence[bytes]) -> None:
         """Store one part; waits while two are still being stored."""
         self._room.acquire()
-        self._crew.check()
-        self._futures.append(self._pool.submit(self._store, pieces))
+        self._pool.check()
+        self._futures.append(self._writer.submit(self._store, pieces))
 
     def finish(self) -> list[tuple[str, int]]:
         """Digest and size of every part, in order, all on disk."""
@@ -252,7 +252,7 @@ class _PartWriter:
         try:
             return self._blobs.put(pieces)
         except BaseException as error:
-            self._crew.fail(error)
+            self._pool.fail(error)
             raise
         finally:
             self._room.release()

@@ -18,8 +18,8 @@ from deltastore.errors import (
     RestoreFailedError,
     RestoreOnlyError,
 )
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress, Staged
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.plan import LeftFile
 from deltastore.extraction.reuse import Wanted, reusable
 from deltastore.lineage import digests
@@ -145,7 +145,7 @@ class Chain:
             )
         return posts
 
-    def check_parts(self, store: Store, crew: Crew, progress: Progress) -> None:
+    def check_parts(self, store: Store, pool: ThreadPool, progress: Progress) -> None:
         """Compare every part with its digest: better now than after hours.
 
         Raises:
@@ -159,7 +159,7 @@ class Chain:
 
         for step in self.steps:
             with blaming([step.ref]):
-                crew.run(step.reader.parts, work)
+                pool.run(step.reader.parts, work)
 
     def require_post(self, config: Config) -> None:
         """Refuse what was made of the whole way if it ends elsewhere than the last step.

@@ -15,7 +15,7 @@ from deltastore.codecs.values import encode_patch, encode_values
 from deltastore.delta import Difference, are_differences, is_wide, subtract, subtract_to_tokens
 from deltastore.digest import TensorHasher
 from deltastore.errors import RestoreFailedError
-from deltastore.execution.crew import Turns
+from deltastore.execution.thread_pool import Turns
 from deltastore.extraction.forms import Form, read_run
 from deltastore.extraction.proof import NO_ERROR, ChunkError, proven
 from deltastore.kernels.buffers import scratch

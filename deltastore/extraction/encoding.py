@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 from deltastore.checkpoint import Weights
 from deltastore.codecs import get_codec
-from deltastore.execution.crew import Crew, InOrder, Turns
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ReorderBuffer, ThreadPool, Turns
 from deltastore.extraction.chunk import EncodedChunk, Row, encode_chunk
 from deltastore.extraction.forms import Form, choose_form
 from deltastore.extraction.plan import ExtractPlan
@@ -50,7 +50,7 @@ class Encoding:
         self._chunks = range(plan.chunks) if chunks is None else chunks
         self._forms: dict[int, Form | None] = {}
 
-    def choose_forms(self, crew: Crew) -> int:
+    def choose_forms(self, pool: ThreadPool) -> int:
         """Choose the forms of all tensors that have chunks here; ``run`` does not read them anew.
 
         Returns:
@@ -66,15 +66,17 @@ class Encoding:
             number, pair = row
             self._forms[number], sizes[number] = self._form(pair)
 
-        crew.run(rows, work)
+        pool.run(rows, work)
         return sum(sizes.values())
 
-    def run(self, sink: Callable[[EncodedChunk], object], crew: Crew, progress: Progress) -> None:
+    def run(
+        self, sink: Callable[[EncodedChunk], object], pool: ThreadPool, progress: Progress
+    ) -> None:
         """Encode the chunks.
 
         Args:
             sink: Is called with each, in order, by one thread at a time.
-            crew: Whose threads do it.
+            pool: Whose threads do it.
             progress: Who is told of the bytes that are read.
 
         Raises:
@@ -86,7 +88,7 @@ class Encoding:
             if result is not None:
                 sink(result)
 
-        in_order = InOrder(crew, put)
+        in_order = ReorderBuffer(pool, put)
 
         def work(sequence: int, task: tuple[Row, Chunk, int, bool, bool]) -> None:
             row, chunk, turn, last, wanted = task
@@ -95,7 +97,7 @@ class Encoding:
             in_order.put(sequence, result if wanted else None)
             progress.advance(_bytes_read(row.pair, chunk))
 
-        crew.run(self._tasks(crew), work)
+        pool.run(self._tasks(pool), work)
 
     def _rows(self) -> Iterator[tuple[int, Pair, int, range]]:
         """Each row's number, pair and chunks, and which of these are to be encoded here."""
@@ -106,14 +108,14 @@ class Encoding:
             yield number, pair, count, range(start, stop)
             first += count
 
-    def _tasks(self, crew: Crew) -> Iterator[tuple[Row, Chunk, int, bool, bool]]:
+    def _tasks(self, pool: ThreadPool) -> Iterator[tuple[Row, Chunk, int, bool, bool]]:
         """Row, chunk and turn; whether it is the row's last; whether its frame is wanted."""
         for number, pair, count, own in self._rows():
             if not own:
                 continue
             hashed = own.stop == count
             form = self._forms.pop(number) if number in self._forms else self._form(pair)[0]
-            row = Row(number, pair, form, Turns(crew), hashed)
+            row = Row(number, pair, form, Turns(pool), hashed)
             for index, chunk in enumerate(chunks_of(pair, self._plan.chunk)):
                 if index in own:
                     yield row, chunk, index, index == count - 1, True

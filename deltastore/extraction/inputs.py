@@ -11,8 +11,8 @@ from deltastore.catalog import FileIdentity
 from deltastore.checkpoint import Checkpoint, quantisation
 from deltastore.checkpoint.ungathered import refuse_ungathered
 from deltastore.errors import QuantisedCheckpointError
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.plan import ExtractPlan, LeftFile, PlannedSide, make_plan
 from deltastore.extraction.result import Made
 from deltastore.extraction.reuse import Wanted
@@ -60,7 +60,7 @@ class Inputs:
         )
 
     def plan(
-        self, pairs: Sequence[Pair], *, codec: str, kinship: PairLineage, crew: Crew
+        self, pairs: Sequence[Pair], *, codec: str, kinship: PairLineage, pool: ThreadPool
     ) -> ExtractPlan:
         """Decide everything; see ``make_plan``."""
         return make_plan(
@@ -74,10 +74,10 @@ class Inputs:
             not_stored=self.small.not_stored or (),
             kinship=kinship,
             restore_only=self.restore_only,
-            crew=crew,
+            pool=pool,
         )
 
-    def encode(self, store: Store, plan: ExtractPlan, crew: Crew, progress: Progress) -> Made:
+    def encode(self, store: Store, plan: ExtractPlan, pool: ThreadPool, progress: Progress) -> Made:
         """Carry out a plan of this pair, and remember the digests of what was read.
 
         Raises:
@@ -91,7 +91,7 @@ class Inputs:
             self.post,
             self.small.files,
             doing="extracting",
-            crew=crew,
+            pool=pool,
             progress=progress,
         )
         known = (digests.digests(made.config, "base"), digests.digests(made.config, "post"))

@@ -23,7 +23,7 @@ from deltastore.artifact import small_files
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.digest import sha256_digest
 from deltastore.errors import StructureMismatchError
-from deltastore.execution.crew import Crew
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.forms import read_run
 from deltastore.lineage import samples
 from deltastore.lineage.pair_similarity import PairLineage
@@ -148,7 +148,7 @@ def make_plan(
     not_stored: tuple[str, ...],
     kinship: PairLineage,
     restore_only: bool,
-    crew: Crew,
+    pool: ThreadPool,
 ) -> ExtractPlan:
     """Decide what is still open: which tensors without a meaningful difference are equal.
 
@@ -163,7 +163,7 @@ def make_plan(
         not_stored: Those names of it that the artifact tells of.
         kinship: As measured.
         restore_only: Whether the artifact only restores this pair.
-        crew: Reads tensors of integers, which are to be compared.
+        pool: Reads tensors of integers, which are to be compared.
 
     Raises:
         CheckpointError: A side cannot be read.
@@ -174,7 +174,7 @@ def make_plan(
         if _are_equal(base, post, decided[number]):
             decided[number] = replace(decided[number], kind="unchanged")
 
-    crew.run([n for n, pair in enumerate(pairs) if pair.kind == "replaced"], work)
+    pool.run([n for n, pair in enumerate(pairs) if pair.kind == "replaced"], work)
     return ExtractPlan(
         codec=codec,
         chunk=CHUNK_ELEMENTS,

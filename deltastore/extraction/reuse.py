@@ -9,8 +9,8 @@ from deltastore.artifact import small_files
 from deltastore.checkpoint import Checkpoint
 from deltastore.digest import fingerprint
 from deltastore.errors import FormatError, IntegrityError
-from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import job_count
 from deltastore.lineage import digests
 from deltastore.manifest import Config, Manifest
 from deltastore.store import Store

@@ -11,8 +11,8 @@ from deltastore.checkpoint import Weights
 from deltastore.codecs import get_codec
 from deltastore.digest import content_digest, fingerprint, sha256_digest
 from deltastore.errors import MAKE_ROOM, FormatError, IntegrityError, NoSpaceError
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.assembling import assemble
 from deltastore.extraction.encoding import Encoding
 from deltastore.extraction.plan import ExtractPlan, PlannedSide
@@ -41,7 +41,7 @@ def encode_pair(
     files: small_files.SmallFiles,
     *,
     doing: str,
-    crew: Crew,
+    pool: ThreadPool,
     progress: Progress,
 ) -> Made:
     """Read both sides once and put all blobs of their artifact but config and manifest.
@@ -53,7 +53,7 @@ def encode_pair(
         post: The weights after it.
         files: The small files that the plan names.
         doing: What the progress is called.
-        crew: Whose threads do it.
+        pool: Whose threads do it.
         progress: Who is told how far the work is.
 
     Raises:
@@ -64,10 +64,10 @@ def encode_pair(
     """
     blobs = CountedBlobs(store.blobs)
     encoding = Encoding(plan, base, post)
-    estimate = encoding.choose_forms(crew) + sum(map(len, files.values()))
+    estimate = encoding.choose_forms(pool) + sum(map(len, files.values()))
     _require_space(store, estimate, fingerprint((t.name, t.shape) for t in plan.own("base")))
     progress.start(doing, sum(t.nbytes for side in ("base", "post") for t in plan.own(side)))
-    assembled = assemble(blobs, plan, encoding, crew, progress)
+    assembled = assemble(blobs, plan, encoding, pool, progress)
     entries = assembled.entries
     pieces = samples.read_runs(base, [entry.source for entry in entries], plan.samples)
     stored_samples = store.blobs.put([piece.data for piece in pieces])

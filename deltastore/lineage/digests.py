@@ -11,8 +11,8 @@ import numpy as np
 from deltastore.catalog import FileIdentity
 from deltastore.checkpoint import Checkpoint, Shard, Weights
 from deltastore.digest import TensorHasher, content_digest
-from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool, job_count
 from deltastore.manifest import Config, TensorSide
 from deltastore.store import Store
 
@@ -146,7 +146,7 @@ def hash_checkpoint(
         with lock:
             found[name] = digest
 
-    Crew(jobs).run(checkpoint.shard_order(), work)
+    ThreadPool(jobs).run(checkpoint.shard_order(), work)
     checkpoint.check_unchanged()
     remember(store, checkpoint, files, found)
     return found

@@ -11,7 +11,7 @@ from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.tensor_names.computed import is_computed
 from deltastore.tensor_names.patterns import listed, pattern
 from deltastore.tensor_names.token_rows import (
-    Stored,
+    StoredNames,
     has_token_rows,
     is_embedding,
     is_head,
@@ -86,7 +86,7 @@ def _missing(base: Checkpoint, post: Checkpoint, pairs: Sequence[Pair]) -> Itera
     """Base's tensors that a whole post-trained model would have."""
     moved = {pair.base_name for pair in pairs}
     containers, body = _containers(base.tensors), _body(base.tensors)
-    same_class, stored = _same_class(base, post), Stored(post.tensors)
+    same_class, stored = _same_class(base, post), StoredNames(post.tensors)
     for pair in pairs:
         if pair.kind != "removed" or pair.base is None or pair.name in moved:
             continue
@@ -140,7 +140,7 @@ def _is_reshaped(pair: Pair) -> bool:
     return _container(pair.name) is not None
 
 
-def _is_gone(name: str, stored: Stored, post: Checkpoint) -> bool:
+def _is_gone(name: str, stored: StoredNames, post: Checkpoint) -> bool:
     """Whether post has no embeddings of that name, nor keeps them under another of a tied set."""
     other = stand_in(name, stored, ties=True)
     if other is None:

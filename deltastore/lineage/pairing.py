@@ -11,7 +11,7 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.lineage.copies import Copies
 from deltastore.manifest import TensorKind
 from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
-from deltastore.tensor_names.token_rows import Stored, stand_in
+from deltastore.tensor_names.token_rows import StoredNames, stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def pair_up(base: Weights, post: Weights, *, may_tie: bool) -> list[Pair]:
         may_tie: Whether the base uses its embeddings as a head if it has none.
     """
     sources = dict(base.tensors)
-    stored, copies = Stored(base.tensors), Copies(post).among(base.tensors)
+    stored, copies = StoredNames(base.tensors), Copies(post).among(base.tensors)
     for name in post.tensors.keys() - base.tensors.keys():
         # What post stores twice, with the same bytes, and base once is one tensor, whatever it is.
         other = stand_in(name, stored, ties=may_tie) or copies.find(name)

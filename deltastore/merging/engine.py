@@ -18,8 +18,8 @@ from deltastore.artifact.reader import ArtifactReader
 from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.delta import add
 from deltastore.digest import TensorHasher
-from deltastore.execution.crew import Crew, Turns
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool, Turns
 from deltastore.kernels.buffers import scratch
 from deltastore.kernels.palette import Tokens
 from deltastore.manifest import Descriptor
@@ -116,7 +116,7 @@ class Engine:
             CheckpointError: The new base cannot be read, or the output not written.
             ValueError: A range cuts a tensor of which the digest is to be taken.
         """
-        crew = Crew(jobs)
+        pool = ThreadPool(jobs)
         passing = (
             check and chunks is None and all(reader.take_digests() for reader in self._readers)
         )
@@ -134,11 +134,11 @@ class Engine:
                 self._hash(task, data)
             progress.advance(data.size)
 
-        crew.run(self._tasks(crew, chunks, check=check, passing=passing), work)
+        pool.run(self._tasks(pool, chunks, check=check, passing=passing), work)
         return self._tally
 
     def _tasks(
-        self, crew: Crew, chunks: Sequence[range] | None, *, check: bool, passing: bool
+        self, pool: ThreadPool, chunks: Sequence[range] | None, *, check: bool, passing: bool
     ) -> Iterator[_Task | _Check]:
         """The chunks in file order, and one check with each tensor as long as there are any.
 
@@ -162,11 +162,13 @@ class Engine:
                 if due is not None:
                     yield due
                 for first, last in pieces:
-                    yield from self._chunks(crew, recipe, first, last)
+                    yield from self._chunks(pool, recipe, first, last)
         if chunks is None or any(piece and piece.stop == number for piece in chunks):
             yield from checks
 
-    def _chunks(self, crew: Crew, recipe: Recipe, first: int, last: int | None) -> Iterator[_Task]:
+    def _chunks(
+        self, pool: ThreadPool, recipe: Recipe, first: int, last: int | None
+    ) -> Iterator[_Task]:
         """Chunks of one tensor by their numbers in it; to its end if ``last`` is None."""
         spans = islice(_spans(recipe, self._plan.chunk), first, last)
         if self._plan.patches is None:
@@ -175,7 +177,7 @@ class Engine:
             return
         if first or last not in (None, self._plan.chunks_of(recipe)):
             raise ValueError(f"a range cuts {recipe.output.name}, whose digest is to be taken")
-        turns = Turns(crew)
+        turns = Turns(pool)
         self._hashers[recipe.output.name] = TensorHasher()
         if not recipe.output.elements:
             self._tally.digests[recipe.output.name] = TensorHasher().hexdigest()

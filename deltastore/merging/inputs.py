@@ -16,7 +16,7 @@ from deltastore.lineage.calling import called_as, unwrapped
 from deltastore.lineage.similarity import Lineage
 from deltastore.manifest import Config
 from deltastore.store import Store
-from deltastore.structure.places import Delta, Place
+from deltastore.structure.places import Delta, Placement
 from deltastore.tensor_names.selectors import Renaming
 from deltastore.tokenizer.comparing import compare_tokens, skip_tokens
 
@@ -40,7 +40,7 @@ class DeltaInput:
     reader: ArtifactReader
     files: Sides
     delta: Delta
-    places: Mapping[str, Place] = field(default_factory=dict)
+    places: Mapping[str, Placement] = field(default_factory=dict)
     lineage: Lineage | None = None
 
     @property

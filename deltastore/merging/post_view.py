@@ -31,7 +31,7 @@ class _PerThread(threading.local):
         self.data: Bytes = np.empty(0, np.uint8)
 
 
-class Restored:
+class PostView:
     """The weights that an artifact gives on its own base: post, bit for bit. Thread-safe.
 
     Whether ``base`` is the artifact's own is the caller's to find out, by the content digest of

@@ -10,7 +10,7 @@ from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
 from deltastore.errors import DeltaConflictError, StructureMismatchError, UsageError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.structure.places import Delta, Place, Report
+from deltastore.structure.places import Delta, Placement, Report
 from deltastore.tensor_names.selectors import Scales
 from deltastore.tensor_names.token_rows import embedding_of, has_token_rows, is_embedding, is_head
 from deltastore.tokenizer.rows import Places, Rows, first_rows, source_order
@@ -95,7 +95,7 @@ def recipes(
     left_out = {item.name for item in (*report.missing, *report.mismatched)}
     result = {}
     for name in sorted(set(base.tensors).union(*report.places)):
-        found: list[tuple[Addend, Place]] = []
+        found: list[tuple[Addend, Placement]] = []
         one = _tied_to(name, base, report)
         for index, places in enumerate(report.places):
             # To a delta that has no such name it is the tensor that it is in the new base.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.errors import RestoreOnlyError
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Progress
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.lineage import digests
 from deltastore.manifest import Config, TensorEntry
 from deltastore.merging.recipes import Recipe
@@ -107,5 +107,5 @@ def _digests(weights: Weights, names: list[str], jobs: int, progress: Progress) 
         def work(_number: int, name: str) -> None:
             found[name] = digests.hash_tensor(weights, name)
 
-        Crew(jobs).run(names, work)
+        ThreadPool(jobs).run(names, work)
     return found

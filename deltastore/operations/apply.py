@@ -11,8 +11,8 @@ from typing import Any
 
 from deltastore.checkpoint import CheckpointWriter, check_destination, open_checkpoint
 from deltastore.checkpoint.index import listed
-from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.execution.thread_pool import job_count
 from deltastore.merging import restoration
 from deltastore.merging.engine import Engine
 from deltastore.merging.inputs import name_inputs, open_inputs

@@ -11,8 +11,8 @@ from deltastore.catalog import Artifact
 from deltastore.comparison.cosines import Comparer, Overlap, overlaps
 from deltastore.comparison.figures import Compared, Comparison, figures
 from deltastore.errors import IncompatibleError, RestoreOnlyError, UsageError
-from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent
+from deltastore.execution.thread_pool import job_count
 from deltastore.store import Store
 from deltastore.tensor_names.modules import places
 

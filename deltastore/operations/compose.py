@@ -19,8 +19,8 @@ from deltastore.artifact import small_files
 from deltastore.artifact.reader import blaming
 from deltastore.checkpoint import Checkpoint, Weights
 from deltastore.errors import UsageError
-from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.execution.thread_pool import ThreadPool, job_count
 from deltastore.extraction.chain import Chain
 from deltastore.extraction.plan import PlannedSide, make_plan
 from deltastore.extraction.result import ExtractResult, Made, tell_not_stored
@@ -30,7 +30,7 @@ from deltastore.lineage import digests
 from deltastore.lineage.pair_similarity import measure_pair
 from deltastore.lineage.pairing import pair_up
 from deltastore.lineage.source_base import require_content, require_source_base
-from deltastore.merging.post_view import Restored
+from deltastore.merging.post_view import PostView
 from deltastore.refs import default_name, validate_name, validate_tag
 from deltastore.store import Store
 from deltastore.tensor_names.token_rows import may_tie
@@ -108,7 +108,7 @@ def compose(
                 made = Made(*found, reused=True)
             else:
                 checkpoint = stack.enter_context(chain.open_base(store, base, watcher))
-                made = _make(store, chain, checkpoint, Crew(threads), watcher)
+                made = _make(store, chain, checkpoint, ThreadPool(threads), watcher)
             published = store.publish(
                 made.manifest,
                 made.config,
@@ -123,7 +123,7 @@ def compose(
 
 
 def _make(
-    store: Store, chain: Chain, checkpoint: Checkpoint, crew: Crew, progress: Progress
+    store: Store, chain: Chain, checkpoint: Checkpoint, pool: ThreadPool, progress: Progress
 ) -> Made:
     """The artifact of the whole way.
 
@@ -136,11 +136,11 @@ def _make(
     identities = digests.identities(checkpoint)
     with blaming([first.ref]):
         require_source_base(store, first.artifact, first.manifest, first.config, checkpoint)
-    chain.check_parts(store, crew, progress)
+    chain.check_parts(store, pool, progress)
     files = small_files.collect_stored(checkpoint, chain.post_files(store, progress))
     weights: Weights = checkpoint
     for step in chain.steps:
-        weights = Restored(weights, step.reader, step.ref)
+        weights = PostView(weights, step.reader, step.ref)
     pairs = pair_up(checkpoint, weights, may_tie=may_tie(checkpoint.config))
     kinship = measure_pair(checkpoint, weights, pairs)
     named = PlannedSide.of(checkpoint)
@@ -158,7 +158,7 @@ def _make(
         not_stored=chain.not_stored,
         kinship=kinship,
         restore_only=False,
-        crew=crew,
+        pool=pool,
     )
     made = encode_pair(
         store,
@@ -167,7 +167,7 @@ def _make(
         weights,
         files,
         doing="composing",
-        crew=crew,
+        pool=pool,
         progress=progress,
     )
     checkpoint.check_unchanged()

@@ -10,8 +10,8 @@ from os import PathLike
 from deltastore.checkpoint import open_checkpoint
 from deltastore.codecs import get_codec
 from deltastore.errors import UsageError
-from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress, Silent, Staged
+from deltastore.execution.thread_pool import ThreadPool, job_count
 from deltastore.extraction.inputs import Inputs, made_ready
 from deltastore.extraction.result import ExtractResult, Made, tell_not_stored
 from deltastore.extraction.reuse import already_there, reusable
@@ -142,8 +142,8 @@ def _find_or_make(
         kinship = check_kinship(base, post, pairs, force=forced, progress=progress)
     if found is not None:
         return Made(*found, reused=True, cosine=kinship.cosine)
-    crew = Crew(jobs)
+    pool = ThreadPool(jobs)
     progress.start("planning", 0)
-    plan = inputs.plan(pairs, codec=codec, kinship=kinship, crew=crew)
-    made = inputs.encode(store, plan, crew, progress)
+    plan = inputs.plan(pairs, codec=codec, kinship=kinship, pool=pool)
+    made = inputs.encode(store, plan, pool, progress)
     return made.or_stored(store, codec, wanted)

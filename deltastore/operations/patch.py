@@ -17,8 +17,8 @@ import numpy as np
 from deltastore.artifact.reader import open_artifact
 from deltastore.delta import Term
 from deltastore.errors import UsageError
-from deltastore.execution.crew import Crew, job_count
 from deltastore.execution.progress import Progress, Silent
+from deltastore.execution.thread_pool import ThreadPool, job_count
 from deltastore.inmemory.patch import Patch, Patching, Run, pending, take_out
 from deltastore.inmemory.planning import plan_patch
 from deltastore.inmemory.weights import ModelWeights
@@ -151,9 +151,9 @@ def unpatch(
 
         total = sum(weights.tensors[name].nbytes for name in undo if name in weights.tensors)
         progress.start("checking", total)
-        Crew(job_count(jobs)).run(list(undo), check)
+        ThreadPool(job_count(jobs)).run(list(undo), check)
         progress.start("unpatching", total)
-        Crew(job_count(jobs)).run(list(pending(undo)), restore)
+        ThreadPool(job_count(jobs)).run(list(pending(undo)), restore)
 
 
 def delta_tensors(store: Store, ref: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,8 +10,8 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from deltastore.execution.crew import job_count
 from deltastore.execution.progress import Progress, Silent
+from deltastore.execution.thread_pool import job_count
 from deltastore.health.verification import Problem, Verification, VerifyReport
 from deltastore.store import Store
 from deltastore.store.survey import (

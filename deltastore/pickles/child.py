@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from deltastore.pickles.torch_file import Place, places
+from deltastore.pickles.torch_file import TensorPlace, places
 from deltastore.pickles.values import RefusedError, corrupt
 
 MAX_MEMORY_BYTES = 1 << 30
@@ -50,7 +50,7 @@ def lines(descriptor: int) -> Iterator[str]:
         yield "end\n"
 
 
-def _line(place: Place) -> str:
+def _line(place: TensorPlace) -> str:
     flags = f"{place.conjugate:d}{place.negative:d}{place.swapped:d}"
     shape, stride = (",".join(map(str, sizes)) or "-" for sizes in (place.shape, place.stride))
     return f"tensor {_hex(place.name)} {place.dtype} {place.begin} {shape} {stride} {flags}\n"

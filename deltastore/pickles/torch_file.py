@@ -33,7 +33,7 @@ _VERSION = 1001
 _WINDOWS = (1 << 20, MAX_PICKLE_BYTES)
 
 
-class Place:
+class TensorPlace:
     """A tensor, and where its elements lie.
 
     ``dtype`` is torch's name, ``begin`` the position of the first element in the file, ``stride``
@@ -61,7 +61,7 @@ class Place:
         self.conjugate, self.negative, self.swapped = marks
 
 
-def places(read: Read, size: int) -> Iterator[Place]:
+def places(read: Read, size: int) -> Iterator[TensorPlace]:
     """The tensors of a file, in its order.
 
     Args:
@@ -82,7 +82,7 @@ def places(read: Read, size: int) -> Iterator[Place]:
         yield _place(name, value, swapped)
 
 
-def _place(name: str, value: object, swapped: bool) -> Place:
+def _place(name: str, value: object, swapped: bool) -> TensorPlace:
     if isinstance(value, Other) and value.tensor:
         raise RefusedError("unsupported", value.tensor, name)
     if not isinstance(value, Tensor):
@@ -98,7 +98,7 @@ def _place(name: str, value: object, swapped: bool) -> Place:
     else:
         position += value.offset * DTYPES[value.dtype]
     marks = value.conjugate, value.negative, swapped
-    return Place(name, value.dtype, position, value.shape, value.stride, marks)
+    return TensorPlace(name, value.dtype, position, value.shape, value.stride, marks)
 
 
 def _named(content: object) -> Iterator[tuple[str, object]]:

@@ -9,11 +9,11 @@ from deltastore.checkpoint import TensorInfo, Weights
 from deltastore.lineage.copies import Copies
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.format import DELTA_DTYPES
-from deltastore.structure.places import Delta, Mismatch, Place, Report
+from deltastore.structure.places import Delta, Mismatch, Placement, Report
 from deltastore.structure.twins import Table
 from deltastore.tensor_names.computed import is_computed, may_be_left_out
 from deltastore.tensor_names.token_rows import (
-    Stored,
+    StoredNames,
     embedding_of,
     has_token_rows,
     has_tokens,
@@ -65,10 +65,10 @@ class Matching:
         self._names = Table({delta.named(e): e for e in delta.config.tensors}, base.tensors)
         self._table = self._names.entries
         # What the new base stores of each tied set, and which of its tensors are copies.
-        self._stored, self._tied = Stored(base.tensors), may_tie(config)
+        self._stored, self._tied = StoredNames(base.tensors), may_tie(config)
         self._copies = Copies(base)
         self._like_placed = self._copies.among(())
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Placement] = {}
 
     def run(self) -> None:
         """Find the places."""
@@ -165,7 +165,7 @@ class Matching:
             for name, entry in self._table.items()
             if entry.own_base is not None or (entry.base is not None and is_embedding(name))
         }
-        stored, ties = Stored(based), may_tie(self._delta.source_config)
+        stored, ties = StoredNames(based), may_tie(self._delta.source_config)
         for name, info in self._base.tensors.items():
             if name in self._table:
                 continue
@@ -179,7 +179,7 @@ class Matching:
             else:
                 self._match(name, shared, info)
 
-    def _shared(self, name: str, stored: Stored, *, ties: bool) -> TensorEntry | None:
+    def _shared(self, name: str, stored: StoredNames, *, ties: bool) -> TensorEntry | None:
         """What the delta has for a tensor that it knows by another name of its tied set."""
         other = stand_in(name, stored, ties=ties)
         if other is None and is_head(name):
@@ -201,7 +201,7 @@ class Matching:
         elif info is None:
             self._match_absent(name, entry)
         elif self._fits(name, entry, info):
-            self._place(name, Place(entry, info, self._rows(name, entry, info)))
+            self._place(name, Placement(entry, info, self._rows(name, entry, info)))
         else:
             wanted = f"{entry.base.dtype} {list(entry.base.shape)} as in {self._delta.ref}"
             problem = f"expected {wanted}, got {info.dtype} {list(info.shape)}"
@@ -210,7 +210,7 @@ class Matching:
     def _match_added(self, name: str, entry: TensorEntry, info: TensorInfo | None) -> None:
         """A tensor that post alone has."""
         if info is None:
-            self._place(name, Place(entry, None))
+            self._place(name, Placement(entry, None))
         elif not may_be_left_out(name, info.shape, self._config):
             # Else post's library saved what the new base's did: it stays its own.
             problem = f"{self._delta.ref} adds it, and the new base has it already"
@@ -261,7 +261,7 @@ class Matching:
         common = min(entry.base.shape[0], entry.post.shape[0])
         return self._delta.vocabulary.rows(info.shape[0], common, entry.post.shape[0])
 
-    def _place(self, name: str, place: Place) -> None:
+    def _place(self, name: str, place: Placement) -> None:
         self._places[name] = place
         self._like_placed.add(name)
 

@@ -56,7 +56,7 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """Where one tensor of a delta goes.
 
     Attributes:
@@ -93,7 +93,7 @@ class Report:
     mismatched: list[Mismatch] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
-    places: list[dict[str, Place]] = field(default_factory=list)
+    places: list[dict[str, Placement]] = field(default_factory=list)
 
     @property
     def all(self) -> list[Mismatch]:
@@ -114,7 +114,7 @@ class Report:
         return f"{said}; the first is {self.all[0].name}: {self.all[0].problem}"
 
 
-def comparable(places: Mapping[str, Place]) -> dict[str, TensorInfo]:
+def comparable(places: Mapping[str, Placement]) -> dict[str, TensorInfo]:
     """The new base's tensors in which an element is where it is in the source base's.
 
     By the source base's names. Rows that go by token are elsewhere.

@@ -29,14 +29,14 @@ _MOST_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModulePlace:
     """Where a tensor is: its layer, None outside of the stacks, and its kind."""
 
     layer: int | None
     kind: str
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
+def places(names: Iterable[str]) -> dict[str, ModulePlace]:
     """The place of each tensor of a model, or of several models that are looked at together.
 
     - The kind is the module's path within the layer, without ``weight`` or ``bias``:
@@ -56,10 +56,10 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     for name, (stack, layer, rest) in split.items():
         if layer is None:
             inner = rest[len(shared) :] if rest[: len(shared)] == shared else rest
-            found[name] = Place(None, _kind(inner or rest, name))
+            found[name] = ModulePlace(None, _kind(inner or rest, name))
         else:
             label = stack[len(shared) : end]
-            found[name] = Place(layer, ".".join([*label, _kind(rest, stack[-1])]))
+            found[name] = ModulePlace(layer, ".".join([*label, _kind(rest, stack[-1])]))
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from deltastore.tensor_names.selectors import Renaming
 from deltastore.tensor_names.token_rows import (
-    Stored,
+    StoredNames,
     head_ending,
     is_embedding,
     is_head,
@@ -68,7 +68,7 @@ def recognised(names: Collection[str], known: Collection[str]) -> list[Rule]:
     Returns:
         Rules to be applied one after the other; empty if none makes more names known.
     """
-    there, stored = set(known), Stored(known)
+    there, stored = set(known), StoredNames(known)
     now = {name: name for name in names}
     rules: list[Rule] = []
     before = matched = _matched(now.values(), stored)
@@ -117,8 +117,8 @@ def without_wrappers(
     rules = [] if there >= set(names) else _unwrapping(names, _ADDED)
     if rules:
         now = renamed(names, rules)
-        others = Stored(set(renamed(known, _unwrapping(known, _ADDED)).values()))
-        if _matched(now.values(), others) > _matched(names, Stored(there)):
+        others = StoredNames(set(renamed(known, _unwrapping(known, _ADDED)).values()))
+        if _matched(now.values(), others) > _matched(names, StoredNames(there)):
             return now
     rules = _unwrapping(names, _WRAPPERS) if always else []
     return renamed(names, rules) if rules else None
@@ -156,12 +156,12 @@ def renamed(names: Collection[str], rules: Sequence[Rule]) -> dict[str, str]:
     return Renaming.of(rules).names([names])[0]
 
 
-def _matched(names: Iterable[str], known: Stored) -> int:
+def _matched(names: Iterable[str], known: StoredNames) -> int:
     """How many names are known ones, or second names of such in a tied set."""
     return sum(name in known or _is_second_name(name, known) for name in names)
 
 
-def _is_second_name(name: str, known: Stored) -> bool:
+def _is_second_name(name: str, known: StoredNames) -> bool:
     return stand_in(name, known, ties=True) is not None
 
 

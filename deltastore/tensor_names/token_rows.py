@@ -123,7 +123,7 @@ def has_token_rows(name: str) -> bool:
     return whole or _ends(name, _EMBEDDINGS + _HEADS + _BIASES)
 
 
-class Stored:
+class StoredNames:
     """The names of stored tensors, with what is asked of all of them found once.
 
     Checkpoints have a hundred thousand tensors, and what stands in for one is asked of each.
@@ -158,14 +158,14 @@ class Stored:
         return head_of(self._names)
 
 
-def stand_in(name: str, names: Collection[str] | Stored, *, ties: bool) -> str | None:
+def stand_in(name: str, names: Collection[str] | StoredNames, *, ties: bool) -> str | None:
     """Which stored tensor a model uses where it has none called ``name``.
 
     No model is without embeddings: one that stores none keeps them under its head's name.
 
     Args:
         name: An embedding, a head or a head's bias that is not stored.
-        names: What is stored; ``Stored``, where more is asked of the same.
+        names: What is stored; ``StoredNames``, where more is asked of the same.
         ties: Whether the model uses its embeddings as a head if it has none.
 
     Returns:
@@ -173,7 +173,7 @@ def stand_in(name: str, names: Collection[str] | Stored, *, ties: bool) -> str |
     """
     if not has_token_rows(name):
         return None
-    stored = names if isinstance(names, Stored) else Stored(names)
+    stored = names if isinstance(names, StoredNames) else StoredNames(names)
     for member in _bias_partners(name):
         if member in stored:
             return member
@@ -239,7 +239,7 @@ def aliases(
         stored: The tensors that are, by name.
         config: ``config.json``; None if there is none.
     """
-    names, ties = Stored(stored), may_tie(config)
+    names, ties = StoredNames(stored), may_tie(config)
     return lambda name: stand_in(name, names, ties=ties) is not None
 
 

@@ -401,7 +401,7 @@ def test_limits_that_libraries_meet_are_no_bugs(
 
 
 def test_address_space_decides_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deltastore.execution.crew import job_count
+    from deltastore.execution.thread_pool import job_count
 
     def limited(nbytes: int) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (nbytes, nbytes))

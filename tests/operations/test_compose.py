@@ -53,7 +53,7 @@ from deltastore.errors import (
 from deltastore.extraction import assembling, plan, storing
 from deltastore.extraction.chain import Chain
 from deltastore.manifest import config_bytes
-from deltastore.merging.post_view import Restored
+from deltastore.merging.post_view import PostView
 from deltastore.operations.compose import ComposeResult
 
 EMBED = "model.embed_tokens.weight"
@@ -369,7 +369,7 @@ def test_what_was_extracted_is_not_composed(
 ) -> None:
     whole = store.extract(places[0], places[2], name="whole")
     shutil.rmtree(places[0])
-    for kind in (Checkpoint, Restored, ArtifactReader):
+    for kind in (Checkpoint, PostView, ArtifactReader):
         name = "delta" if kind is ArtifactReader else "read_into"
         monkeypatch.setattr(kind, name, None)
     result = store.compose(chain)
@@ -389,7 +389,7 @@ def test_any_piece_of_a_restored_tensor(
         for ref in refs:
             loaded = store._store.load(store.show(ref).digest)
             reader = stack.enter_context(ArtifactReader(store._store.blobs, *loaded))
-            weights = Restored(weights, reader, ref)
+            weights = PostView(weights, reader, ref)
         expected = {name: bits(tensor).numpy().tobytes() for name, tensor in steps["post"].items()}
         assert weights.tensors.keys() == expected.keys()
 

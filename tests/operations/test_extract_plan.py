@@ -28,8 +28,8 @@ from deltastore.errors import (
     FormatError,
     StructureMismatchError,
 )
-from deltastore.execution.crew import Crew
 from deltastore.execution.progress import Silent
+from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction import inputs
 from deltastore.extraction.assembling import Assembler
 from deltastore.extraction.chunk import EncodedChunk
@@ -111,7 +111,7 @@ def encoded(
 ) -> list[EncodedChunk]:
     found: list[EncodedChunk] = []
     with opened(plan, places) as sides:
-        Encoding(plan, *sides, chunks).run(found.append, Crew(jobs), Silent())
+        Encoding(plan, *sides, chunks).run(found.append, ThreadPool(jobs), Silent())
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltastore.tensor_names.modules import Place, places
+from deltastore.tensor_names.modules import ModulePlace, places
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ from deltastore.tensor_names.modules import Place, places
     ],
 )
 def test_the_usual_layouts(name: str, layer: int | None, kind: str) -> None:
-    assert places([name]) == {name: Place(layer, kind)}
+    assert places([name]) == {name: ModulePlace(layer, kind)}
 
 
 def test_outside_of_the_layers_the_path_to_them_is_left_out() -> None:

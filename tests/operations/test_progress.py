@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deltastore.execution.crew import Crew, Stopped
 from deltastore.execution.progress import Staged
+from deltastore.execution.thread_pool import Stopped, ThreadPool
 
 
 class Watcher:
@@ -86,6 +86,6 @@ def test_downloads_end_when_another_thread_fails() -> None:
             raise
 
     with pytest.raises(ValueError, match="the disk is gone"):
-        Crew(2).run(["download", "fail"], work)
+        ThreadPool(2).run(["download", "fail"], work)
     assert ends == [Stopped]
-    staged.begin_download("c", 0)  # outside of a crew nothing stops
+    staged.begin_download("c", 0)  # outside of a pool nothing stops

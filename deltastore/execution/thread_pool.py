@@ -31,17 +31,17 @@ _of_thread = threading.local()
 
 
 def check_stopped() -> None:
-    """For what a task does that takes long: end it if the crew of this thread is to end.
+    """For what a task does that takes long: end it if the pool of this thread is to end.
 
     Raises:
         Stopped: It is.
     """
-    crew: Crew | None = getattr(_of_thread, "crew", None)
-    if crew is not None and crew.is_stopping:
+    pool: ThreadPool | None = getattr(_of_thread, "pool", None)
+    if pool is not None and pool.is_stopping:
         raise Stopped
 
 
-class Crew:
+class ThreadPool:
     """Threads that take tasks in order; the first failure stops all of them.
 
     Every task must run to its end in bounded time, so that stopping is quick: tasks are chunks,
@@ -63,7 +63,8 @@ class Crew:
         lock = threading.Lock()
 
         def loop() -> None:
-            _of_thread.crew = self
+            before = getattr(_of_thread, "pool", None)  # where it is the caller's thread
+            _of_thread.pool = self
             try:
                 while self._failure is None:
                     with lock:
@@ -75,8 +76,10 @@ class Crew:
                 pass
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
                 self.fail(error)
+            finally:
+                _of_thread.pool = before
 
-        threads = start_many(loop, self.jobs, name="crew")
+        threads = start_many(loop, self.jobs, name="pool")
         if not threads:
             loop()
         try:
@@ -99,7 +102,7 @@ class Crew:
         """Block until ``ready()``, which only changes before a ``notify``.
 
         Raises:
-            Stopped: The crew stops.
+            Stopped: The pool stops.
         """
         with self._changed:
             while not ready():
@@ -113,28 +116,28 @@ class Crew:
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Stop the crew for this reason; the first reason is kept."""
+        """Stop the pool for this reason; the first reason is kept."""
         with self._changed:
             if self._failure is None:
                 self._failure = error
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise the reason for which the crew stopped, if it did."""
+        """Raise the reason for which the pool stopped, if it did."""
         if self._failure is not None:
             raise self._failure
 
 
-class InOrder(Generic[T]):
+class ReorderBuffer(Generic[T]):
     """Hands results to ``sink`` by ascending number, whatever order they come in.
 
     Memory is bounded: ``wait_for_room`` keeps the fast threads from running far ahead of one
     that is slow.
     """
 
-    def __init__(self, crew: Crew, sink: Callable[[T], None]) -> None:
-        self._crew = crew
-        self._ahead = 4 * crew.jobs
+    def __init__(self, pool: ThreadPool, sink: Callable[[T], None]) -> None:
+        self._pool = pool
+        self._ahead = 4 * pool.jobs
         self._sink = sink
         self._waiting: dict[int, T] = {}
         self._next = 0
@@ -144,10 +147,10 @@ class InOrder(Generic[T]):
         """Block until result ``number`` may be worked on.
 
         Raises:
-            Stopped: The crew stops.
+            Stopped: The pool stops.
         """
         if number >= self._next + self._ahead:
-            self._crew.wait(lambda: number < self._next + self._ahead)
+            self._pool.wait(lambda: number < self._next + self._ahead)
 
     def put(self, number: int, result: T) -> None:
         """Result ``number``; numbers start at zero and all come in the end."""
@@ -156,22 +159,22 @@ class InOrder(Generic[T]):
             while self._next in self._waiting:
                 self._sink(self._waiting.pop(self._next))
                 self._next += 1
-        self._crew.notify()
+        self._pool.notify()
 
 
 class Turns:
     """Makes the same step of consecutive chunks happen one after the other."""
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew = crew
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
         self._next = 0
 
     def wait(self, number: int) -> None:
         """Block until all turns before ``number`` are done."""
         if self._next != number:
-            self._crew.wait(lambda: self._next == number)
+            self._pool.wait(lambda: self._next == number)
 
     def done(self) -> None:
         """This turn is over."""
         self._next += 1
-        self._crew.notify()
+        self._pool.notify()
