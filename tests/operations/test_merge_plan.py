@@ -26,7 +26,8 @@ from deltastore.artifact.reader import ArtifactReader
 from deltastore.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
 from deltastore.errors import DeltastoreError, FormatError
 from deltastore.execution.progress import Silent
-from deltastore.extraction import encoding, storing
+from deltastore.extraction import assembling
+from deltastore.extraction import plan as extract_plan
 from deltastore.merging import method as methods
 from deltastore.merging.engine import Engine
 from deltastore.merging.inputs import name_inputs, open_inputs
@@ -72,11 +73,10 @@ Bytes = npt.NDArray[np.uint8]
 def small_chunks() -> Iterator[None]:
     """A tensor has several chunks, and an artifact several parts."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (encoding, storing):
-            patch.setattr(module, "CHUNK_ELEMENTS", 1024)
-        builder = encoding.PartBuilder
+        patch.setattr(extract_plan, "CHUNK_ELEMENTS", 1024)
+        builder = assembling.PartBuilder
         patch.setattr(
-            encoding, "PartBuilder", lambda *a, **k: builder(*a, **{**k, "part_bytes": 4000})
+            assembling, "PartBuilder", lambda *a, **k: builder(*a, **{**k, "part_bytes": 4000})
         )
         yield
 
