@@ -6,8 +6,8 @@ Nothing here imports torch: files of ``torch.save`` are read by :mod:`deltastore
 from deltastore.checkpoint.beside import Left
 from deltastore.checkpoint.hub import Downloads
 from deltastore.checkpoint.location import Location, locate
-from deltastore.checkpoint.model import TORCH_DTYPES, Shard, TensorInfo, Weights
-from deltastore.checkpoint.plan import OutputTensor, ShardPlan, plan_shards
+from deltastore.checkpoint.model import TORCH_DTYPES, Shard, TensorInfo, TensorSpec, Weights
+from deltastore.checkpoint.plan import ShardPlan, plan_shards
 from deltastore.checkpoint.quantised import quantisation
 from deltastore.checkpoint.reader import Checkpoint, open_checkpoint
 from deltastore.checkpoint.small_files import (
@@ -27,10 +27,10 @@ __all__ = [
     "Downloads",
     "Left",
     "Location",
-    "OutputTensor",
     "Shard",
     "ShardPlan",
     "TensorInfo",
+    "TensorSpec",
     "Weights",
     "check_destination",
     "is_legal",

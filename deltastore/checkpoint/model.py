@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deltastore.manifest.format import DTYPE_BYTES
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -54,6 +56,25 @@ class TensorInfo:
     def elements(self) -> int:
         """The number of elements; 1 for a scalar."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a tensor is, wherever its bytes are; ``dtype`` is the safetensors name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.elements * DTYPE_BYTES[self.dtype]
 
 
 class Weights(Protocol):

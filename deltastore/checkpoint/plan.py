@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltastore.checkpoint.index import is_shard_name
+from deltastore.checkpoint.model import TensorSpec
 from deltastore.checkpoint.pieces import NUMBERED
 from deltastore.checkpoint.reader import Checkpoint
 from deltastore.errors import NoWeightsError
@@ -16,30 +16,11 @@ SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """A tensor to be written; ``dtype`` is the safetensors name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """The number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes the tensor takes."""
-        return self.elements * DTYPE_BYTES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
 class ShardPlan:
     """One file of the output, its tensors in file order."""
 
     filename: str
-    tensors: tuple[OutputTensor, ...]
+    tensors: tuple[TensorSpec, ...]
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +29,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    base: Checkpoint, outputs: Mapping[str, OutputTensor], *, max_shard_bytes: int | None = None
+    base: Checkpoint, outputs: Mapping[str, TensorSpec], *, max_shard_bytes: int | None = None
 ) -> tuple[ShardPlan, ...]:
     """Lay ``outputs`` out like the new base: its files, their names, their order.
 
@@ -90,10 +71,10 @@ def plan_shards(
     )
 
 
-def _regrouped(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
+def _regrouped(tensors: Sequence[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
     # The order in which the Hub's library closes its groups, an oversized tensor at once.
-    closed: list[list[OutputTensor]] = []
-    current: list[OutputTensor] = []
+    closed: list[list[TensorSpec]] = []
+    current: list[TensorSpec] = []
     size = 0
     for tensor in tensors:
         if tensor.nbytes > max_bytes:
@@ -130,7 +111,7 @@ def _numbered(stem: str, count: int) -> list[str]:
     return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def _aligned(tensors: Sequence[OutputTensor]) -> tuple[OutputTensor, ...]:
+def _aligned(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     # Readers map tensors in place and refuse one whose position is no multiple of its element.
     # That can only happen where dtypes of several widths share a file; the wide ones then go first.
     position = 0

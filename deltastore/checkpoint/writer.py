@@ -17,8 +17,9 @@ from deltastore.checkpoint.filling import CLAIM
 from deltastore.checkpoint.header import build_header
 from deltastore.checkpoint.index import MAX_INDEX_BYTES
 from deltastore.checkpoint.lease import LEASE, MAX_FOLDERS, is_unfinished
+from deltastore.checkpoint.model import TensorSpec
 from deltastore.checkpoint.output import Output, remove_dead
-from deltastore.checkpoint.plan import OutputTensor, ShardPlan
+from deltastore.checkpoint.plan import ShardPlan
 from deltastore.errors import CheckpointError, shown
 from deltastore.system import steps
 from deltastore.system.steps import OutputStep
@@ -94,7 +95,7 @@ class CheckpointWriter:
         for path in small:
             _checked(path, self.plan)
         _check_room(self.out, self.plan, headers, self._index, sum(small.values()))
-        self._places: dict[str, tuple[int, int, OutputTensor]] = {}
+        self._places: dict[str, tuple[int, int, TensorSpec]] = {}
         self._missing: dict[str, int] = {}
         self._lock = threading.Lock()
         self._descriptors: list[int] = []

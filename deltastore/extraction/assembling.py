@@ -16,6 +16,7 @@ import numpy as np
 
 from deltastore.artifact.parts import PartBuilder
 from deltastore.blobs import BlobSink, StoredBlob
+from deltastore.checkpoint import TensorSpec
 from deltastore.codecs import get_codec
 from deltastore.codecs.values import CODEC as VALUES
 from deltastore.digest import TensorHasher
@@ -25,7 +26,7 @@ from deltastore.extraction.chunk import EncodedChunk
 from deltastore.extraction.encoding import Encoding
 from deltastore.extraction.plan import ExtractPlan
 from deltastore.extraction.proof import NO_ERROR
-from deltastore.lineage.pairing import PairedTensor, chunks_of
+from deltastore.lineage.pairing import chunks_of
 from deltastore.manifest import DeltaError, Stream, TensorEntry, TensorSide
 from deltastore.system.threads import Workers
 
@@ -214,7 +215,7 @@ class _OpenRow:
         return f"{self._pair.name}/{role}"
 
 
-def _side(tensor: PairedTensor | None, blake3: str | None) -> TensorSide | None:
+def _side(tensor: TensorSpec | None, blake3: str | None) -> TensorSide | None:
     if tensor is None:
         return None
     assert blake3 is not None

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import Weights
+from deltastore.checkpoint import TensorSpec, Weights
 from deltastore.codecs import Codec, Decoder, Encoder
 from deltastore.delta import is_wide, subtract
 from deltastore.kernels.buffers import scratch
-from deltastore.lineage.pairing import Pair, PairedTensor
+from deltastore.lineage.pairing import Pair
 from deltastore.manifest.format import DTYPE_BYTES
 
 _SAMPLE_RUNS = 8
@@ -76,7 +76,7 @@ def _sample_runs(elements: int) -> list[tuple[int, int]]:
 
 
 def read_run(
-    weights: Weights, tensor: PairedTensor, start: int, count: int, role: str
+    weights: Weights, tensor: TensorSpec, start: int, count: int, role: str
 ) -> npt.NDArray[np.uint8]:
     """A run of elements in a buffer of this thread, valid until the next read of this role."""
     size = DTYPE_BYTES[tensor.dtype]

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deltastore.artifact import small_files
-from deltastore.checkpoint import Checkpoint, Weights
+from deltastore.checkpoint import Checkpoint, TensorSpec, Weights
 from deltastore.digest import sha256_digest
 from deltastore.errors import StructureMismatchError
 from deltastore.execution.thread_pool import ThreadPool
 from deltastore.extraction.forms import read_run
 from deltastore.lineage import samples
 from deltastore.lineage.pair_similarity import PairLineage
-from deltastore.lineage.pairing import Pair, PairedTensor, chunk_count, chunks_of
+from deltastore.lineage.pairing import Pair, chunk_count, chunks_of
 from deltastore.manifest import SampleRun
 from deltastore.manifest.format import CHUNK_ELEMENTS
 
@@ -106,7 +106,7 @@ class ExtractPlan:
         """How many chunks all tensors have together."""
         return sum(chunk_count(pair, self.chunk) for pair in self.tensors)
 
-    def own(self, side: small_files.Side) -> Iterator[PairedTensor]:
+    def own(self, side: small_files.Side) -> Iterator[TensorSpec]:
         """All tensors of one side, each once."""
         for pair in self.tensors:
             tensor = pair.own_base if side == "base" else pair.post

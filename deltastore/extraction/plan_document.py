@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast, get_args
 
 from deltastore.artifact import small_files
+from deltastore.checkpoint import TensorSpec
 from deltastore.codecs import stored_codec
 from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import FormatError, ManifestInvalidError
@@ -16,7 +17,7 @@ from deltastore.extraction.plan import (
     may_be_unchanged,
 )
 from deltastore.lineage.pair_similarity import PairLineage
-from deltastore.lineage.pairing import Pair, PairedTensor, pair_of
+from deltastore.lineage.pairing import Pair, pair_of
 from deltastore.lineage.similarity import Verdict
 from deltastore.manifest import format as fmt
 from deltastore.manifest.parse import (
@@ -161,7 +162,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return document
 
 
-def _tensor(tensor: PairedTensor | None) -> dict[str, Any] | None:
+def _tensor(tensor: TensorSpec | None) -> dict[str, Any] | None:
     return None if tensor is None else {"dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
@@ -184,11 +185,11 @@ def _read_pair(read: Reader, value: object, field: Field) -> Pair:
     return pair
 
 
-def _read_tensor(read: Reader, name: str, value: object, field: Field) -> PairedTensor | None:
+def _read_tensor(read: Reader, name: str, value: object, field: Field) -> TensorSpec | None:
     if value is None:
         return None
     dtype, shape = read.dtype_and_shape(read.mapping(value, field), field)
-    return PairedTensor(name, dtype, shape)
+    return TensorSpec(name, dtype, shape)
 
 
 def _read_files(read: Reader, value: object) -> tuple[PlannedFile, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deltastore.checkpoint import OutputTensor, ShardPlan
+from deltastore.checkpoint import ShardPlan, TensorSpec
 from deltastore.checkpoint.quantised import quantised_weights
 from deltastore.errors import (
     IncompatibleError,
@@ -197,6 +197,6 @@ def _changed(made: Mapping[str, Recipe], ref: str, weights: ModelWeights) -> dic
         assert recipe.base is not None
         addends = tuple(addend for addend in recipe.addends if addend.entry.delta is not None)
         if addends and name not in weights.tied and recipe.base.elements:
-            output = OutputTensor(name, recipe.base.dtype, recipe.base.shape)
+            output = TensorSpec(name, recipe.base.dtype, recipe.base.shape)
             found[name] = Recipe(output, recipe.base, addends)
     return found

@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deltastore.checkpoint import TensorInfo, Weights
+from deltastore.checkpoint import TensorInfo, TensorSpec, Weights
 from deltastore.lineage.copies import Copies
 from deltastore.manifest import TensorKind
-from deltastore.manifest.format import DELTA_DTYPES, DTYPE_BYTES
+from deltastore.manifest.format import DELTA_DTYPES
 from deltastore.tensor_names.token_rows import StoredNames, stand_in
 
-
-@dataclass(frozen=True, slots=True)
-class PairedTensor:
-    """One side of a pair, wherever its bytes are. ``name`` is what the side's weights call it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        """The number of elements; 1 for a scalar."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.elements * DTYPE_BYTES[self.dtype]
-
-
-AnyTensor = TensorInfo | PairedTensor
+AnyTensor = TensorInfo | TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +25,8 @@ class Pair:
 
     name: str
     kind: TensorKind
-    base: PairedTensor | None
-    post: PairedTensor | None
+    base: TensorSpec | None
+    post: TensorSpec | None
 
     @property
     def base_name(self) -> str | None:
@@ -57,7 +36,7 @@ class Pair:
         return self.base.name
 
     @property
-    def own_base(self) -> PairedTensor | None:
+    def own_base(self) -> TensorSpec | None:
         """``base``, unless that is another row's tensor too."""
         return self.base if self.base_name is None else None
 
@@ -135,8 +114,8 @@ def pair_of(name: str, base: AnyTensor | None, post: AnyTensor | None) -> Pair:
     return Pair(name, kind, _paired(base), _paired(post))
 
 
-def _paired(info: AnyTensor | None) -> PairedTensor | None:
-    return None if info is None else PairedTensor(info.name, info.dtype, info.shape)
+def _paired(info: AnyTensor | None) -> TensorSpec | None:
+    return None if info is None else TensorSpec(info.name, info.dtype, info.shape)
 
 
 def chunk_count(pair: Pair, chunk: int) -> int:

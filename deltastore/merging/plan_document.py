@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from deltastore.checkpoint import Checkpoint, OutputTensor, ShardPlan, TensorInfo
+from deltastore.checkpoint import Checkpoint, ShardPlan, TensorInfo, TensorSpec
 from deltastore.checkpoint.index import is_shard_name
 from deltastore.digest import canonical_json, is_digest
 from deltastore.errors import FormatError, ManifestInvalidError, UsageError
@@ -130,7 +130,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _tensor(tensor: OutputTensor | TensorInfo) -> dict[str, Any]:
+def _tensor(tensor: TensorSpec | TensorInfo) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
@@ -245,7 +245,7 @@ class _Plan:
     def _recipe(self, value: object, field: Field, checkpoint: Checkpoint) -> Recipe:
         read = self._read
         known = read.mapping(value, field)
-        output = OutputTensor(
+        output = TensorSpec(
             read.tensor_name(known.get("name"), (field, ".name")),
             read.choice(known.get("dtype"), (field, ".dtype"), tuple(fmt.DTYPE_BYTES)),
             self._as(tuple[int, ...], known.get("shape"), (field, ".shape")),
@@ -285,7 +285,7 @@ class _Plan:
             self._read.fail((field, ".tensor"), "a tensor of the delta", known["tensor"])
         return index, entry
 
-    def _addend(self, value: object, field: Field, output: OutputTensor) -> Addend:
+    def _addend(self, value: object, field: Field, output: TensorSpec) -> Addend:
         index, entry = self._entry(value, field)
         known = self._read.mapping(value, field)
         scale = self._as(float, known.get("scale"), (field, ".scale"))
@@ -297,7 +297,7 @@ class _Plan:
         rows = (self._places(sides.get(of), (field, ".rows.", of), output) for of in _ROWS)
         return Addend(index, entry, scale, Rows(*rows))
 
-    def _places(self, value: object, field: Field, output: OutputTensor) -> Places:
+    def _places(self, value: object, field: Field, output: TensorSpec) -> Places:
         """A source, or none, for each row of an output tensor."""
         read = self._read
         rows = left = output.shape[0] if output.shape else 0

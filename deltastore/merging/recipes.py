@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from deltastore.checkpoint import OutputTensor, TensorInfo, Weights
+from deltastore.checkpoint import TensorInfo, TensorSpec, Weights
 from deltastore.errors import DeltaConflictError, StructureMismatchError, UsageError
 from deltastore.manifest import TensorEntry, TensorKind
 from deltastore.manifest.format import DELTA_DTYPES
@@ -50,7 +50,7 @@ class Recipe:
             have rows then, which follow it.
     """
 
-    output: OutputTensor
+    output: TensorSpec
     base: TensorInfo | None
     addends: tuple[Addend, ...] = ()
     values: tuple[int, TensorEntry] | None = None
@@ -203,15 +203,15 @@ def _recipe(
         if entry.kind == "resized":
             assert info is not None
             kept = _float_dtype(_output_dtype(info, numeric), dtype)
-            output = OutputTensor(name, kept, entry.post.shape)
+            output = TensorSpec(name, kept, entry.post.shape)
             further = (first.index, entry) if entry.values is not None else None
             return Recipe(output, info, numeric, further)
-        output = OutputTensor(name, _float_dtype(entry.post.dtype, dtype), entry.post.shape)
+        output = TensorSpec(name, _float_dtype(entry.post.dtype, dtype), entry.post.shape)
         return Recipe(output, None, (), (first.index, entry))
     if info is None:
         return None
     output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
-    return Recipe(OutputTensor(name, output_dtype, info.shape), info, numeric)
+    return Recipe(TensorSpec(name, output_dtype, info.shape), info, numeric)
 
 
 def _by_rows(
@@ -230,7 +230,7 @@ def _by_rows(
         raise _conflict(name, [*structural, *giving], deltas)
     rows = max(addend.rows.count for addend in by_rows if addend.rows is not None)
     output_dtype = _float_dtype(_output_dtype(info, numeric), dtype)
-    output = OutputTensor(name, output_dtype, (rows, *info.shape[1:]))
+    output = TensorSpec(name, output_dtype, (rows, *info.shape[1:]))
     first = by_rows[0].rows
     assert first is not None
     order = source_order(first, rows)

@@ -19,8 +19,8 @@ import pytest
 
 from deltastore.checkpoint import (
     CheckpointWriter,
-    OutputTensor,
     ShardPlan,
+    TensorSpec,
     check_destination,
     filling,
     open_checkpoint,
@@ -35,8 +35,8 @@ from deltastore.system.steps import OutputStep
 from deltastore.testing.killing import is_killed_at, killed_at, start
 
 PLAN = (
-    ShardPlan("model-00001-of-00002.safetensors", (OutputTensor("a", "U8", (1000,)),)),
-    ShardPlan("model-00002-of-00002.safetensors", (OutputTensor("b", "U8", (1000,)),)),
+    ShardPlan("model-00001-of-00002.safetensors", (TensorSpec("a", "U8", (1000,)),)),
+    ShardPlan("model-00002-of-00002.safetensors", (TensorSpec("b", "U8", (1000,)),)),
 )
 WHOLE = {
     "README.md",

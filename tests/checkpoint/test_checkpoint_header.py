@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from deltastore.checkpoint import OutputTensor, open_checkpoint
+from deltastore.checkpoint import TensorSpec, open_checkpoint
 from deltastore.checkpoint.header import build_header, read_header
 from deltastore.errors import (
     CheckpointCorruptError,
@@ -177,7 +177,7 @@ def test_written_headers_are_read_alike_by_the_library(
     tensors: dict[str, tuple[str, list[int]]],
     metadata: dict[str, str],
 ) -> None:
-    outputs = [OutputTensor(n, dtype, tuple(shape)) for n, (dtype, shape) in tensors.items()]
+    outputs = [TensorSpec(n, dtype, tuple(shape)) for n, (dtype, shape) in tensors.items()]
     header = build_header(outputs, metadata, "x")
     assert len(header) % 8 == 0
     path = tmp_path_factory.mktemp("header") / "model.safetensors"
@@ -241,21 +241,21 @@ def test_garbage_never_raises_anything_unexpected(
 def test_a_header_over_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltastore.checkpoint.header.MAX_HEADER_BYTES", 64)
     with pytest.raises(CheckpointError, match="a header of"):
-        build_header([OutputTensor("a" * 64, "F32", (1,))], {}, "x")
+        build_header([TensorSpec("a" * 64, "F32", (1,))], {}, "x")
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
-        [OutputTensor("__metadata__", "F32", (1,))],
-        [OutputTensor("", "F32", (1,))],
-        [OutputTensor("x" * 1025, "F32", (1,))],
-        [OutputTensor("a\u202e", "F32", (1,))],
-        [OutputTensor("\ud800", "F32", (1,))],
-        [OutputTensor("a", "F32", (1 << 48, 0, 2))],
-        [OutputTensor("a", "F32", (1,) * 17)],
-        [OutputTensor("a", "F32", (1,)), OutputTensor("a", "F32", (1,))],
-        [OutputTensor(str(i), "F64", (1 << 48,)) for i in range(1 << 12)],
+        [TensorSpec("__metadata__", "F32", (1,))],
+        [TensorSpec("", "F32", (1,))],
+        [TensorSpec("x" * 1025, "F32", (1,))],
+        [TensorSpec("a\u202e", "F32", (1,))],
+        [TensorSpec("\ud800", "F32", (1,))],
+        [TensorSpec("a", "F32", (1 << 48, 0, 2))],
+        [TensorSpec("a", "F32", (1,) * 17)],
+        [TensorSpec("a", "F32", (1,)), TensorSpec("a", "F32", (1,))],
+        [TensorSpec(str(i), "F64", (1 << 48,)) for i in range(1 << 12)],
     ],
     ids=[
         "metadata",
@@ -269,7 +269,7 @@ def test_a_header_over_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch)
         "bytes",
     ],
 )
-def test_what_no_reader_takes_is_not_written(tensors: list[OutputTensor]) -> None:
+def test_what_no_reader_takes_is_not_written(tensors: list[TensorSpec]) -> None:
     with pytest.raises(CheckpointError, match="nothing could read it"):
         build_header(tensors, {}, "x")
 
@@ -277,7 +277,7 @@ def test_what_no_reader_takes_is_not_written(tensors: list[OutputTensor]) -> Non
 def test_more_tensors_than_are_read_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltastore.manifest.format.MAX_TENSORS", 1)
     with pytest.raises(CheckpointError, match="would have 2 tensors"):
-        build_header([OutputTensor(name, "F32", ()) for name in "ab"], {}, "x")
+        build_header([TensorSpec(name, "F32", ()) for name in "ab"], {}, "x")
 
 
 def test_too_many_tensors_are_refused(raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, open_checkpoint
+from deltastore.checkpoint import CheckpointWriter, ShardPlan, TensorSpec, open_checkpoint
 from deltastore.checkpoint.lease import (
     Lease,
     Partial,
@@ -26,17 +26,17 @@ from deltastore.checkpoint.lease import (
 )
 from deltastore.system.directory import Directory
 
-PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
+PLAN = (ShardPlan("model.safetensors", (TensorSpec("t", "U8", (1000,)),)),)
 WRITER = """
 import os, signal, sys
-from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan
+from deltastore.checkpoint import CheckpointWriter, TensorSpec, ShardPlan
 import deltastore.checkpoint.lease as module
 
 def die(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 when, out = sys.argv[1:]
-plan = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
+plan = (ShardPlan("model.safetensors", (TensorSpec("t", "U8", (1000,)),)),)
 if when == "created":
     CheckpointWriter._create = die
 if when == "released":

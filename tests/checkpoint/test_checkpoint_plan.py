@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from deltastore.checkpoint import OutputTensor, ShardPlan, open_checkpoint, plan_shards
+from deltastore.checkpoint import ShardPlan, TensorSpec, open_checkpoint, plan_shards
 from deltastore.errors import NoWeightsError
 
 
-def outputs(*names: str, dtype: str = "F32") -> dict[str, OutputTensor]:
-    return {name: OutputTensor(name, dtype, (2, 3)) for name in names}
+def outputs(*names: str, dtype: str = "F32") -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, dtype, (2, 3)) for name in names}
 
 
 def layout(plan: tuple[ShardPlan, ...]) -> list[tuple[str, list[str]]]:
@@ -26,9 +26,9 @@ def layout(plan: tuple[ShardPlan, ...]) -> list[tuple[str, list[str]]]:
 
 
 def test_sizes() -> None:
-    tensor = OutputTensor("a", "BF16", (2, 3))
+    tensor = TensorSpec("a", "BF16", (2, 3))
     assert (tensor.elements, tensor.nbytes) == (6, 12)
-    assert OutputTensor("a", "F64", ()).nbytes == 8
+    assert TensorSpec("a", "F64", ()).nbytes == 8
     assert ShardPlan("x", (tensor, tensor)).nbytes == 24
 
 
@@ -121,13 +121,13 @@ def test_tensors_stay_aligned(tmp_path: Path) -> None:
     arrays = {"w": np.zeros(3, np.float32), "x": np.zeros(3, np.float32)}
     save_file(arrays, tmp_path / "model.safetensors")
     changed = {
-        "w": OutputTensor("w", "F8_E4M3", (3,)),
-        "x": OutputTensor("x", "F32", (3,)),
-        "y": OutputTensor("y", "BF16", (3,)),
+        "w": TensorSpec("w", "F8_E4M3", (3,)),
+        "x": TensorSpec("x", "F32", (3,)),
+        "y": TensorSpec("y", "BF16", (3,)),
     }
     with open_checkpoint(tmp_path) as base:
         assert layout(plan_shards(base, changed)) == [("model.safetensors", ["x", "y", "w"])]
-        changed["w"] = OutputTensor("w", "F8_E4M3", (4,))
+        changed["w"] = TensorSpec("w", "F8_E4M3", (4,))
         assert layout(plan_shards(base, changed)) == [("model.safetensors", ["w", "x", "y"])]
 
 
@@ -136,7 +136,7 @@ def test_tensors_stay_aligned(tmp_path: Path) -> None:
 def test_groups_are_those_of_the_hubs_library(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int
 ) -> None:
-    tensors = {f"t{i:02d}": OutputTensor(f"t{i:02d}", "U8", (n,)) for i, n in enumerate(sizes)}
+    tensors = {f"t{i:02d}": TensorSpec(f"t{i:02d}", "U8", (n,)) for i, n in enumerate(sizes)}
     path = tmp_path_factory.mktemp("base") / "model.safetensors"
     save_file({name: np.zeros(0, np.uint8) for name in tensors}, path)
     with open_checkpoint(path) as base:

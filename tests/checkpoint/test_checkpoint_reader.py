@@ -209,7 +209,7 @@ print([m for m in heavy if m in sys.modules])
 with c.open_checkpoint({str(sharded)!r}) as checkpoint:
     checkpoint.read_into("a", 0, bytearray(24))
     c.quantisation(checkpoint)
-    plan = c.plan_shards(checkpoint, {{"a": c.OutputTensor("a", "F32", (2, 3))}})
+    plan = c.plan_shards(checkpoint, {{"a": c.TensorSpec("a", "F32", (2, 3))}})
 with c.CheckpointWriter({str(sharded.parent / "out")!r}, plan) as writer:
     writer.write("a", 0, bytes(24))
     writer.commit()

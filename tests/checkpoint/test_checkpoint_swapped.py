@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan, lease
+from deltastore.checkpoint import CheckpointWriter, ShardPlan, TensorSpec, lease
 from deltastore.checkpoint.lease import own_lease, remove_dead_partials
 from deltastore.errors import CheckpointError, OutputExistsError
 from deltastore.system import steps
 from deltastore.system.steps import OutputStep
 
-PLAN = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1000,)),)),)
+PLAN = (ShardPlan("model.safetensors", (TensorSpec("t", "U8", (1000,)),)),)
 NAMES = ("README.md", "config.json", "model.safetensors", "sub/x", ".lease")
 
 

@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deltastore.checkpoint import (
     CheckpointWriter,
-    OutputTensor,
     ShardPlan,
+    TensorSpec,
     check_destination,
     open_checkpoint,
     plan_shards,
@@ -32,12 +32,12 @@ from deltastore.checkpoint import (
 from deltastore.errors import CheckpointError, NoSpaceError, OutputExistsError
 from deltastore.system.directory import Directory
 
-ONE = (ShardPlan("model.safetensors", (OutputTensor("a", "F32", (2, 3)),)),)
+ONE = (ShardPlan("model.safetensors", (TensorSpec("a", "F32", (2, 3)),)),)
 TWO = (
-    ShardPlan("model-00001-of-00002.safetensors", (OutputTensor("b", "F32", (2, 3)),)),
+    ShardPlan("model-00001-of-00002.safetensors", (TensorSpec("b", "F32", (2, 3)),)),
     ShardPlan(
         "model-00002-of-00002.safetensors",
-        (OutputTensor("c", "BF16", (5,)), OutputTensor("a", "I8", (0, 7))),
+        (TensorSpec("c", "BF16", (5,)), TensorSpec("a", "I8", (0, 7))),
     ),
 )
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -66,7 +66,7 @@ def test_a_single_file(tmp_path: Path) -> None:
 def test_what_nothing_could_read_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = (ShardPlan("model.safetensors", (OutputTensor("__metadata__", "F32", (2, 3)),)),)
+    odd = (ShardPlan("model.safetensors", (TensorSpec("__metadata__", "F32", (2, 3)),)),)
     monkeypatch.setattr("deltastore.checkpoint.writer.MAX_INDEX_BYTES", 10)
     for plan, said in ((odd, "__metadata__"), (TWO, "a reader takes at most 10")):
         for attempt in (CheckpointWriter, check_destination):
@@ -121,7 +121,7 @@ def test_pieces_in_any_order_make_the_tensor(
     cuts = sorted({0, len(content), *data.draw(st.lists(st.integers(0, len(content))))})
     pieces = data.draw(st.permutations(list(itertools.pairwise(cuts))))
     out = tmp_path_factory.mktemp("pieces") / "out"
-    plan = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (len(content),)),)),)
+    plan = (ShardPlan("model.safetensors", (TensorSpec("t", "U8", (len(content),)),)),)
     with CheckpointWriter(out, plan) as writer:
         for start, stop in pieces:
             writer.write("t", start, memoryview(content)[start:stop])
@@ -134,7 +134,7 @@ def test_many_threads(tmp_path: Path) -> None:
     values = {f"t{i}": rng.integers(0, 256, 100_000, dtype=np.uint8) for i in range(4)}
     plan = (
         ShardPlan(
-            "model.safetensors", tuple(OutputTensor(n, "U8", v.shape) for n, v in values.items())
+            "model.safetensors", tuple(TensorSpec(n, "U8", v.shape) for n, v in values.items())
         ),
     )
     jobs = [(name, start) for name in values for start in range(0, 100_000, 1000)]
@@ -169,7 +169,7 @@ def test_the_output_loads_in_transformers(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base", max_shard_size="8KB")
     with open_checkpoint(tmp_path / "base") as base:
         assert len(base.shards) > 1
-        outputs = {n: OutputTensor(n, t.dtype, t.shape) for n, t in base.tensors.items()}
+        outputs = {n: TensorSpec(n, t.dtype, t.shape) for n, t in base.tensors.items()}
         with CheckpointWriter(tmp_path / "out", plan_shards(base, outputs)) as writer:
             for name, tensor in base.tensors.items():
                 buffer = np.empty(tensor.nbytes, np.uint8)
@@ -343,10 +343,10 @@ def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_real_limit_of_the_file_size(tmp_path: Path, limit: int) -> None:
     code = f"""
 import resource
-from deltastore.checkpoint import CheckpointWriter, OutputTensor, ShardPlan
+from deltastore.checkpoint import CheckpointWriter, TensorSpec, ShardPlan
 from deltastore.errors import NoSpaceError
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-plan = (ShardPlan("model.safetensors", (OutputTensor("t", "U8", (1 << 20,)),)),)
+plan = (ShardPlan("model.safetensors", (TensorSpec("t", "U8", (1 << 20,)),)),)
 try:
     with CheckpointWriter({str(tmp_path / "out")!r}, plan) as writer:
         writer.write("t", 0, bytes(1 << 20))

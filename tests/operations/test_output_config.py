@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_files_world import composed, read
 
-from deltastore.checkpoint import OutputTensor, TensorInfo
+from deltastore.checkpoint import TensorInfo, TensorSpec
 from deltastore.merging.recipes import Recipe
 from deltastore.output.configuration.config import Configs, model_config
 from deltastore.output.configuration.ids import translated
@@ -35,7 +35,7 @@ def merged(
     """The output's config, of tensors with these names in the new base and the output."""
     infos = {name: TensorInfo(name, "BF16", (4, 4), 0, 0, 32) for name in tensors}
     names = tensors if output is None else output
-    recipes = {n: Recipe(OutputTensor(n, "BF16", (4, 4)), infos.get(n)) for n in names}
+    recipes = {n: Recipe(TensorSpec(n, "BF16", (4, 4)), infos.get(n)) for n in names}
     ledger = Ledger(origins={"config.json": "new base"})
     data = model_config(
         json.dumps(own).encode(),

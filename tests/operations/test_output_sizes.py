@@ -16,7 +16,7 @@ from operations.checkpoints import Tensors, load, save
 from operations.test_vocabulary import WORDS, Model
 
 import deltastore
-from deltastore.checkpoint import OutputTensor, TensorInfo
+from deltastore.checkpoint import TensorInfo, TensorSpec
 from deltastore.errors import StructureMismatchError
 from deltastore.manifest import TensorEntry
 from deltastore.manifest.model import TensorSide
@@ -324,7 +324,7 @@ def test_documents_of_strangers(documents: tuple[Config | None, ...], own: Confi
     sides = {n: (e.base, e.post) for n, e in table.items()}
     base = {n: TensorInfo(n, "F32", b.shape, 0, 0, 0) for n, (b, _) in sides.items() if b}
     recipes = {
-        n: Recipe(OutputTensor(n, "F32", p.shape), base.get(n)) for n, (_, p) in sides.items() if p
+        n: Recipe(TensorSpec(n, "F32", p.shape), base.get(n)) for n, (_, p) in sides.items() if p
     }
     before, after, output = documents
     copies = json.dumps([own, before, after, output])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deltastore.checkpoint import OutputTensor
+from deltastore.checkpoint import TensorSpec
 from deltastore.checkpoint.header import header_bytes
 from deltastore.manifest import Segment, Stream
 from deltastore.manifest.format import DTYPE_BYTES, PART_BYTES
@@ -132,7 +132,7 @@ class PartBuilder:
         # Wide items first, so that each array is aligned to its own item size: readers that map
         # the file need that. Within a width the order is that of arrival, which is the table's.
         order = sorted(self._arrays.items(), key=lambda item: -DTYPE_BYTES[item[1][0]])
-        arrays = (OutputTensor(key, dtype, shape) for key, (dtype, shape, _) in order)
+        arrays = (TensorSpec(key, dtype, shape) for key, (dtype, shape, _) in order)
         pieces = chain.from_iterable(data for _, (_, _, data) in order)
         self._hand_over(self._part, [header_bytes(arrays, {}), *pieces])
         self._part += 1
