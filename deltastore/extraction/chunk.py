@@ -145,9 +145,9 @@ def _encode_delta(
     codec, encoder, decoder = form.codec, form.encoder, form.decoder
     if (
         codec.exactness == "exact"
+        and pair.base.dtype == pair.post.dtype == "BF16"
         and isinstance(encoder, PaletteEncoder)
         and isinstance(decoder, PaletteDecoder)
-        and pair.base.dtype == pair.post.dtype == "BF16"
     ):
         frame, difference, error = _encode_as_tokens(encoder, decoder, before, after)
     else:
